@@ -1,0 +1,81 @@
+"""Subject: an implementation under judgement, and how one is found by name or file.
+
+Source: docs/architecture.md, "The nouns".
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from conformance.case import Case
+from conformance.observation import Observation
+
+SUBJECTS = Path(__file__).parent / "subjects"
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """The one interface of the suite. A subject is made anew in every child process."""
+
+    def supports(self, case: Case) -> str | None:
+        """Return why the subject cannot be asked this case, or None if it can."""
+        ...
+
+    def run(self, case: Case) -> Observation:
+        """Do what the case asks and report it. Exceptions count against the subject."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """Names of the built-in subjects: the files of conformance/subjects/."""
+    return tuple(sorted(p.stem for p in SUBJECTS.glob("*.py") if not p.stem.startswith("_")))
+
+
+def check_name(spec: str) -> None:
+    """Check ``spec`` without importing anything.
+
+    Raises:
+        ValueError: neither a built-in name nor an existing path.py:Class; names the nearest ones.
+    """
+    if spec in names():
+        return
+    path, colon, class_name = spec.rpartition(":")
+    if colon and path.endswith(".py"):
+        if not Path(path).is_file():
+            raise ValueError(f"subject {spec!r}: no file {path}")
+        if not class_name.isidentifier():
+            raise ValueError(f"subject {spec!r}: {class_name!r} is not a class name")
+        return
+    near = difflib.get_close_matches(spec, names(), cutoff=0.3) or names()
+    raise ValueError(f"unknown subject {spec!r}; did you mean {' or '.join(near)}? (or path.py:Class)")
+
+
+def load(spec: str) -> Subject:
+    """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``) or path.py:Class.
+
+    Raises:
+        ValueError: no such subject, or what was found has no ``supports`` and ``run``.
+    """
+    check_name(spec)
+    if spec in names():
+        module, class_name = importlib.import_module(f"conformance.subjects.{spec}"), "SubjectUnderTest"
+    else:
+        path, _, class_name = spec.rpartition(":")
+        module_spec = importlib.util.spec_from_file_location(f"subject_{Path(path).stem}", path)
+        if module_spec is None or module_spec.loader is None:
+            raise ValueError(f"subject {spec!r}: {path} cannot be imported")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_spec.name] = module
+        module_spec.loader.exec_module(module)
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"subject {spec!r}: no class {class_name} there")
+    subject = found()
+    if not isinstance(subject, Subject):
+        raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")  # noqa: TRY004 - bad usage
+    return subject

@@ -77,5 +77,5 @@ def load(spec: str) -> Subject:
         raise ValueError(f"subject {spec!r}: no class {class_name} there")
     subject = found()
     if not isinstance(subject, Subject):
-        raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")  # noqa: TRY004 - bad usage
+        raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
     return subject

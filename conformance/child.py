@@ -1,0 +1,76 @@
+"""The child process in which a subject runs: cases in, observations out, nothing else.
+
+Started by ``conformance.worker`` as ``python -m conformance.child SUBJECT IN_FD OUT_FD``. Frames are a
+uint64 length and that many bytes: a case as TOML one way, an encoded observation the other. The
+subject's own prints go to the stdout and stderr that the worker gave.
+
+Source: docs/architecture.md, "Subject".
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import traceback
+from typing import BinaryIO
+
+from conformance.observation import EnvironmentProblem, Observation, Raised, Unsupported, encode
+from conformance.subject import Subject, load
+from conformance.toml_io import case_from_toml
+
+
+def answer(subject: Subject, toml: str) -> Observation:
+    """Return what ``subject`` makes of one case; whatever it raises becomes ``Raised``."""
+    try:
+        case = case_from_toml(toml)
+        reason = subject.supports(case)
+        return Unsupported(reason) if reason is not None else subject.run(case)
+    except EnvironmentProblem as problem:
+        return Raised("EnvironmentProblem", str(problem))
+    except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
+        traceback.print_exc()
+        return Raised(type(error).__name__, str(error))
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """Return the next frame, or None at the end of the stream."""
+    head = stream.read(8)
+    if len(head) < 8:  # noqa: PLR2004 - a uint64
+        return None
+    (length,) = struct.unpack("<Q", head)
+    return stream.read(length)
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    """Write one frame and flush it."""
+    stream.write(struct.pack("<Q", len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve cases until the worker closes its end."""
+    name, fd_in, fd_out = arguments[0], int(arguments[1]), int(arguments[2])
+    with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
+        subject: Subject | None = None
+        while (frame := read_frame(requests)) is not None:
+            if subject is None:
+                try:
+                    subject = load(name)
+                except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
+                    traceback.print_exc()
+                    write_frame(
+                        replies, encode(Raised("EnvironmentProblem", f"subject {name} cannot be loaded: {error!r}"))
+                    )
+                    continue
+            reply = answer(subject, frame.decode())
+            try:
+                data = encode(reply)
+            except Exception as error:  # noqa: BLE001 - a subject may return anything
+                data = encode(Raised("BadObservation", f"{type(reply).__name__} cannot be encoded: {error!r}"))
+            write_frame(replies, data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

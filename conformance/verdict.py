@@ -1,0 +1,138 @@
+"""Verdict: one case judged, and the stream of verdicts that a run leaves behind.
+
+``verdicts.jsonl``: a header line, a line a verdict, and a footer line with the counts; a file
+without its footer is truncated, and says so when it is read.
+
+Source: docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = "PASS", "FAIL", "ERROR", "UNSUPPORTED", "XFAIL", "XPASS"
+OUTCOMES = (PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS)
+#: Outcomes that make a run fail.
+UNEXPECTED = (FAIL, ERROR, XPASS)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one case. ``strict``: whether the strict set (contract 3) holds too, None where it has no say."""
+
+    case: str
+    stage: str
+    subject: str
+    outcome: str
+    signature: str = ""
+    reason: str = ""
+    mismatch: Mapping[str, Any] | None = None
+    strict: bool | None = None
+    digest: str = ""
+    seconds: float = 0.0
+    replay: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A verdict file read back."""
+
+    header: Mapping[str, Any]
+    verdicts: tuple[Verdict, ...]
+    truncated: bool
+
+
+def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """Return the number of verdicts by outcome, every outcome present."""
+    found = Counter(v.outcome for v in verdicts)
+    return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def last_line(verdicts: Iterable[Verdict]) -> str:
+    """Return the line with which every run ends."""
+    c = counts(verdicts)
+    return (
+        f"tests:{sum(c.values())} passed:{c[PASS]} failed:{c[FAIL]} error:{c[ERROR]} "
+        f"unsupported:{c[UNSUPPORTED]} xfail:{c[XFAIL]} xpass:{c[XPASS]}"
+    )
+
+
+def exit_code(verdicts: Iterable[Verdict]) -> int:
+    """Return 0 when everything was as expected, 1 otherwise; a run in which nothing was judged fails."""
+    c = counts(verdicts)
+    judged = sum(c.values()) - c[UNSUPPORTED]
+    return 0 if judged and not any(c[o] for o in UNEXPECTED) else 1
+
+
+class Writer:
+    """Writes a verdict stream, flushed line by line so that a killed run keeps what it had."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Create ``path``.
+
+        Raises:
+            ValueError: the file is there already, or cannot be written; names it and what to do.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = path.open("x", encoding="utf-8")
+        except FileExistsError as error:
+            raise ValueError(f"{path}: another run's report is there; give --report an empty directory") from error
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be written ({error.strerror}); give --report another directory"
+            ) from error
+        self._verdicts: list[Verdict] = []
+        self._line({"header": {"format": FORMAT, **header}})
+
+    def add(self, verdict: Verdict) -> None:
+        """Append one verdict."""
+        self._verdicts.append(verdict)
+        self._line(vars(verdict))
+
+    def close(self) -> None:
+        """Write the footer and close."""
+        self._line({"footer": {"counts": counts(self._verdicts), "tests": len(self._verdicts)}})
+        self._file.close()
+
+    def _line(self, data: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(data, default=dict) + "\n")
+        self._file.flush()
+
+
+def read(path: Path) -> Stream:
+    """Return the stream in ``path``; one without a footer, or whose last line is cut, is ``truncated``.
+
+    Raises:
+        ValueError: not a verdict stream; names the file, the line and what is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    header: Mapping[str, Any] | None = None
+    verdicts: list[Verdict] = []
+    complete = False
+    for number, line in enumerate(lines, 1):
+        try:
+            data = json.loads(line)
+            if number == 1:
+                header = data["header"]
+            elif "footer" in data:
+                complete = data["footer"]["tests"] == len(verdicts)
+            else:
+                verdicts.append(Verdict(**data))
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and header is not None:
+                break  # the line that a killed run was writing
+            raise ValueError(f"{path}:{number}: not a verdict stream ({error!r})") from error
+    if header is None or header.get("format") != FORMAT:
+        raise ValueError(f"{path}:1: not a verdict stream of format {FORMAT}")
+    return Stream(header, tuple(verdicts), truncated=not complete)

@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of one case. ``strict``: whether the strict set (contract 3) holds too, None where it has no say."""
+    """The judgement of one case. ``strict``: whether the strict set (contract 3) holds too, None without one."""
 
     case: str
     stage: str

@@ -124,6 +124,13 @@ def _ramp(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     return _integers(np.arange(_count(shape)) % _span(values) + values.low, dtype)
 
 
+def _pairs(_values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Elements 2k and 2k+1 are the k-th of the 256 pairs of 4-bit values, over and over."""
+    numbers = np.arange(_count(shape), dtype=np.int64)
+    pair = numbers // 2 % 256
+    return _integers(np.where(numbers % 2, pair % 16, pair // 16) - 8, dtype).reshape(shape)
+
+
 def _zeros(_values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     return np.zeros(shape, numpy_dtype(dtype))
 
@@ -261,6 +268,7 @@ def _quantized(_values: Values, _dtype: str, _shape: tuple[int, ...]) -> Array:
 #: Every named pattern: what it fills, and how.
 PATTERNS: dict[str, Callable[[Values, str, tuple[int, ...]], Array]] = {
     "uniform": _uniform,  # whole numbers in [low, high]
+    "pairs": _pairs,  # every pair of neighbouring 4-bit values, one after the other
     "zeros": _zeros,
     "constant": _constant,  # value everywhere
     "one_hot": _one_hot,  # low everywhere but value at the flat position

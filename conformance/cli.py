@@ -1,0 +1,175 @@
+"""``python -m conformance``: list, run, replay, devices, report.
+
+Exit codes of ``run`` and ``replay``: 0 as expected, 1 unexpected (FAIL, ERROR, XPASS), 2 usage.
+
+Source: docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance import replay, runner
+from conformance.case import LEVELS, STAGES, Case
+from conformance.catalogue import load, select
+from conformance.subject import check_name
+from conformance.toml_io import case_to_toml
+from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, exit_code, last_line, read
+from conformance.worker import CASE_SECONDS, Worker
+
+
+class UsageError(ValueError):
+    """Something the user gave is wrong; one line, exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # raises instead of exiting
+        raise UsageError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = _Parser(prog="python -m conformance", description=__doc__.split("\n", 1)[0] if __doc__ else "")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    listing = commands.add_parser("list", help="the cases: id, stage, contract section, what bug each would show")
+    _selection(listing)
+    listing.add_argument("--toml", action="store_true", help="print the resolved cases whole")
+    listing.add_argument(
+        "--by-contract", action="store_true", help="sections with the number of their cases and stages"
+    )
+
+    run = commands.add_parser("run", help="run cases in this process, one after the other")
+    _selection(run)
+    _subject(run, "impl")
+    run.add_argument("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
+    run.add_argument("--quiet", action="store_true", help="print failures and the last lines only")
+
+    again = commands.add_parser("replay", help="run the one case of a replay file")
+    again.add_argument("file", type=Path)
+    _subject(again, "")
+
+    commands.add_parser("devices", help="Vulkan devices, what each can do and which variants it runs")
+
+    report = commands.add_parser("report", help="sum up a verdict stream; says when it is truncated")
+    report.add_argument("file", type=Path, help="verdicts.jsonl, or the directory it is in")
+    return top
+
+
+def _selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
+    command.add_argument("--stages", default="", help="comma-separated, of " + ", ".join(STAGES))
+    command.add_argument("--case", action="append", default=[], help="a case id; may be given several times")
+
+
+def _subject(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--subject", default=default, help="impl | executorch | path.py:Class")
+    command.add_argument("--device", default="", help="Vulkan device by name or index")
+    command.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        given = parser().parse_args(arguments)
+        command = {"list": _list, "run": _run, "replay": _replay, "devices": _devices, "report": _report}[given.command]
+        return command(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has enough
+        return 0
+
+
+def _selected(given: argparse.Namespace) -> tuple[Case, ...]:
+    stages = tuple(s.strip() for s in given.stages.split(",") if s.strip())
+    return select(load(), level=given.level, stages=stages, ids=given.case)
+
+
+def _list(given: argparse.Namespace) -> int:
+    cases = _selected(given)
+    if given.toml:
+        print("\n".join(f"# {case.id}\n{case_to_toml(case)}" for case in cases))
+        return 0
+    if given.by_contract:
+        for section in sorted({c.source for c in cases}):
+            there = [c for c in cases if c.source == section]
+            print(f"{section:5} {len(there):5}  {', '.join(s for s in STAGES if any(c.stage == s for c in there))}")
+    else:
+        width = max((len(c.id) for c in cases), default=0)
+        for case in cases:
+            print(f"{case.id:{width}}  {case.stage:8} {case.source:4} {case.level:6} {case.shows}")
+    print(f"{len(cases)} cases")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    check_name(given.subject)
+    cases = _selected(given)
+    _device(given)
+    report = Path(given.report or tempfile.mkdtemp(prefix="q4gsw-report-"))
+    writer = Writer(report / "verdicts.jsonl", runner.header(given.subject, given.device, given.level))
+    verdicts: list[Verdict] = []
+    versions = runner.versions()
+    with Worker(given.subject, given.case_seconds) as worker:
+        for case in cases:
+            verdict = runner.run_case(worker, case, report, versions)
+            writer.add(verdict)
+            verdicts.append(verdict)
+            if verdict.outcome in UNEXPECTED:
+                print(runner.describe(case, verdict), flush=True)
+            elif not given.quiet:
+                why = f"  ({verdict.reason})" if verdict.outcome == UNSUPPORTED else ""
+                print(f"{verdict.outcome:11} {case.id}{why}", flush=True)
+    writer.close()
+    print(f"report: {report}/verdicts.jsonl")
+    print(last_line(verdicts))
+    return exit_code(verdicts)
+
+
+def _replay(given: argparse.Namespace) -> int:
+    recorded = replay.read(given.file)
+    subject = given.subject or recorded.subject
+    check_name(subject)
+    _device(given)
+    with Worker(subject, given.case_seconds) as worker:
+        verdict = runner.run_case(worker, recorded.case, None, runner.versions())
+    if verdict.outcome in UNEXPECTED:
+        print(runner.describe(recorded.case, verdict))
+    else:
+        print(f"{verdict.outcome} {recorded.case.id}")
+    if recorded.signature:
+        same = "the same failure" if verdict.signature == recorded.signature else "not the recorded failure"
+        print(f"recorded signature: {recorded.signature} ({same})")
+    print(last_line([verdict]))
+    return exit_code([verdict])
+
+
+def _device(given: argparse.Namespace) -> None:
+    if given.device:
+        os.environ["Q4GSW_DEVICE"] = given.device
+
+
+def _devices(_given: argparse.Namespace) -> int:
+    from conformance.subjects.impl import device_lines  # noqa: PLC0415 - needs the Vulkan loader; other commands do not
+
+    print("\n".join(device_lines()))
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    path = given.file / "verdicts.jsonl" if given.file.is_dir() else given.file
+    stream = read(path)
+    for verdict in stream.verdicts:
+        if verdict.outcome in UNEXPECTED:
+            print(f"{verdict.outcome} {verdict.case}: {verdict.reason}")
+    if stream.truncated:
+        print(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
+    print(last_line(stream.verdicts))
+    return 1 if stream.truncated else exit_code(stream.verdicts)

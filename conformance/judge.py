@@ -1,0 +1,177 @@
+"""The judge: one oracle a stage, and the verdict on what a subject did.
+
+Source: docs/contract.md; each oracle names its section.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conformance import compare
+from conformance.case import Case
+from conformance.inputs import operands, table_values
+from conformance.mismatch import (
+    ArrayMismatch,
+    DecisionMismatch,
+    DtypeShapeMismatch,
+    Mismatch,
+    Mutated,
+    RaisedMismatch,
+    as_data,
+    signature,
+)
+from conformance.observation import Arrays, Graph, Observation, Raised, Refused, Unsupported, encode
+from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
+from reference import nibble_layouts
+from reference.accept import HOST, AcceptSet, FloatModes, accept_products
+from reference.evaluate import evaluate
+from reference.fusibility import violations
+from reference.program_spec import Linear, ProgramSpec
+
+#: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
+TROUBLE = ("EnvironmentProblem", "Timeout", "Died", "BadObservation")
+_PACKERS = {
+    "flat": nibble_layouts.pack_flat,
+    "linear_weight": nibble_layouts.pack_linear_weight,
+    "blocks": nibble_layouts.pack_blocks,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an oracle found: the first mismatch (None: right), and whether the strict set holds."""
+
+    mismatch: Mismatch | None
+    strict: bool | None = None
+
+
+def judge(case: Case, observation: Observation, subject: str, seconds: float = 0.0) -> Verdict:
+    """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
+    facts = dict(getattr(observation, "facts", {}))
+    digest = hashlib.sha256(encode(observation)).hexdigest() if isinstance(observation, Arrays | Graph) else ""
+
+    def verdict(
+        outcome: str, mismatch: Mismatch | None = None, reason: str = "", strict: bool | None = None
+    ) -> Verdict:
+        found = signature(case.stage, mismatch) if mismatch else ""
+        data = as_data(mismatch) if mismatch else None
+        return Verdict(
+            case.id, case.stage, subject, outcome, found, reason, data, strict, digest, round(seconds, 4), "", facts
+        )
+
+    if isinstance(observation, Unsupported):
+        return verdict(UNSUPPORTED, reason=observation.reason)
+    if isinstance(observation, Raised):
+        raised = RaisedMismatch(observation.type, observation.message, observation.signal, observation.type)
+        return verdict(ERROR if observation.type in TROUBLE else FAIL, raised, raised.line())
+    if isinstance(observation, Refused):
+        refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
+        return verdict(FAIL, refused, refused.line())
+    oracle = {"MATCH": _match, "PACK": _pack, "PREPACK": _pack, "KERNEL": _kernel}.get(case.stage)
+    if oracle is None:
+        return verdict(ERROR, reason=f"stage {case.stage} has no oracle yet")
+    expected_kind = Graph if case.stage == "MATCH" else Arrays
+    if not isinstance(observation, expected_kind):
+        wrong = RaisedMismatch(
+            "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
+        )
+        return verdict(ERROR, wrong, wrong.line())
+    finding = oracle(case, observation)
+    if finding.mismatch is None:
+        return verdict(PASS, strict=finding.strict)
+    return verdict(FAIL, finding.mismatch, finding.mismatch.line(), finding.strict)
+
+
+def _match(case: Case, graph: Graph) -> Finding:
+    """Contract 5: decisions as the predicate has them, the original's bits, nothing touched, stable."""
+    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    wrong = (
+        _decisions(case.program, graph)
+        or _outputs(case.program, graph)
+        or next((Mutated(name, "source") for name in graph.changed), None)
+        or next((Mutated(name, "second_run") for name in graph.unstable), None)
+    )
+    return Finding(wrong)
+
+
+def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    expected = violations(spec)
+    got = {d.lookup: d for d in graph.decisions}
+    for lookup, reasons in expected.items():
+        why = " and ".join(sorted(reasons))
+        if lookup not in got:
+            return DecisionMismatch(lookup, f"refused ({why})" if reasons else "fused", "no decision", "undecided")
+        decision = got[lookup]
+        if decision.fused and reasons:
+            return DecisionMismatch(lookup, f"refused ({why})", "fused", f"undue_fusion:{min(reasons)}")
+        if not decision.fused and not reasons:
+            said = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
+            return DecisionMismatch(lookup, "fused", said, f"missed_fusion:{decision.reason}")
+        if decision.reason and decision.reason not in reasons:
+            return DecisionMismatch(lookup, f"refused ({why})", f"refused ({decision.reason})", "wrong_reason")
+    return None
+
+
+def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMismatch | None:
+    """Every output: the reference's bits, or for a linear those of the program that was not rewritten (5.7)."""
+    expected = evaluate(spec)
+    linear = {s.name for s in spec.steps if isinstance(s, Linear)}
+    for name in spec.outputs():
+        want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
+        if name not in graph.outputs:
+            return DtypeShapeMismatch(name, f"{compare.dtype_name(want)}{list(want.shape)}", "missing", "missing")
+        if wrong := compare.same_bits(name, graph.outputs[name], want):
+            return wrong
+    return None
+
+
+def _pack(case: Case, observation: Arrays) -> Finding:
+    """Contract 1: flat and linear-weight bytes, and the blocks that the GPU reads."""
+    assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
+    name = "blocks" if case.table.layout == "blocks" else "packed"
+    if name not in observation.arrays:
+        return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
+    values = table_values(case.table)
+    expected = _PACKERS[case.table.layout](values)
+    return Finding(compare.same_codes(name, observation.arrays[name], expected, values, case.table.layout))
+
+
+def _kernel(case: Case, observation: Arrays) -> Finding:
+    """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
+    assert case.dispatch is not None  # noqa: S101 - conformance.case.check saw to it
+    facts = observation.facts
+    if facts.get("guards", "intact") != "intact":
+        return Finding(Mutated(f"guard band ({facts['guards']})", "guard_band"))
+    if "out" not in observation.arrays:
+        return Finding(DtypeShapeMismatch("out", "an array", "missing", "missing"))
+    given, got = operands(case), observation.arrays["out"]
+    shape = (*given.indices.shape, given.values.shape[1])
+    if wrong := compare.dtype_shape("out", got, case.dispatch.output_dtype, shape):
+        return Finding(wrong)
+    if unwritten := facts.get("unwritten"):
+        index = tuple(int(i) for i in np.unravel_index(int(unwritten), shape))
+        return Finding(ArrayMismatch("out", index, "never written", ("any allowed value",), 1, got.size, "unwritten"))
+    modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
+    allowed = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, modes)
+    strict = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, HOST)
+    return Finding(compare.accepted("out", got, allowed), compare.accepted("out", got, strict) is None)
+
+
+def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtype: str, modes: FloatModes) -> AcceptSet:
+    """Accept sets of a lookup; rows of indices outside [0, V) are NaN (contract 7.3)."""
+    outside = (indices < 0) | (indices >= values.shape[0])
+    rows = np.where(outside, 0, indices).astype(np.int64)
+    per_column = np.repeat(scales, group_size, axis=1)
+    if not values.shape[0]:
+        rows, values, per_column = (
+            rows * 0,
+            np.zeros((1, values.shape[1]), np.int8),
+            np.ones((1, values.shape[1]), scales.dtype),
+        )
+    accept = accept_products(values[rows], per_column[rows], output_dtype, modes)
+    nan = accept.any_nan | outside[..., None]
+    return AcceptSet(accept.candidates, nan, accept.anything & ~outside[..., None])

@@ -1,0 +1,168 @@
+"""The suite under pytest: options, parametrisation by case, skips with reasons, the report.
+
+Loaded by conftest.py at the root, whatever path is given. Only the xdist controller writes the report.
+
+Source: docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import runner
+from conformance.case import LEVELS, STAGES, Case
+from conformance.catalogue import load, nearest, select
+from conformance.subject import check_name
+from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, counts, exit_code, last_line
+from conformance.worker import CASE_SECONDS, Worker
+
+_SUITE = Path(__file__).parent / "suite"
+_CASES = pytest.StashKey[tuple[Case, ...]]()
+_RUN = pytest.StashKey["Run"]()
+#: The controller's configuration, for the one hook that pytest does not pass it to.
+_ACTIVE: list[pytest.Config] = []
+
+
+class Run:
+    """The controller's view of a run: the report directory and every verdict."""
+
+    def __init__(self, report: Path, header: dict[str, object]) -> None:
+        self.verdicts: list[Verdict] = []
+        self.writer = Writer(report / "verdicts.jsonl", header)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the suite's options."""
+    group = parser.getgroup("conformance", "q4gsw conformance suite")
+    group.addoption("--subject", default="impl", help="impl | executorch | path.py:Class (default: impl)")
+    group.addoption("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
+    group.addoption("--stages", default="", help="comma-separated, of " + ", ".join(STAGES))
+    group.addoption("--device", default="", help="Vulkan device by name or index (see python -m conformance devices)")
+    group.addoption("--seed", type=int, default=0, help="seed of the generated programs (default: 0)")
+    group.addoption("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
+    group.addoption("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options once, on the controller; workers inherit the report directory."""
+    if not _is_suite(config):
+        return
+    try:
+        check_name(config.getoption("--subject"))
+        config.stash[_CASES] = _selected(config)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    if config.getoption("--device"):
+        os.environ["Q4GSW_DEVICE"] = config.getoption("--device")
+    if _is_controller(config):
+        report = Path(config.getoption("--report") or tempfile.mkdtemp(prefix="q4gsw-report-"))
+        config.option.report = str(report)
+        subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
+        try:
+            config.stash[_RUN] = Run(report, runner.header(subject, device, level))
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def _selected(config: pytest.Config) -> tuple[Case, ...]:
+    stages = tuple(s.strip() for s in config.getoption("--stages").split(",") if s.strip())
+    level = config.getoption("--level")
+    nearest("level", level, LEVELS)
+    return select(load(), level=level, stages=stages)
+
+
+def _is_suite(config: pytest.Config) -> bool:
+    """Whether this run is asked for the suite's modules at all (and not only for tests/)."""
+    root = config.rootpath
+    given = [config.invocation_params.dir / str(a).split("::")[0] for a in config.args] or [root / "tests"]
+    return any(p.resolve() == root or _SUITE in (p.resolve(), *p.resolve().parents) for p in given)
+
+
+def _is_controller(config: pytest.Config) -> bool:
+    return not hasattr(config, "workerinput")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a suite module's test the cases of its STAGE."""
+    stage = getattr(metafunc.module, "STAGE", None)
+    if stage is None or "case" not in metafunc.fixturenames or _CASES not in metafunc.config.stash:
+        return
+    cases = [c for c in metafunc.config.stash[_CASES] if c.stage == stage]
+    metafunc.parametrize("case", cases, ids=[c.id for c in cases])
+
+
+@pytest.fixture(scope="session")
+def subject_worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """A child process serving the subject, one for each xdist worker."""
+    with Worker(request.config.getoption("--subject"), request.config.getoption("--case-seconds")) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="session")
+def known_versions() -> dict[str, str]:
+    """Versions to record in replay files."""
+    return runner.versions()
+
+
+@pytest.fixture
+def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_versions: dict[str, str]) -> Any:
+    """A function that runs and judges a case, records the verdict, and fails or skips accordingly."""
+
+    def run(case: Case) -> None:
+        report = Path(request.config.getoption("--report"))
+        verdict = runner.run_case(subject_worker, case, report, known_versions)
+        request.node.user_properties.append(("verdict", {**vars(verdict), "mismatch": verdict.mismatch}))
+        if verdict.outcome in UNEXPECTED:
+            pytest.fail(runner.describe(case, verdict), pytrace=False)
+        if verdict.outcome == UNSUPPORTED:
+            pytest.skip(verdict.reason)
+
+    return run
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect verdicts on the controller as they arrive."""
+    if report.when == "call" and _ACTIVE and _RUN in _ACTIVE[0].stash:
+        run = _ACTIVE[0].stash[_RUN]
+        for name, value in report.user_properties:
+            if name == "verdict":
+                verdict = Verdict(**value)  # type: ignore[arg-type]  # JSON in between: pytest types it as object
+                run.verdicts.append(verdict)
+                run.writer.add(verdict)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember the controller's configuration for the report hook."""
+    if _is_controller(session.config):
+        _ACTIVE[:] = [session.config]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Close the stream; a run that judged nothing fails."""
+    run = session.config.stash.get(_RUN, None)
+    if run is None or session.config.getoption("collectonly"):
+        return
+    run.writer.close()
+    if session.exitstatus == pytest.ExitCode.OK and exit_code(run.verdicts):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with the line that names every outcome."""
+    run = config.stash.get(_RUN, None)
+    if run is None or config.getoption("collectonly"):
+        return
+    strict = sum(v.strict is True for v in run.verdicts)
+    applicable = sum(v.strict is not None for v in run.verdicts)
+    print(f"report: {config.getoption('--report')}/verdicts.jsonl")  # noqa: T201 - the run's last lines
+    print(f"strict: {strict} of {applicable} numeric verdicts hold the strict set too")  # noqa: T201 - see above
+    if counts(run.verdicts)[UNSUPPORTED] == len(run.verdicts):
+        print("nothing was judged: every case is unsupported, or none matched")  # noqa: T201 - see above
+    print(last_line(run.verdicts))  # noqa: T201 - see above

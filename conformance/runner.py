@@ -1,0 +1,87 @@
+"""Running cases: a worker, the judge, the report directory, and what a failure prints.
+
+Used alike by ``python -m conformance run`` and by the pytest plugin.
+
+Source: docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from conformance import replay
+from conformance.case import Case
+from conformance.judge import judge
+from conformance.verdict import ERROR, FAIL, Verdict
+from conformance.worker import Worker
+
+_PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a verdict depends on: Python and the packages under judgement."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def revision() -> str:
+    """Return the suite's own git revision, or "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def header(subject: str, device: str, level: str) -> dict[str, object]:
+    """Return the header line of a verdict stream."""
+    return {
+        "subject": subject,
+        "device": device or "default",
+        "level": level,
+        "revision": revision(),
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def run_case(worker: Worker, case: Case, report: Path | None, known_versions: Mapping[str, str]) -> Verdict:
+    """Run and judge one case; a failure leaves a replay file in ``report``/replay."""
+    started = time.perf_counter()
+    observation = worker.run(case)
+    seconds = time.perf_counter() - started
+    verdict = judge(case, observation, worker.subject, seconds)
+    if verdict.outcome not in {FAIL, ERROR}:
+        return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
+    if report is None:
+        return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
+    path = replay.write(report / "replay", case, verdict, known_versions)
+    return replace(verdict, replay=f"python -m conformance replay {path}")
+
+
+def describe(case: Case, verdict: Verdict) -> str:
+    """Return a failure as its own bug report."""
+    lines = [
+        f"{verdict.outcome} {case.id}  (stage {case.stage}, subject {verdict.subject})",
+        f"  what:      {verdict.reason}",
+        f"  contract:  docs/contract.md {case.source}; {case.shows}",
+        f"  signature: {verdict.signature or 'none'}",
+    ]
+    if case.stage == "KERNEL" and verdict.facts.get("device"):
+        lines.append(f"  device:    {verdict.facts['device']} ({verdict.facts.get('driver', 'driver unknown')})")
+    lines.append(f"  replay:    {verdict.replay}")
+    return "\n".join(lines)

@@ -1,0 +1,12 @@
+"""Stage PREPACK: every case of the catalogue that asks it."""
+
+from collections.abc import Callable
+
+from conformance.case import Case
+
+STAGE = "PREPACK"
+
+
+def test_prepack(case: Case, verdict_on: Callable[[Case], None]) -> None:
+    """The subject's answer holds the contract."""
+    verdict_on(case)

@@ -25,6 +25,7 @@ from reference.rounding import FLOAT16, FLOAT32, FORMATS, Format, bits_of, is_na
 Array = npt.NDArray[Any]
 
 CODES = np.arange(-8, 8, dtype=np.int8)  # value q of every code, in code order
+BLOCK = 1 << 15  # elements at a time: the temporaries stay in cache
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def accept_products(values: Array, scales: Array, output_dtype: str, modes: Floa
         modes: HOST, or what the shader declares.
 
     Returns:
-        The accept set of the broadcast shape.
+        The accept set of the broadcast shape (rank 1 where both are scalars).
 
     Raises:
         ValueError: scales or output_dtype of another type.
@@ -129,16 +130,45 @@ def accept_products(values: Array, scales: Array, output_dtype: str, modes: Floa
     if output_dtype not in {"float16", "float32"} or scales.dtype not in (np.float16, np.float32):
         raise ValueError(f"scales {scales.dtype} and output_dtype {output_dtype!r} are not both float16 or float32")
     values, scales = np.broadcast_arrays(np.atleast_1d(values), np.atleast_1d(scales))
-    scale_form, output_form = FORMATS[scales.dtype.name], FORMATS[output_dtype]
-    scale_bits = bits_of(np.ascontiguousarray(scales))
+    output_form = FORMATS[output_dtype]
+    flat_values, flat_scales = values.reshape(-1), scales.reshape(-1)
+    starts = range(0, max(1, values.size), BLOCK)
+    blocks = [
+        _accept_block(flat_values[start : start + BLOCK], flat_scales[start : start + BLOCK], output_form, modes)
+        for start in starts
+    ]
+    most = max(len(candidates) for candidates, _ in blocks)
+    padded = [[block[min(row, len(block) - 1)] for row in range(most)] for block, _ in blocks]
+    candidates = np.concatenate([np.stack(rows) for rows in padded], axis=1)
+    touched = {FORMATS[scales.dtype.name], FLOAT32, output_form}
+    lawless = not all(modes.preserves_specials(form) for form in touched)
+    return AcceptSet(
+        candidates=candidates.reshape(most, *values.shape),
+        any_nan=np.concatenate([nan for _, nan in blocks]).reshape(values.shape),
+        anything=np.asarray(~np.isfinite(scales) & lawless),
+        form=output_form,
+    )
+
+
+def accept_outer(scales: Array, output_dtype: str, modes: FloatModes) -> AcceptSet:
+    """The accept set [16, n] of every code (value code - 8) times each scale [n].
+
+    >>> accept_outer(np.float16([0.5]), "float32", HOST).candidates.view(np.float32)[0, :, 0].tolist()[:3]
+    [-4.0, -3.5, -3.0]
+    """
+    return accept_products(CODES[:, None], scales[None, :], output_dtype, modes)
+
+
+def _accept_block(values: Array, scales: Array, output_form: Format, modes: FloatModes) -> tuple[list[Array], Array]:
+    """Candidates, each [n], and where the product is NaN, for values and scales [n]."""
+    scale_form = FORMATS[scales.dtype.name]
     with np.errstate(invalid="ignore"):  # infinity times zero is NaN
         product = values.astype(np.float64) * scales.astype(np.float64)
 
     # The scale as an operand: of the product, and with float16 of a widening conversion before it.
     either_zero = np.zeros(product.shape, bool)
     if not modes.preserves_denormals(scale_form):
-        either_zero |= is_subnormal(scale_bits, scale_form)
-    touched = {scale_form, FLOAT32, output_form}
+        either_zero |= is_subnormal(bits_of(np.ascontiguousarray(scales)), scale_form)
     if not all(modes.preserves_specials(form) for form in (scale_form, FLOAT32)):
         either_zero |= product == 0
 
@@ -153,24 +183,7 @@ def accept_products(values: Array, scales: Array, output_dtype: str, modes: Floa
                 either_zero |= is_subnormal(bits, FLOAT16)
             if not all(modes.preserves_specials(form) for form in (FLOAT16, FLOAT32)):
                 either_zero |= is_zero(bits, FLOAT16)
-
-    lawless = not all(modes.preserves_specials(form) for form in touched)
-    finite = np.isfinite(scales)
-    return AcceptSet(
-        candidates=_candidates(steps, either_zero, output_form),
-        any_nan=np.isnan(product),
-        anything=np.asarray(~finite & lawless),
-        form=output_form,
-    )
-
-
-def accept_outer(scales: Array, output_dtype: str, modes: FloatModes) -> AcceptSet:
-    """The accept set [16, n] of every code (value code - 8) times each scale [n].
-
-    >>> accept_outer(np.float16([0.5]), "float32", HOST).candidates.view(np.float32)[0, :, 0].tolist()[:3]
-    [-4.0, -3.5, -3.0]
-    """
-    return accept_products(CODES[:, None], scales[None, :], output_dtype, modes)
+    return _with_zeros(steps, either_zero, output_form), np.isnan(product)
 
 
 def _rule(modes: FloatModes, form: Format) -> str:
@@ -200,10 +213,9 @@ def _to_float16(product: Array, steps: list[Array], modes: FloatModes) -> list[A
     return [np.minimum.reduce(found), np.maximum.reduce(found)]
 
 
-def _candidates(steps: list[Array], either_zero: Array, form: Format) -> Array:
-    """Stack the rounded results; where a zero of either sign is allowed too, add both."""
-    rows = list(steps)
-    if either_zero.any():
-        plus, minus = form.unsigned.type(0), form.unsigned.type(form.sign)
-        rows += [np.where(either_zero, plus, steps[0]), np.where(either_zero, minus, steps[0])]
-    return np.stack(rows)
+def _with_zeros(steps: list[Array], either_zero: Array, form: Format) -> list[Array]:
+    """The rounded results; where a zero of either sign is allowed too, both zeros."""
+    if not either_zero.any():
+        return steps
+    plus, minus = form.unsigned.type(0), form.unsigned.type(form.sign)
+    return [*steps, np.where(either_zero, plus, steps[0]), np.where(either_zero, minus, steps[0])]

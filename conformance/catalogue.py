@@ -52,8 +52,11 @@ def load_file(path: Path) -> tuple[Case, ...]:
         raise ValueError(f"{path}: {error}") from error
     if unknown := sorted(set(document) - {"defaults", "case"}):
         raise ValueError(f"{path}: unknown table {unknown[0]!r}; a file has [defaults] and [[case]]")
+    rows = document.get("case", [])
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: case is one table; write [[case]], a row for each")
     cases = []
-    for number, row in enumerate(document.get("case", []), 1):
+    for number, row in enumerate(rows, 1):
         where = f"{path}: case {row.get('id', f'number {number}')}"
         for filled in _expand(row, where):
             try:

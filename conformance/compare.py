@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 
 from conformance.mismatch import ArrayMismatch, DtypeShapeMismatch, LayoutMismatch
-from reference.accept import AcceptSet, FloatModes, contains
+from reference.accept import AcceptSet, FloatModes
+from reference.bfloat16 import BFLOAT16, dtype_name
 from reference.nibble_layouts import unpack_blocks
 
 Array = np.ndarray[Any, Any]
-
-
-def dtype_name(array: Array) -> str:
-    """Return the element type's name; bfloat16 travels as a structured dtype with that field name."""
-    return array.dtype.names[0] if array.dtype.names else array.dtype.name
 
 
 def dtype_shape(name: str, got: Array, dtype: str, shape: tuple[int, ...]) -> DtypeShapeMismatch | None:
@@ -50,12 +46,11 @@ def same_bits(name: str, got: Array, expected: Array) -> ArrayMismatch | DtypeSh
 
 def accepted(name: str, got: Array, accept: AcceptSet) -> ArrayMismatch | None:
     """Compare with the accept set of every element; ``got`` has the set's dtype and shape."""
-    right = contains(accept, got)
+    right = accept.contains(got)
     if bool(right.all()):
         return None
     index = _first(~right)
-    patterns = dict.fromkeys(int(c[index]) for c in accept.candidates)
-    allowed = tuple(_show(np.array([p], _bits(got).dtype).view(got.dtype), (0,)) for p in patterns)
+    allowed = tuple(_show(np.array([p], _bits(got).dtype).view(got.dtype), (0,)) for p in accept.allowed(index))
     if accept.any_nan[index]:
         allowed = ("any NaN",)
     return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size)
@@ -127,7 +122,7 @@ def _bits(array: Array) -> Array:
 def _is_nan(array: Array) -> Array:
     if array.dtype.kind == "f":
         return np.isnan(array)
-    if array.dtype.names:  # bfloat16: all exponent bits and some mantissa bit
+    if array.dtype == BFLOAT16:  # bfloat16: all exponent bits and some mantissa bit
         return (_bits(array) & 0x7FFF) > 0x7F80  # noqa: PLR2004 - bfloat16's infinity
     return np.zeros(array.shape, bool)
 
@@ -148,7 +143,7 @@ def _show(array: Array, index: tuple[int, ...]) -> str:
     bits = _bits(array)[index]
     if array.dtype.kind == "f":
         return f"{array[index]!s} ({_hex(bits)})"
-    if array.dtype.names:
+    if array.dtype == BFLOAT16:
         value = (np.array(bits, np.uint32) << np.uint32(16)).view(np.float32)
         return f"{value!s} ({_hex(bits)})"
     return str(array[index])

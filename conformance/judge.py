@@ -6,7 +6,8 @@ Source: docs/contract.md; each oracle names its section.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from conformance.observation import Arrays, Graph, Observation, Raised, Refused,
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
 from reference import nibble_layouts
 from reference.accept import HOST, AcceptSet, FloatModes, accept_products
+from reference.bfloat16 import dtype_name
 from reference.evaluate import evaluate
 from reference.fusibility import violations
 from reference.program_spec import Linear, ProgramSpec
@@ -71,7 +73,9 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
     if isinstance(observation, Refused):
         refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
         return verdict(FAIL, refused, refused.line())
-    oracle = {"MATCH": _match, "PACK": _pack, "PREPACK": _pack, "KERNEL": _kernel}.get(case.stage)
+    oracles: dict[str, Callable[[Case, Any], Finding]]
+    oracles = {"MATCH": _match, "PACK": _pack, "PREPACK": _pack, "KERNEL": _kernel}
+    oracle = oracles.get(case.stage)
     if oracle is None:
         return verdict(ERROR, reason=f"stage {case.stage} has no oracle yet")
     expected_kind = Graph if case.stage == "MATCH" else Arrays
@@ -123,7 +127,7 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
     for name in spec.outputs():
         want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
         if name not in graph.outputs:
-            return DtypeShapeMismatch(name, f"{compare.dtype_name(want)}{list(want.shape)}", "missing", "missing")
+            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
         if wrong := compare.same_bits(name, graph.outputs[name], want):
             return wrong
     return None
@@ -174,4 +178,4 @@ def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtyp
         )
     accept = accept_products(values[rows], per_column[rows], output_dtype, modes)
     nan = accept.any_nan | outside[..., None]
-    return AcceptSet(accept.candidates, nan, accept.anything & ~outside[..., None])
+    return replace(accept, any_nan=nan, anything=accept.anything & ~outside[..., None])

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = "PASS", "FAIL", "ERROR", "UNSUPPORTED", "XFAIL", "XPASS"
 OUTCOMES = (PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS)
@@ -72,7 +72,7 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
 
 
 class Writer:
-    """Writes a verdict stream, flushed line by line so that a killed run keeps what it had."""
+    """Writes a verdict stream, a line at a time, so that a killed run keeps what it had."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Create ``path``.
@@ -82,13 +82,14 @@ class Writer:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = path.open("x", encoding="utf-8")
+            path.touch(exist_ok=False)
         except FileExistsError as error:
             raise ValueError(f"{path}: another run's report is there; give --report an empty directory") from error
         except OSError as error:
             raise ValueError(
                 f"{path}: cannot be written ({error.strerror}); give --report another directory"
             ) from error
+        self._path = path
         self._verdicts: list[Verdict] = []
         self._line({"header": {"format": FORMAT, **header}})
 
@@ -98,13 +99,12 @@ class Writer:
         self._line(vars(verdict))
 
     def close(self) -> None:
-        """Write the footer and close."""
+        """Write the footer."""
         self._line({"footer": {"counts": counts(self._verdicts), "tests": len(self._verdicts)}})
-        self._file.close()
 
     def _line(self, data: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(data, default=dict) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(data, default=dict) + "\n")
 
 
 def read(path: Path) -> Stream:

@@ -1,0 +1,62 @@
+"""The menu: `nox -l` lists what this project can do. All sessions share one environment, .nox/shared.
+
+What follows `--` goes to the session's program, for example:
+    nox -s conformance -- --subject executorch --level smoke
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.10.20"
+nox.options.sessions = ["conformance", "tests", "lint"]
+
+ROOT = Path(__file__).parent
+BIN = ROOT / ".nox" / "shared" / "bin"
+#: One pytest worker a core; the programs and cases drawn do not depend on the number.
+WORKERS = str(os.cpu_count() or 1)
+
+
+def _run(session: nox.Session, program: str, *arguments: str) -> None:
+    """Run a program of the shared environment, which is made first if its pins have changed.
+
+    nox gives every session an environment of its own; torch and executorch are too large for that,
+    so the sessions ask for none and share this one. A stamp holds the hash of what was installed.
+    """
+    pins = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    stamp = BIN.parent / "installed"
+    if not stamp.is_file() or stamp.read_text() != pins:
+        project = nox.project.load_toml(ROOT / "pyproject.toml")
+        session.run(sys.executable, "-m", "venv", str(BIN.parent), external=True)
+        install = (str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        dependencies = project["project"]["dependencies"]
+        # torch first: with it in place nothing else pulls in another build of it.
+        session.run(*install, *(d for d in dependencies if d.startswith("torch==")), external=True)
+        session.run(*install, *dependencies, *nox.project.dependency_groups(project, "lint"), external=True)
+        stamp.write_text(pins)
+    session.run(str(BIN / program), *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
+def conformance(session: nox.Session) -> None:
+    """Judge a subject: -- [--subject NAME] [--level smoke|gate|deep] [--stages A,B] [--device NAME] [--report DIR]."""
+    _run(session, "python", "-m", "pytest", "conformance/suite", "-q", "-n", WORKERS, "-p", "no:cacheprovider", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the project's own tests: they judge the referee, the player's units, and plant bugs."""
+    _run(session, "python", "-m", "pytest", "tests", "-q", "-n", WORKERS, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Check style and types: ruff with every rule, mypy in strict mode."""
+    _run(session, "ruff", "check")
+    _run(session, "ruff", "format", "--check")
+    _run(session, "mypy")

@@ -13,6 +13,7 @@ Source: docs/contract.md 5.2.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,8 +128,8 @@ class Writer:
             graph=self.graph,
             graph_signature=self._draft.graph_signature,
             state_dict=self._draft.state_dict,
-            range_constraints=copy.deepcopy(self.source.range_constraints),
-            module_call_graph=copy.deepcopy(self.source.module_call_graph),
+            range_constraints=dict(self.source.range_constraints),
+            module_call_graph=_own_call_graph(self.source.module_call_graph),
             example_inputs=self.source.example_inputs,
             constants=self._draft.constants,
             verifiers=self.source.verifiers,
@@ -192,6 +193,22 @@ def _own_signature(signature: ExportGraphSignature) -> ExportGraphSignature:
         [InputSpec(spec.kind, copy.copy(spec.arg), spec.target, spec.persistent) for spec in signature.input_specs],
         [type(spec)(spec.kind, copy.copy(spec.arg), spec.target) for spec in signature.output_specs],
     )
+
+
+def _own_call_graph(entries: Sequence[Any]) -> list[Any]:
+    """A call graph whose arguments can be renamed without the source noticing."""
+    return [
+        dataclasses.replace(
+            entry,
+            signature=entry.signature
+            and dataclasses.replace(
+                entry.signature,
+                inputs=[copy.copy(argument) for argument in entry.signature.inputs],
+                outputs=[copy.copy(argument) for argument in entry.signature.outputs],
+            ),
+        )
+        for entry in entries
+    ]
 
 
 def _own_modules(module: torch.nn.Module) -> dict[str, Any]:

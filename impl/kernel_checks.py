@@ -17,7 +17,7 @@ from impl.vulkan_errors import DeviceLacksFeature, DeviceLimitExceeded
 
 if TYPE_CHECKING:
     from impl.kernel_variants import Variant
-    from impl.vulkan_device import Device
+    from impl.vulkan_info import DeviceInfo
 
 _MAX_RANK = 3
 
@@ -51,7 +51,7 @@ class Request:
 
 
 def check_request(
-    device: Device,
+    info: DeviceInfo,
     variant: Variant,
     weight: npt.NDArray[Any],
     scales: npt.NDArray[Any],
@@ -69,8 +69,8 @@ def check_request(
         DeviceLimitExceeded: (a ValueError) a table is beyond a limit of the device; names the limit.
         IndexError: an index is outside [0, vocab_size); names its position, its value and the bound.
     """
-    if missing := missing_features(device.info, variant):
-        raise DeviceLacksFeature(f"{device.info.name} lacks {', '.join(missing)}, which {variant.name} needs")
+    if missing := missing_features(info, variant):
+        raise DeviceLacksFeature(f"{info.name} lacks {', '.join(missing)}, which {variant.name} needs")
     if vocab_size < 1:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1")
     embed_dim = _check_weight(variant, weight, vocab_size)
@@ -86,7 +86,7 @@ def check_request(
         raise ValueError(
             f"scales has shape {scales.shape}; vocab_size {vocab_size} and group_size {group_size} take {expect}"
         )
-    _check_limits(device, variant, weight, scales)
+    _check_limits(info, variant, weight, scales)
     return Request(
         variant=variant,
         weight=np.ascontiguousarray(weight),
@@ -116,16 +116,14 @@ def _check_weight(variant: Variant, weight: npt.NDArray[Any], vocab_size: int) -
     return columns
 
 
-def _check_limits(device: Device, variant: Variant, weight: npt.NDArray[Any], scales: npt.NDArray[Any]) -> None:
+def _check_limits(info: DeviceInfo, variant: Variant, weight: npt.NDArray[Any], scales: npt.NDArray[Any]) -> None:
     buffers = {"scales": scales.nbytes}
     if variant.weight_storage == "buffer":
         buffers["weight"] = weight.nbytes
-    bound = device.info.limits["maxStorageBufferRange"]
+    bound = info.limits["maxStorageBufferRange"]
     for name, size in buffers.items():
         if size > bound:
-            raise DeviceLimitExceeded(
-                f"{name} has {size} bytes, beyond maxStorageBufferRange = {bound} of {device.info.name}"
-            )
+            raise DeviceLimitExceeded(f"{name} has {size} bytes, beyond maxStorageBufferRange = {bound} of {info.name}")
 
 
 def _check_indices(indices: npt.NDArray[Any], vocab_size: int, *, allow_out_of_range: bool) -> npt.NDArray[np.int32]:
@@ -144,13 +142,12 @@ def _check_indices(indices: npt.NDArray[Any], vocab_size: int, *, allow_out_of_r
     return np.ascontiguousarray(indices, dtype=np.int32).reshape(indices.shape)
 
 
-def rows_per_run(device: Device, request: Request, guard: int) -> int:
+def rows_per_run(info: DeviceInfo, request: Request, guard: int) -> int:
     """How many output rows one dispatch may produce; more are split (contract 7.5).
 
     Raises:
         DeviceLimitExceeded: not even one row fits; names the limit.
     """
-    info = device.info
     if request.variant.io_storage == "buffer":
         bound = info.limits["maxStorageBufferRange"]
         rows = (bound - guard) // request.row_bytes

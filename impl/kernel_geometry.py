@@ -1,53 +1,39 @@
-"""Work groups, specialization constants and binding kinds of one embedding dispatch.
+"""Work groups and specialization constants of a dispatch.
 
 Source: docs/contract.md sections 7.2 and 7.5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from impl.vulkan_errors import DeviceLimitExceeded
 
 if TYPE_CHECKING:
     from impl.kernel_checks import Request
-    from impl.vulkan_device import Device
+    from impl.vulkan_info import DeviceInfo
 
 _GROUP_INVOCATIONS = 64
 _GUARD_FLOOR = 4096
 #: Rows an invocation serves where sizes are constants and there are rows enough to fill any device.
 _ROWS_PER_INVOCATION, _MANY_ROWS = 4, 4096
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """How to dispatch: binding kinds, specialization constants by id, and work groups."""
-
-    kinds: tuple[str, ...]
-    constants: dict[int, int]
-    groups: tuple[int, int, int]
+Three = tuple[int, int, int]
 
 
-def guard_bytes(request: Request) -> int:
+def guard_bytes(row_bytes: int) -> int:
     """Bytes of a guard band: two output rows, at least 4 KiB, in whole 256-byte lines."""
-    return -(-max(_GUARD_FLOOR, 2 * request.row_bytes) // 256) * 256
+    return -(-max(_GUARD_FLOOR, 2 * row_bytes) // 256) * 256
 
 
-def geometry(device: Device, request: Request, *, grid: str, specialize: bool) -> Geometry:
-    """The dispatch of ``request``; see ``impl.kernel.run_embedding`` for ``grid`` and ``specialize``."""
+def player_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tuple[dict[int, int], Three]:
+    """Specialization constants and work groups of our shader: x chunks of a row, y rows, z planes of textures.
+
+    Where a device allows fewer work groups the shader strides over what is left.
+    """
     textured = request.variant.io_storage == "texture3d"
-    kinds = (
-        "image" if textured else "storage",
-        "sampled" if textured else "storage",
-        "sampled" if request.variant.weight_storage == "texture2d" else "storage",
-        "storage",
-        "uniform",
-    )
     width, height, channels, batch = request.out_sizes()
     planes = channels * batch
-    if grid == "executorch":
-        wanted = (width // 32, height, planes)
-        local = executorch_local_size(wanted)
-        return Geometry(kinds, dict(enumerate(local)), _groups(device, wanted, local))
     columns = 8 if request.variant.output_dtype == "float16" and not textured else 4
     chunks = width // columns
     local_x = min(_GROUP_INVOCATIONS, 1 << (chunks - 1).bit_length())
@@ -58,27 +44,59 @@ def geometry(device: Device, request: Request, *, grid: str, specialize: bool) -
         each = _ROWS_PER_INVOCATION if rows >= _MANY_ROWS and not textured else 1
         constants |= {3: request.embed_dim, 4: request.group_size, 5: each}
         rows = -(-rows // each)
-    return Geometry(kinds, constants, _groups(device, (chunks, rows, planes if textured else 1), local))
+    return constants, work_groups(info, (chunks, rows, planes if textured else 1), local)
 
 
-def executorch_local_size(wanted: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The local size that ExecuTorch's runtime picks for a global size by default: 64 invocations, shaped to fit.
+def executorch_grid(info: DeviceInfo, request: Request) -> tuple[dict[int, int], Three]:
+    """The same for ExecuTorch's shader: an invocation for 32 columns, its runtime's default local size.
 
-    A dimension of one element gets one invocation and its share goes to the others.
+    Raises:
+        DeviceLimitExceeded: more work groups than the device has; that shader does not stride.
     """
-    x, y, z = wanted
-    if y == 1 and z == 1:
-        return (64, 1, 1)
-    if z == 1:
-        return (8, 8, 1) if x >= 8 else (4, 16, 1)  # noqa: PLR2004 (the shapes themselves are the rule)
-    return (4, 4, 4)
+    width, height, channels, batch = request.out_sizes()
+    wanted = (width // 32, height, channels * batch)
+    local = executorch_local_size(wanted)
+    groups = work_groups(info, wanted, local)
+    for axis, (size, step, count) in enumerate(zip(wanted, local, groups, strict=True)):
+        if size > step * count:
+            raise DeviceLimitExceeded(
+                f"{size} invocations in {'xyz'[axis]} need more than maxComputeWorkGroupCount[{axis}] = {count} "
+                f"groups of {step} on {info.name}"
+            )
+    return dict(enumerate(local)), groups
 
 
-def _groups(device: Device, wanted: tuple[int, int, int], local: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Work groups, cut to the device's counts: our shader strides over what is left."""
-    limits = device.info.limits
-    counts = [
-        min(-(-size // step), limits[f"maxComputeWorkGroupCount[{axis}]"])
+def executorch_local_size(wanted: Three) -> Three:
+    """The local size that ExecuTorch's runtime picks by default for a global size: 64 invocations, shaped to fit.
+
+    The axes are taken by size, largest first (ComputeGraph.cpp, create_local_wg_size, at v1.5.1).
+
+    >>> executorch_local_size((64, 2047, 1))
+    (4, 16, 1)
+    >>> executorch_local_size((64, 1, 1))
+    (64, 1, 1)
+    """
+    order = [0, 1, 2]
+    for a, b in ((0, 1), (1, 2), (0, 1)):
+        if wanted[order[a]] < wanted[order[b]]:
+            order[a], order[b] = order[b], order[a]
+    middle, least = wanted[order[1]], wanted[order[2]]
+    if least > 1:
+        sizes = (8, min(4, middle), min(2, least))
+    elif middle == 1:
+        sizes = (64, 1, 1)
+    else:
+        sizes = (16, 4, 1) if middle % 4 == 0 else (32, 2, 1)
+    local = [1, 1, 1]
+    for axis, size in zip(order, sizes, strict=True):
+        local[axis] = max(1, size)
+    return local[0], local[1], local[2]
+
+
+def work_groups(info: DeviceInfo, wanted: Three, local: Three) -> Three:
+    """Work groups that cover ``wanted`` invocations, cut to the device's counts."""
+    x, y, z = (
+        min(-(-size // step), info.limits[f"maxComputeWorkGroupCount[{axis}]"])
         for axis, (size, step) in enumerate(zip(wanted, local, strict=True))
-    ]
-    return counts[0], counts[1], counts[2]
+    )
+    return x, y, z

@@ -68,13 +68,17 @@ class Device:
     """One opened device: logical device, queue, command buffer, fence. A context manager; closing frees everything.
 
     One thread at a time. ``validate=True`` loads VK_LAYER_KHRONOS_validation with synchronization
-    validation; every message is collected in ``messages`` and ``submit`` raises ValidationFailed.
+    validation, proves on a deliberate hazard that it speaks (``hazard_seen``), and raises ValidationFailed
+    in ``submit`` and ``close`` for every message. ``timeout_s`` is how long one submission may take.
     """
 
-    def __init__(self, wanted: str | int | None = None, *, validate: bool = False) -> None:
+    def __init__(
+        self, wanted: str | int | None = None, *, validate: bool = False, timeout_s: float = SUBMIT_TIMEOUT_S
+    ) -> None:
         self.vk = vk = binding()
         self.messages: list[str] = []
         self.broken = False
+        self.timeout_s = timeout_s
         self._children: dict[object, Any] = {}
         self._instance = _create_instance(vk, validate=validate)
         self._messenger = vulkan_validation.listen(vk, self._instance, self.messages) if validate else None
@@ -94,6 +98,8 @@ class Device:
             commandPool=self._pool, level=vk.VK_COMMAND_BUFFER_LEVEL_PRIMARY, commandBufferCount=1
         )
         self.commands = vk.vkAllocateCommandBuffers(self.handle, allocate)[0]
+        #: What the validation layer says about a deliberate hazard; "" where nothing validates.
+        self.hazard_seen = vulkan_validation.self_test(self) if validate else ""
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +123,7 @@ class Device:
         )
         return self.commands
 
-    def submit(self, timeout_s: float = SUBMIT_TIMEOUT_S) -> None:
+    def submit(self) -> None:
         """End recording, run it and wait for it.
 
         Raises:
@@ -130,10 +136,10 @@ class Device:
         submit = vk.VkSubmitInfo(pCommandBuffers=buffers)
         try:
             vk.vkQueueSubmit(self.queue, 1, submit, self._fence)
-            vk.vkWaitForFences(self.handle, 1, [self._fence], True, int(timeout_s * 1e9))  # noqa: FBT003 (Vulkan's own signature)
+            vk.vkWaitForFences(self.handle, 1, [self._fence], True, int(self.timeout_s * 1e9))  # noqa: FBT003 (Vulkan's own signature)
         except vk.VkTimeout as error:
             self.broken = True
-            raise DeviceHang(f"{self.info.name}: a dispatch did not end within {timeout_s} s") from error
+            raise DeviceHang(f"{self.info.name}: a dispatch did not end within {self.timeout_s} s") from error
         except vk.VkErrorDeviceLost as error:
             self.broken = True
             raise DeviceLost(f"{self.info.name}: VK_ERROR_DEVICE_LOST") from error

@@ -12,7 +12,10 @@ from impl.vulkan_errors import ValidationFailed
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from impl.vulkan_device import Device
+
 _LAYER = "VK_LAYER_KHRONOS_validation"
+_UPDATE = f"update {_LAYER}, or run without --validate"
 INSTALL = f"{_LAYER} is missing: install it (Debian: apt-get install vulkan-validationlayers)"
 
 
@@ -54,3 +57,36 @@ def raise_any(messages: list[str]) -> None:
         text = "\n".join(dict.fromkeys(messages))
         messages.clear()
         raise ValidationFailed(text)
+
+
+def self_test(device: Device) -> str:
+    """Record a deliberate write-after-write hazard (never submitted) and return what the layer says about it.
+
+    Raises:
+        ValidationFailed: the layer said nothing, so its silence elsewhere would mean nothing either.
+    """
+    vk, size = device.vk, 64
+    buffer = vk.vkCreateBuffer(
+        device.handle, vk.VkBufferCreateInfo(size=size, usage=vk.VK_BUFFER_USAGE_TRANSFER_DST_BIT), None
+    )
+    needs = vk.vkGetBufferMemoryRequirements(device.handle, buffer)
+    first_allowed = (needs.memoryTypeBits & -needs.memoryTypeBits).bit_length() - 1
+    allocate = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=first_allowed)
+    memory = vk.vkAllocateMemory(device.handle, allocate, None)
+    vk.vkBindBufferMemory(device.handle, buffer, memory, 0)
+    before = len(device.messages)
+    commands = device.begin()
+    vk.vkCmdFillBuffer(commands, buffer, 0, size, 1)
+    vk.vkCmdFillBuffer(commands, buffer, 0, size, 2)  # no barrier in between
+    vk.vkEndCommandBuffer(commands)
+    vk.vkResetCommandBuffer(commands, 0)
+    vk.vkDestroyBuffer(device.handle, buffer, None)
+    vk.vkFreeMemory(device.handle, memory, None)
+    said = device.messages[before:]
+    del device.messages[before:]
+    hazards = [message for message in said if "SYNC-HAZARD-WRITE-AFTER-WRITE" in message]
+    if not hazards or len(hazards) != len(said):
+        raise ValidationFailed(
+            f"a deliberate write-after-write hazard drew these messages: {said or 'none'}; {_UPDATE}"
+        )
+    return hazards[0]

@@ -50,16 +50,19 @@ def dequantize_affine(
             shifted = cast_float(to_float(shifted) - to_float(zero), output_dtype)
         scale = _one_a_block("scales", scales, one_per_block)
         promoted = _promote(output_dtype, dtype_name(scale))
-        factors = to_float(cast_float(shifted, promoted)), to_float(cast_float(scale, promoted))
-        product = cast_float(_multiply(*factors), promoted)
+        product = cast_float(_multiply(cast_float(shifted, promoted), _factor(scale, promoted)), promoted)
     return cast_float(product, output_dtype).reshape(values.shape)
 
 
+def _factor(scale: Array, promoted: str) -> Array:
+    """The scale as torch multiplies by it: a single one keeps its float32 value where the tensor has 16 bits."""
+    return scale.astype(np.float32) if scale.size == 1 and scale.dtype.kind in "iu" else cast_float(scale, promoted)
+
+
 def _multiply(left: Array, right: Array) -> Array:
-    """The product before its one rounding; a float16 pair is exact in float32."""
-    if left.dtype == np.float16:
-        return np.asarray(left.astype(np.float32) * right.astype(np.float32))
-    return np.asarray(left * right)
+    """The product before its one rounding to the promoted type: in float32, or wider."""
+    wide = np.float64 if np.float64 in (left.dtype, right.dtype) else np.float32
+    return np.asarray(to_float(left).astype(wide) * to_float(right).astype(wide))
 
 
 def _promote(output_dtype: str, scale_dtype: str) -> str:

@@ -105,4 +105,4 @@ def _nearest_float16(values: Array) -> Array:
     subnormal = (np.abs(values) + np.float32(0.5)).view(np.uint32) - np.float32(0.5).view(np.uint32)
     result = np.where(size < np.uint32(0x38800000), subnormal, normal)
     result[size > np.uint32(0x7F800000)] = 0x7E00
-    return (result | ((bits >> np.uint32(16)) & np.uint32(0x8000))).astype(np.uint16)
+    return np.asarray(result | ((bits >> np.uint32(16)) & np.uint32(0x8000)), np.uint16)

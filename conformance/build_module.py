@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from conformance.build_tensors import Array, all_tensors, identifiers, to_torch, user_inputs
-from reference.program_spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Read, Step
+from reference.program_spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Step
 
 
 class SpecModule(torch.nn.Module):  # type: ignore[misc] # torch ships no types that strict mode can follow
@@ -38,8 +38,8 @@ def make_module(spec: ProgramSpec, values: dict[str, Array], quantized: dict[str
         if quantized is not None and "." in tensor.name and tensor.name.rpartition(".")[0] in quantized:
             continue
         _register(module, names[tensor.name], to_torch(values[tensor.name]), tensor.source)
-    for table, embedding in (quantized or {}).items():
-        module.add_module(names[table], embedding)
+    for name, embedding in (quantized or {}).items():
+        module.add_module(names[name], embedding)
     tables = {t.name: t for t in spec.tables} if quantized is not None else {}
     source = forward_source(spec, tables)
     for step in tied_linears(spec, tables):
@@ -51,9 +51,9 @@ def make_module(spec: ProgramSpec, values: dict[str, Array], quantized: dict[str
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {"torch": torch}
     exec(compile(source, filename, "exec"), scope)  # noqa: S102 - the text is generated just above, from a validated spec
-    kind = type("SpecModule", (SpecModule,), {"forward": scope["forward"]})
-    module.__class__ = kind
-    return module.eval()
+    module.__class__ = type("SpecModule", (SpecModule,), {"forward": scope["forward"]})
+    module.eval()
+    return module
 
 
 def _register(module: Any, name: str, tensor: Any, source: str) -> None:
@@ -179,7 +179,7 @@ class _Writer:
             result = f"{identifier}_computed"
             if name not in self.computed:
                 self.computed.add(name)
-                self.lines.append(f"{result} = {add_zero(identifier, tensor.dtype)}")
+                self.lines.append(f"{result} = {add_zero(identifier)}")
             return result
         return identifier if tensor.source == "input" else f"self.{identifier}"
 
@@ -212,8 +212,7 @@ class _Writer:
                 f"torch.nn.functional.embedding({indices}, self.{name}.weight, padding_idx={padding}, "
                 f"scale_grad_by_freq={step.scale_grad_by_freq}, sparse={step.sparse})"
             )
-        dequantize = self.spec.dequantize(step.table)
-        table_text = self.chain(self.names[step.table], step.table_ops, dequantize.weight, dequantize.output_dtype)
+        table_text = self.chain(self.names[step.table], step.table_ops, self.spec.dequantize(step.table).weight)
         if step.max_norm:
             # What torch.export makes of F.embedding(max_norm=...), but on an alias, so that no other reader of the
             # table sees the renormed rows.
@@ -232,18 +231,17 @@ class _Writer:
             f"{step.qmax}, {self.tensor(step.indices)}, dtype=torch.{step.output_dtype})"
         )
 
-    def chain(self, text: str, ops: tuple[str, ...], tensor: str, dtype: str = "") -> str:
+    def chain(self, text: str, ops: tuple[str, ...], tensor: str) -> str:
         """``text`` with the value-preserving ops applied; each gets a line, so that none is written twice."""
-        spec = self.spec.tensor(tensor)
         for op in ops:
             if op == "clone":
                 result = f"torch.clone({text})"
             elif op == "view":
                 result = f"{text}.view({text}.shape)"
             elif op == "add_zero":
-                result = add_zero(text, dtype or spec.dtype)
+                result = add_zero(text)
             else:
-                order = list(reversed(range(len(spec.shape))))
+                order = list(reversed(range(len(self.spec.tensor(tensor).shape))))
                 result = f"torch.permute(torch.permute({text}, {order}), {order})"
             text = f"v{len(self.lines)}"
             while text in self.names.values():
@@ -252,9 +250,9 @@ class _Writer:
         return text
 
 
-def add_zero(text: str, dtype: str) -> str:
-    """An addition that keeps every value: -0.0 for floats, because -0.0 + 0.0 is 0.0."""
-    return f"torch.add({text}, {'-0.0' if 'float' in dtype else '0'})"
+def add_zero(text: str) -> str:
+    """The addition of ``reference.evaluate``: it keeps every value but -0.0, and no matcher looks through it."""
+    return f"torch.add({text}, 0)"
 
 
 def _arguments(step: Lookup) -> tuple[int, bool, bool]:

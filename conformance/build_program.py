@@ -27,8 +27,7 @@ class BuiltProgram:
         inputs: the user inputs, in order, as plain tensors.
         outputs: step name -> position among the user outputs.
         nodes: step name -> name of the graph node that yields its value.
-        placeholders: tensor name -> names of the placeholders that bring it in ("" parts of a spec that the
-            program does not use have none).
+        placeholders: tensor name -> names of the placeholders that bring it in (none where nothing reads it).
         module: the caller's module (None on route "synthetic").
         exported: what torch.export made, in the ATen dialect (None on route "synthetic").
         facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply.
@@ -95,7 +94,7 @@ def _through_export(
     program = edge.exported_program()
     facts |= {
         "exported_by": f"torch.export.export(strict={spec.strict})",
-        "edge_by": f"{to_edge.__module__}.{to_edge.__name__}",
+        "edge_by": "executorch.exir.to_edge",
     }
     nodes = step_nodes(spec, program)
     placeholders = _placeholders(spec, program, parts)
@@ -115,7 +114,7 @@ def _dynamic_shapes(spec: ProgramSpec) -> tuple[Any, ...] | None:
     inputs = user_inputs(spec)
     if not any(t.dynamic for t in inputs):
         return None
-    return tuple({d: torch.export.Dim.DYNAMIC for d in t.dynamic} or None for t in inputs)
+    return tuple(dict.fromkeys(t.dynamic, torch.export.Dim.DYNAMIC) or None for t in inputs)
 
 
 def _part_pointers(embeddings: dict[str, Any]) -> dict[int, str]:

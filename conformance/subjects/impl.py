@@ -1,0 +1,83 @@
+"""Subject "impl": the project's own matcher, packer and Vulkan kernel. It gets no favours.
+
+Each stage is a function that takes the piece under judgement as an argument, so that a planted bug
+replaces that one piece and nothing else.
+
+Source: docs/architecture.md, "Subject".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conformance.case import Case
+from conformance.inputs import table_values
+from conformance.observation import Arrays, Graph, Observation, Refused
+from conformance.subjects._impl_types import Fuse, Pack, telling
+
+
+class SubjectUnderTest:
+    """The player, stage by stage."""
+
+    def supports(self, case: Case) -> str | None:
+        """Return why the case cannot be asked: a stage that the player does not have."""
+        return None if case.stage in {"MATCH", "PACK", "PREPACK", "KERNEL"} else f"impl has no stage {case.stage} yet"
+
+    def run(self, case: Case) -> Observation:
+        """Do what the case asks."""
+        if case.stage == "MATCH":
+            return run_match(case)
+        if case.stage in {"PACK", "PREPACK"}:
+            return run_pack(case)
+        return run_kernel(case)
+
+
+def run_match(case: Case, fuse: Fuse | None = None) -> Graph:
+    """Build the case's program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
+    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.observe_match import observe_match  # noqa: PLC0415 - the same
+    from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - the same
+
+    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    return observe_match(build(case.program), telling(fuse or fuse_q4_embeddings))
+
+
+def run_pack(case: Case, pack: Pack | None = None, prepare: Pack | None = None) -> Arrays:
+    """Pack the case's table into the layout it asks for.
+
+    ``pack`` replaces impl.packer's function for that layout; ``prepare`` the packing of values to the
+    linear-weight bytes that "blocks" starts from.
+    """
+    from impl import packer  # noqa: PLC0415 - torch takes seconds to load
+
+    assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
+    values = table_values(case.table)
+    if case.table.layout == "blocks":
+        return Arrays({"blocks": (pack or packer.pack_blocks)((prepare or packer.pack_linear_weight)(values))})
+    own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[case.table.layout]
+    return Arrays({"packed": (pack or own)(values)})
+
+
+def run_kernel(
+    case: Case,
+    *,
+    shader_source: Path | None = None,
+    fuse: Fuse | None = None,
+    pack: Pack | None = None,
+    blocks: Pack | None = None,
+) -> Arrays | Refused:
+    """Dispatch the case on a Vulkan device; ``conformance.subjects._impl_kernel.run_kernel`` says how."""
+    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+
+    return _impl_kernel.run_kernel(case, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
+
+
+def device_lines() -> list[str]:
+    """One line for each Vulkan device.
+
+    Raises:
+        EnvironmentProblem: no Vulkan loader, driver or device; names the package to install.
+    """
+    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+
+    return _impl_kernel.device_lines()

@@ -101,9 +101,9 @@ def packed_lookup(weight: Array, scales: Array, zero_point: Array | None, indice
     if embed_dim % groups:
         raise ValueError(f"scales: {groups} columns do not divide embed_dim {embed_dim}")
     grouped = values.reshape(vocab_size, groups, embed_dim // groups).astype(np.float32)
-    if zero_point is not None:
-        grouped = grouped - to_float(zero_point).astype(np.float32).reshape(vocab_size, groups, 1)
     with np.errstate(over="ignore", invalid="ignore"):
+        if zero_point is not None:
+            grouped = grouped - to_float(zero_point).astype(np.float32).reshape(vocab_size, groups, 1)
         product = grouped * to_float(per_row).astype(np.float32)[:, :, None]
     return cast_float(_gather(product.reshape(vocab_size, embed_dim), indices), output_dtype)
 
@@ -132,5 +132,6 @@ def _add_zero(array: Array) -> Array:
     """``array + 0`` in the array's own dtype."""
     if dtype_name(array) not in FLOAT_DTYPES:
         return array
-    total = to_float(array) + to_float(array).dtype.type(0)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+        total = to_float(array) + to_float(array).dtype.type(0)
     return cast_float(total, "bfloat16") if array.dtype == BFLOAT16 else total

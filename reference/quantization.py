@@ -28,7 +28,7 @@ def quantize_symmetric(weights: Array, group_size: int = 0) -> tuple[Array, Arra
     """Quantize a float table; every step rounds to the table's own dtype, as eager torch does.
 
     Args:
-        weights: float32, float16 or BFLOAT16 [V, D], finite.
+        weights: float32, float16 or BFLOAT16 [V, D], finite. (torchao needs V >= 1; this does not.)
         group_size: G, or 0 for one scale a row (PerAxis(0)).
 
     Returns:

@@ -135,11 +135,12 @@ def _zeros(_values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     return np.zeros(shape, numpy_dtype(dtype))
 
 
-def _scalar(number: float, dtype: str) -> Array:
+def _scalar(given: float, dtype: str) -> Array:
     """One number as the named dtype, [1]; integers must take it exactly."""
+    number = float(given)
     if dtype in FLOAT_DTYPES:
         return cast_float(np.array([number], np.float64), dtype)
-    if number != int(number):
+    if not number.is_integer():
         raise ValueError(f"value {number} is not a whole number, which {dtype} needs")
     return _integers(np.array([int(number)], np.int64), dtype)
 
@@ -255,7 +256,10 @@ def _weights(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
 
 def _literal(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     width = numpy_dtype(dtype).itemsize
-    data = bytes.fromhex(values.data)
+    try:
+        data = bytes.fromhex(values.data)
+    except ValueError as error:
+        raise ValueError(f"literal data is not hex: {error}") from error
     if len(data) != width * _count(shape):
         raise ValueError(f"literal data has {len(data)} bytes; shape {shape} of {dtype} needs {width * _count(shape)}")
     return _from_bits(np.frombuffer(data, f"<u{width}"), dtype)

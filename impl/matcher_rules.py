@@ -193,7 +193,7 @@ class _Judge:
             yield RefusalReason.WEIGHT_WRITTEN, f"the program writes to the table {weight.name!r}: {weight.written}"
         wanted = torch.uint8 if found.is_flat else torch.int8
         if weight.data.dtype != wanted or found.input_dtype != wanted:
-            told = "" if found.input_dtype == weight.data.dtype else f" (dequantized as {found.input_dtype})"
+            told = "" if found.input_dtype in {weight.data.dtype, wanted} else f" (dequantized as {found.input_dtype})"
             detail = f"the table {weight.name!r} is {weight.data.dtype}{told}, it must be {wanted}"
             yield RefusalReason.WEIGHT_DTYPE, detail
             return

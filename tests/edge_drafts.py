@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import executorch.backends.vulkan.custom_ops_lib
-import executorch.exir.passes._quant_patterns_and_replacements
+import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401 - registers embedding_4bit
 import torch
 from executorch.exir import EdgeCompileConfig
 from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.verification.verifier import EXIREdgeDialectVerifier
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -23,11 +24,13 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
+from torch.utils import _pytree as pytree
 
 EDGE = exir_ops.edge
 DEQUANTIZE = EDGE.torchao.dequantize_affine.default
 EMBEDDING = EDGE.aten.embedding.default
 EMBEDDING_4BIT = EDGE.quantized_decomposed.embedding_4bit.dtype
+CLONE = EDGE.dim_order_ops._clone_dim_order.default
 Q4GSW = EDGE.et_vk.embedding_q4gsw.default
 KINDS = {
     "parameter": (InputKind.PARAMETER, None),
@@ -36,8 +39,6 @@ KINDS = {
     "lifted": (InputKind.CONSTANT_TENSOR, None),
     "input": (InputKind.USER_INPUT, None),
 }
-
-
 
 
 class Draft:
@@ -100,9 +101,6 @@ class Draft:
 
 def call_graph(inputs: int, outputs: int) -> list[Any]:
     """The entry that ``ExportedProgram.module()`` needs: how to flatten inputs and unflatten outputs."""
-    from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
-    from torch.utils import _pytree as pytree
-
     in_spec = pytree.tree_flatten((tuple(range(inputs)), {}))[1]
     out_spec = pytree.tree_flatten(tuple(range(outputs)))[1]
     return [ModuleCallEntry("", ModuleCallSignature([], [], in_spec, out_spec))]

@@ -100,9 +100,7 @@ def test_strided_tables_and_parameters() -> None:
 
 
 @pytest.mark.parametrize(("row", "column", "value"), [(0, 0, 8), (2, 5, -9), (99, 63, 127), (50, 0, -128)])
-def test_names_the_first_value_out_of_range(
-    monkeypatch: pytest.MonkeyPatch, row: int, column: int, value: int
-) -> None:
+def test_names_the_first_value_out_of_range(monkeypatch: pytest.MonkeyPatch, row: int, column: int, value: int) -> None:
     table = random_table(100, 64)
     table[row, column] = value
     table[99, 63] = 127  # a later one, never the one named unless it is the first
@@ -129,7 +127,7 @@ def test_what_is_refused() -> None:
         packer.pack_linear_weight(np.zeros(4, np.int8))
     with pytest.raises(ValueError, match="is 3, it must be even"):
         packer.pack_linear_weight(np.zeros((2, 3), np.int8))
-    with pytest.raises(ValueError, match="embed_dim 6 .* is not a multiple of 4"):
+    with pytest.raises(ValueError, match=r"embed_dim 6 .* is not a multiple of 4"):
         packer.pack_blocks(np.zeros((2, 3), np.uint8))
     fake = FakeTensorMode().from_tensor(torch.zeros(2, 4, dtype=torch.int8))
     with pytest.raises(ValueError, match="FakeTensor on cpu holds no bytes"):

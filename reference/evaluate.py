@@ -40,8 +40,8 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
 
     Returns:
         For every Lookup, PackedLookup and Read step's name an array of its dtype (BFLOAT16 for bfloat16). A Linear
-        has no entry: contract 3.6 judges it by a bound. Neither has a lookup with ``max_norm``, nor what reads the
-        same dequantized table after it: nothing of the contract depends on how the norm is summed.
+        has no entry: contract 3.6 judges it by a bound. Neither has a lookup with ``max_norm``, which scales rows of
+        a copy: nothing in the contract depends on the order in which the norm is summed.
 
     Raises:
         ValueError: a tensor's pattern cannot fill it, or shapes do not fit.
@@ -57,9 +57,7 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
         match step:
             case Dequantize():
                 tables[step.name] = _dequantize(step, tensors)
-            case Lookup() if step.max_norm != 0:
-                tables.pop(step.table, None)
-            case Lookup() if step.table in tables:
+            case Lookup() if step.max_norm == 0:
                 rows = _through(step.table_ops, tables[step.table])
                 outputs[step.name] = _gather(rows, tensors[step.indices])
             case PackedLookup():
@@ -70,9 +68,9 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
                     tensors[step.indices],
                     step.output_dtype,
                 )
-            case Read() if step.of in (known := tensors | tables | outputs):
-                outputs[step.name] = known[step.of].copy()
-            case Lookup() | Read() | Linear():
+            case Read():
+                outputs[step.name] = (tensors | tables)[step.of].copy()
+            case Lookup() | Linear():
                 pass
     return outputs
 

@@ -53,7 +53,7 @@ REASONS = (
     "output_dtype",  # neither float32 nor float16
     "indices_dtype",  # neither int32 nor int64
     "indices_rank",  # above 3
-    "max_norm",  # embedding_renorm on this lookup's rows, by it or by an earlier lookup of the same table
+    "max_norm",  # embedding_renorm scales the rows that this lookup reads
     "table_ops",  # an op between dequantize and embedding, even an identity
     "table_limit",  # the packed table or its scales exceed a limit that the caller gives
 )
@@ -67,11 +67,11 @@ class Limits:
     """A device's limits; None is no limit.
 
     ``max_storage_buffer_range``: bytes of the packed table (in blocks of 8 rows), and of the scales.
-    ``max_image_extent``: texels of the block texture, D/4 wide and ceil(V/8) high.
+    ``max_image_dimension_2d``: texels of the block texture, D/4 wide and ceil(V/8) high.
     """
 
     max_storage_buffer_range: int | None = None
-    max_image_extent: int | None = None
+    max_image_dimension_2d: int | None = None
 
 
 def violations(spec: ProgramSpec, limits: Limits | None = None) -> dict[str, frozenset[str]]:
@@ -88,17 +88,12 @@ def violations(spec: ProgramSpec, limits: Limits | None = None) -> dict[str, fro
         ValueError: a tensor's pattern cannot fill it.
     """
     contents = tensor_values(spec)
-    renormed: set[str] = set()
     found: dict[str, frozenset[str]] = {}
     for step in spec.lookups():
         if isinstance(step, PackedLookup):
             reasons = _packed(spec, step, contents, limits)
         else:
             reasons = _split(spec, step, contents, limits)
-            if step.max_norm != 0:
-                renormed.add(step.table)
-            if step.table in renormed:  # embedding_renorm_ writes to the rows that later lookups read
-                reasons.add("max_norm")
         found[step.name] = frozenset(reasons | _indices(spec.tensor(step.indices)))
     return found
 
@@ -112,6 +107,8 @@ def _split(spec: ProgramSpec, lookup: Lookup, contents: dict[str, Array], limits
     reasons |= _scalars(dequantize.qmin, dequantize.qmax, dequantize.output_dtype)
     if lookup.table_ops:
         reasons.add("table_ops")
+    if lookup.max_norm != 0:
+        reasons.add("max_norm")
     if weight.dtype != "int8" or dequantize.input_dtype != "int8":
         reasons.add("weight_dtype")
     if _readable(weight, dequantize.weight_ops):
@@ -179,7 +176,7 @@ def _exceeds(limits: Limits, vocab_size: int, embed_dim: int, scale: TensorSpec)
     block_rows, block_columns = -(-vocab_size // 8), -(-embed_dim // 4)
     scale_bytes = int(np.prod(scale.shape, dtype=np.int64)) * numpy_dtype(scale.dtype).itemsize
     largest = max(block_rows * block_columns * 16, scale_bytes)
-    by_range, by_extent = limits.max_storage_buffer_range, limits.max_image_extent
+    by_range, by_extent = limits.max_storage_buffer_range, limits.max_image_dimension_2d
     return (by_range is not None and largest > by_range) or (
         by_extent is not None and max(block_rows, block_columns) > by_extent
     )

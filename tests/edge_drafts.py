@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
+    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
@@ -50,7 +51,7 @@ class Draft:
         self.inputs: list[InputSpec] = []
         self.state: dict[str, Any] = {}
         self.constants: dict[str, Any] = {}
-        self.examples: list[torch.Tensor] = []
+        self.examples: list[Any] = []
         self.writes: list[tuple[torch.fx.Node, str]] = []
 
     def tensor(self, name: str, data: torch.Tensor, source: str = "buffer", target: str = "") -> torch.fx.Node:
@@ -68,6 +69,13 @@ class Draft:
             data = torch.nn.Parameter(data, requires_grad=False)
         (self.state if source in {"parameter", "buffer"} else self.constants)[target] = data
         return node
+
+    def number(self, name: str, value: int) -> None:
+        """An input that is no tensor."""
+        node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        self.inputs.append(InputSpec(InputKind.USER_INPUT, ConstantArgument(name, value), None))
+        self.examples.append(value)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
         node = self.graph.call_function(target, args, kwargs)

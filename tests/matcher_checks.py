@@ -6,10 +6,10 @@ import hashlib
 from typing import Any
 
 import torch
-from edge_drafts import DEQUANTIZE, EMBEDDING, EMBEDDING_4BIT, Draft
 from torch.export import ExportedProgram
 
 from impl.matcher import FusionReport, fuse_q4_embeddings
+from tests.edge_drafts import DEQUANTIZE, EMBEDDING, EMBEDDING_4BIT, Draft
 
 
 def values(rows: int, columns: int, seed: int = 0, low: int = -8, high: int = 7) -> torch.Tensor:

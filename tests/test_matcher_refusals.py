@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from edge_drafts import CLONE, EDGE, EMBEDDING, Draft
-from matcher_checks import fuse, packed, same_bits, scales, split, values
 
 from impl.matcher import Limits, RefusalReason
+from tests.edge_drafts import CLONE, EDGE, EMBEDDING, Draft
+from tests.matcher_checks import fuse, packed, same_bits, scales, split, values
 
 INDICES = torch.tensor([[0, 3], [8, 1]])
 

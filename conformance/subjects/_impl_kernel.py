@@ -5,24 +5,19 @@ Source: docs/contract.md sections 3.4 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from conformance.case import Case, Dispatch
 from conformance.inputs import operands
 from conformance.observation import Arrays, EnvironmentProblem, Refused
 from conformance.subjects._impl_types import Array, Fuse, Pack, telling
+from conformance.subjects._spirv import is_precise
 from impl import packer
 from impl.kernel import Device, KernelResult, Variant, devices, embedding_shader, run_embedding
 from impl.vulkan_errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
 
 _open: list[Device] = []
-_FLOAT_MULTIPLY = (133, 142)  # OpFMul, OpVectorTimesScalar
-_DECORATE, _NO_CONTRACTION = 71, 42
 
 
 @dataclass(frozen=True)
@@ -99,18 +94,6 @@ def variant_of(dispatch: Dispatch) -> Variant:
     return Variant(**{name: getattr(dispatch, name) for name in fields})
 
 
-def is_precise(spirv: bytes) -> bool:
-    """Whether every float multiplication of a SPIR-V module is decorated NoContraction (GLSL: precise)."""
-    decorated: set[int] = set()
-    products: set[int] = set()
-    for opcode, operand in _instructions(np.frombuffer(spirv, "<u4")):
-        if opcode == _DECORATE and operand[1] == _NO_CONTRACTION:
-            decorated.add(int(operand[0]))
-        elif opcode in _FLOAT_MULTIPLY:
-            products.add(int(operand[1]))
-    return products <= decorated
-
-
 def device_lines() -> list[str]:
     """One line for each Vulkan device, for a listing.
 
@@ -173,12 +156,3 @@ def _facts(result: KernelResult, dispatch: Dispatch, *, precise: bool) -> dict[s
     if result.unstable is not None:
         facts |= {"unstable": str(result.unstable), "unwritten": facts["unwritten"] or str(result.unstable)}
     return facts
-
-
-def _instructions(words: Any) -> Iterator[tuple[int, Any]]:
-    """Opcode and operands of every instruction after the five words of the header."""
-    at = 5
-    while at < len(words):
-        length = int(words[at]) >> 16
-        yield int(words[at]) & 0xFFFF, words[at + 1 : at + length]
-        at += length

@@ -15,30 +15,10 @@ from reference.dequantize import dequantize_affine
 from reference.program_spec import Values
 from reference.quantization import quantize_symmetric
 from reference.values import values_array
+from tests.reference_arrays import assert_same_bits, to_numpy, to_torch
 
 FLOATS = ("float32", "float16", "bfloat16")
 DTYPES = (*FLOATS, "float64", "int8", "int32", "int64")
-
-
-def to_torch(array: np.ndarray) -> torch.Tensor:
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array["bits"].astype(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view("<u2").view(BFLOAT16)
-    return tensor.numpy()
-
-
-def assert_same_bits(left: np.ndarray, right: np.ndarray, where: object) -> None:
-    assert left.dtype == right.dtype, where
-    assert left.shape == right.shape, where
-    nan = np.isnan(to_float(left))
-    assert (nan == np.isnan(to_float(right))).all(), where
-    unsigned = f"<u{left.dtype.itemsize}"
-    np.testing.assert_array_equal(left.view(unsigned)[~nan], right.view(unsigned)[~nan], str(where))
 
 
 BLOCKS = [  # for values [6, 16]: block size, a scale shape with one element a block

@@ -1,0 +1,146 @@
+"""Judging whole domains as a kernel writes them: a row of 16 results (codes 0 to 15) for each scale.
+
+Three steps, each exact. Where the first and the last of a run of finite scales of one sign give the same
+results, so does every scale between them, because rounding is monotone. Elsewhere a multiplication gives
+what a host computes. What equals neither is put to its accept sets (``exhaustive.judge_outer``).
+
+>>> from reference.accept import HOST
+>>> scales = np.float32([0.5, 0.1])
+>>> got = host_rows(scales, "float32")
+>>> got[1, 15] ^= 1  # 7 * 0.1, one unit in the last place off
+>>> tally = judge_rows(scales, "float32", HOST, got)
+>>> tally.pairs, tally.refused, tally.not_strict, [f"{r.scale_bits:08X} {r.code} {r.got:08X}" for r in tally.first]
+(32, 1, 1, ['3DCCCCCD 15 3F333332'])
+
+Source: docs/contract.md section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reference.accept import CODES, FloatModes
+from reference.exhaustive import host_outer, judge_outer
+from reference.rounding import FORMATS, bits_of, is_nan
+
+Array = npt.NDArray[Any]
+
+BLOCK = 1 << 13  # scales at a time: their results and the temporaries stay in cache
+FIRST = 8  # refused pairs that a tally names
+_FACTORS = np.tile(CODES.astype(np.float32), BLOCK)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One result outside its accept set: the scale's bit pattern, the code, and the bits that came out."""
+
+    scale_bits: int
+    code: int
+    got: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a judgement counted.
+
+    ``refused``: results outside their accept set; ``first`` names the first of them, in the order of scales.
+    ``not_strict``: results that a host would not compute. ``lawless``: those that contract 3.5 holds nobody to.
+    ``total``: the results' 64-bit words added up modulo 2**64, by which a later run can be compared.
+    """
+
+    pairs: int = 0
+    refused: int = 0
+    not_strict: int = 0
+    lawless: int = 0
+    total: int = 0
+    first: tuple[Refused, ...] = ()
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.pairs + other.pairs,
+            self.refused + other.refused,
+            self.not_strict + other.not_strict,
+            self.lawless + other.lawless,
+            (self.total + other.total) % (1 << 64),
+            (*self.first, *other.first)[:FIRST],
+        )
+
+
+def judge_rows(scales: Array, output_dtype: str, modes: FloatModes, got: Array) -> Tally:
+    """Judge the results of every code (value code - 8) times each scale.
+
+    Args:
+        scales: float16 or float32 [n], any bit patterns.
+        output_dtype: "float32" or "float16".
+        modes: what the subject keeps to.
+        got: bit patterns, uint32 or uint16 [n, 16], C-contiguous.
+
+    Raises:
+        ValueError: ``got`` has another shape or type.
+    """
+    unsigned = np.dtype(np.uint16 if output_dtype == "float16" else np.uint32)
+    if got.shape != (scales.size, CODES.size) or got.dtype != unsigned or not got.flags.c_contiguous:
+        raise ValueError(f"got: {got.dtype} {got.shape} is not contiguous {unsigned} {(scales.size, CODES.size)}")
+    words = got.reshape(-1).view(np.uint64)
+    tally = Tally(total=int(np.add.reduce(words, dtype=np.uint64)))
+    if not (modes.rtz16 or modes.rtz32) and _one_row(scales, output_dtype, words):
+        return tally + Tally(pairs=got.size)
+    for start in range(0, scales.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        tally += _judge_block(scales[part], output_dtype, modes, got[part])
+    return tally
+
+
+def host_rows(scales: Array, output_dtype: str) -> Array:
+    """What a host computes: bit patterns [n, 16]; a NaN stands for any."""
+    if output_dtype == "float16":
+        return np.ascontiguousarray(host_outer(scales, output_dtype).T)
+    rows = np.repeat(scales.astype(np.float32), CODES.size)
+    factors = _FACTORS if rows.size <= _FACTORS.size else np.tile(CODES.astype(np.float32), scales.size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows *= factors[: rows.size]
+    return rows.view(np.uint32).reshape(-1, CODES.size)
+
+
+def _one_row(scales: Array, output_dtype: str, words: Array) -> bool:
+    """Whether monotony alone shows that every scale has the same 16 results, and these are what was got."""
+    if not scales.size or not np.isfinite(scales).all():
+        return False
+    bits = bits_of(scales)
+    if (bits[0] ^ bits[-1]) & FORMATS[scales.dtype.name].sign or not (bits[1:] > bits[:-1]).all():
+        return False
+    ends = host_rows(scales[[0, -1]], output_dtype)
+    row = ends[0].view(np.uint64)
+    if not np.array_equal(ends[0], ends[1]):
+        return False
+    rows = words.reshape(-1, row.size)
+    return all(bool((rows[start : start + BLOCK] == row).all()) for start in range(0, len(rows), BLOCK))
+
+
+def _judge_block(scales: Array, output_dtype: str, modes: FloatModes, got: Array) -> Tally:
+    expected = host_rows(scales, output_dtype)
+    truncates = modes.rtz16 or modes.rtz32  # then what a host computes may be outside the set
+    if not truncates:
+        if np.array_equal(expected.view(np.uint64), got.view(np.uint64)):
+            return Tally(pairs=got.size, lawless=_lawless(scales, output_dtype, modes))
+        form = FORMATS[output_dtype]
+        if ((expected == got) | (is_nan(expected, form) & is_nan(got, form))).all():
+            return Tally(pairs=got.size, lawless=_lawless(scales, output_dtype, modes))
+    judged = judge_outer(scales, output_dtype, modes, np.ascontiguousarray(got.T))
+    places = judged.refused[np.lexsort((judged.refused[:, 0], judged.refused[:, 1]))][:FIRST]
+    first = tuple(
+        Refused(int(bits_of(scales)[column]), int(code), int(got[column, code])) for code, column in places.tolist()
+    )
+    return Tally(got.size, len(judged.refused), len(judged.not_strict), judged.lawless, 0, first)
+
+
+def _lawless(scales: Array, output_dtype: str, modes: FloatModes) -> int:
+    """How many of the results contract 3.5 holds nobody to."""
+    forms = {FORMATS[scales.dtype.name], FORMATS["float32"], FORMATS[output_dtype]}
+    if all(modes.preserves_specials(form) for form in forms):
+        return 0
+    return CODES.size * int(np.count_nonzero(~np.isfinite(scales)))

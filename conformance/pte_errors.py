@@ -1,0 +1,25 @@
+"""What can be wrong with a model file, as one-line exceptions.
+
+Source: docs/contract.md section 6; docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+
+class BadFile(ValueError):  # noqa: N818 - it names the file's state
+    """The bytes are not a readable model file: another format, truncated, hostile or of another version."""
+
+
+class CannotRun(Exception):  # noqa: N818 - it names what the observer or the device would do
+    """A readable program that cannot be executed here; the message names the method, delegate and operator."""
+
+
+class DeviceWouldFail(CannotRun):
+    """The program asks for something that the Vulkan runtime or its kernels do not serve."""
+
+
+def one_line(error: BaseException, limit: int = 240) -> str:
+    """The first line of what an exception says, with its type, cut to ``limit`` characters."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -165,25 +165,28 @@ def _accept_block(values: Array, scales: Array, output_form: Format, modes: Floa
     with np.errstate(invalid="ignore"):  # infinity times zero is NaN
         product = values.astype(np.float64) * scales.astype(np.float64)
 
-    # The scale as an operand: of the product, and with float16 of a widening conversion before it.
-    either_zero = np.zeros(product.shape, bool)
-    if not modes.preserves_denormals(scale_form):
-        either_zero |= is_subnormal(bits_of(np.ascontiguousarray(scales)), scale_form)
-    if not all(modes.preserves_specials(form) for form in (scale_form, FLOAT32)):
-        either_zero |= product == 0
-
+    either_zero = _may_be_zero(bits_of(np.ascontiguousarray(scales)), scale_form, modes)
     steps = _round(product, FLOAT32, _rule(modes, FLOAT32))
-    if not modes.preserves_denormals(FLOAT32):
-        for bits in steps:
-            either_zero |= is_subnormal(bits, FLOAT32)
+    for bits in steps:
+        either_zero |= _may_be_zero(bits, FLOAT32, modes)
     if output_form is FLOAT16:
         steps = _to_float16(product, steps, modes)
         for bits in steps:
-            if not modes.preserves_denormals(FLOAT16):
-                either_zero |= is_subnormal(bits, FLOAT16)
-            if not all(modes.preserves_specials(form) for form in (FLOAT16, FLOAT32)):
-                either_zero |= is_zero(bits, FLOAT16)
+            either_zero |= _may_be_zero(bits, FLOAT16, modes)
     return _with_zeros(steps, either_zero, output_form), np.isnan(product)
+
+
+def _may_be_zero(bits: Array, form: Format, modes: FloatModes) -> Array:
+    """Where an operand or a result may read as a zero of either sign: a subnormal, or a zero whose sign is not kept.
+
+    Whatever follows, a product with a finite value or a conversion, then yields zero too.
+    """
+    loose = np.zeros(bits.shape, bool)
+    if not modes.preserves_denormals(form):
+        loose |= is_subnormal(bits, form)
+    if not modes.preserves_specials(form):
+        loose |= is_zero(bits, form)
+    return loose
 
 
 def _rule(modes: FloatModes, form: Format) -> str:

@@ -31,7 +31,7 @@ SIGN16 = np.uint16(0x8000)
 
 @dataclass(frozen=True)
 class OuterJudgement:
-    """Positions as int64 [m, 2]: (code, scale).
+    """Positions as int64 [m, 2]: (code, scale), ascending.
 
     ``refused``: outside the accept set. ``not_strict``: not what a host computes (a superset). ``lawless``: how many
     elements contract 3.5 holds nobody to.
@@ -75,7 +75,7 @@ def judge_outer(scales: Array, output_dtype: str, modes: FloatModes, got: Array)
         refused.append(places[~accept_products(*pairs, output_dtype, modes).contains(bits)])
     special = accept_products(CODES[-1:], np.array([np.inf], scales.dtype), output_dtype, modes).anything[0]
     lawless = CODES.size * int(np.count_nonzero(~np.isfinite(scales))) if special else 0
-    return OuterJudgement(np.concatenate(refused), np.concatenate(not_strict), lawless)
+    return OuterJudgement(_ascending(refused), _ascending(not_strict), lawless)
 
 
 def host_outer(scales: Array, output_dtype: str) -> Array:
@@ -93,6 +93,12 @@ def host_outer(scales: Array, output_dtype: str) -> Array:
         results[0] = _nearest_float16(products[0])
         results[1:8] = results[15:8:-1] ^ SIGN16  # -7..-1 mirror 7..1
     return results
+
+
+def _ascending(places: list[Array]) -> Array:
+    """Join the blocks' positions in row-major order."""
+    joined = np.concatenate(places)
+    return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
 
 
 def _nearest_float16(values: Array) -> Array:

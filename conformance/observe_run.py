@@ -8,6 +8,8 @@ Source: docs/contract.md sections 2 and 5.7.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +71,24 @@ def run_program(program: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
             values[spec.arg.name] = constants[spec.target]
         else:
             raise ValueError(f"placeholder {spec.arg.name} ({spec.kind.name} {spec.target}) has no value")
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         for node in program.graph.nodes:
             if node.op == "call_function":
                 values[node.name] = _run_node(node, values)
             elif node.op == "get_attr":
                 values[node.name] = getattr(program.graph_module, node.target)
     return values
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: waking others costs more than these small tensors, and much more where every core runs a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run_node(node: torch.fx.Node, values: dict[str, Any]) -> Any:

@@ -72,9 +72,15 @@ def graph_text(graph: Any, *, metadata: bool = False) -> str:
 
 def value_text(node: Any) -> str:
     """Dtype and shape of a node's ``meta["val"]``."""
-    value = node.meta.get("val")
+    return _value_text(node.meta.get("val"))
+
+
+def _value_text(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{list(value.shape)}"
+        sizes = (str(n) if isinstance(n, int) else getattr(n.node.expr, "name", None) or str(n) for n in value.shape)
+        return f"{value.dtype}[{', '.join(sizes)}]"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(_value_text(v) for v in value)})"
     return repr(value)
 
 

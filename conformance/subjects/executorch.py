@@ -1,0 +1,162 @@
+"""Subject "executorch": the installed wheel's own pattern pass, packing function and eager operator.
+
+Source programs are handed over the way the wheel's own lowering does it: a new ExportedProgram with a
+graph and dictionaries of its own that share the caller's tensors. The pass is made to edit the program
+object it is given, so that is not held against it; writing into tensors that the caller's module still
+holds is (contract 5.2), and the observer sees it in the source program and the module.
+
+Source: docs/architecture.md, "Subject"; docs/contract.md 5.2.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformance.case import Case, Dispatch
+from conformance.inputs import operands, table_values
+from conformance.observation import Arrays, Graph, Observation, Refused
+from reference.nibble_layouts import pack_flat, pack_linear_weight
+
+
+class SubjectUnderTest:
+    """ExecuTorch's Vulkan backend as far as its wheel can run it: everything but the GPU."""
+
+    def supports(self, case: Case) -> str | None:
+        """Return why the case cannot be asked of the wheel, or None."""
+        if case.stage == "MATCH":
+            return None
+        if case.stage == "PACK" and case.table is not None:
+            return "the wheel has no function that packs flat bytes" if case.table.layout == "flat" else None
+        if case.stage == "KERNEL" and case.dispatch is not None:
+            return _kernel_reason(case, case.dispatch)
+        return f"the wheel has no Vulkan runtime to run stage {case.stage} on"
+
+    def run(self, case: Case) -> Observation:
+        """Do what the case asks; assertions of the wheel come out as they are."""
+        if case.stage == "MATCH":
+            return run_match(case)
+        return run_pack(case) if case.stage == "PACK" else run_kernel(case)
+
+
+def run_match(case: Case) -> Graph:
+    """Build the case's program, apply the wheel's FusePatternsPass and observe."""
+    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.observe_match import observe_match  # noqa: PLC0415 - the same
+
+    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    return observe_match(build(case.program), lambda program: (fuse_patterns(program), None))
+
+
+def run_pack(case: Case) -> Arrays:
+    """Pack the case's table with pack_4bit_weight_tensor, without its default padding of the columns to 8."""
+    import torch  # noqa: PLC0415 - takes seconds to load
+    from executorch.backends.vulkan.patterns.weight_packing_utils import (  # noqa: PLC0415 - the same
+        pack_4bit_weight_tensor,
+    )
+
+    assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
+    values = torch.from_numpy(table_values(case.table))
+    return Arrays({"packed": pack_4bit_weight_tensor(values, inner_dim_padding=None).numpy()})
+
+
+def run_kernel(case: Case) -> Arrays | Refused:
+    """Run et_vk.embedding_q4gsw's eager implementation on the CPU.
+
+    Without a program its weights are the reference's bytes, so that only the operator is judged; with one
+    they are what the pattern pass left in the graph.
+    """
+    import torch  # noqa: PLC0415 - takes seconds to load
+    from executorch.backends.vulkan import custom_ops_lib  # noqa: F401, PLC0415 - registers the operator
+
+    given = operands(case)
+    facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
+    if case.program is None:
+        assert case.dispatch is not None  # noqa: S101 - conformance.case.check saw to it
+        linear = case.dispatch.weight_layout != "flat"
+        packed = (pack_linear_weight if linear else pack_flat)(given.values)
+        arguments = (torch.from_numpy(packed), torch.from_numpy(given.scales), given.group_size)
+        result = torch.ops.et_vk.embedding_q4gsw(*arguments, torch.from_numpy(given.indices), linear)
+        return Arrays({"out": result.numpy()}, facts)
+    from conformance.build_program import build  # noqa: PLC0415 - takes seconds to load
+    from conformance.observe_match import fused_node  # noqa: PLC0415 - the same
+    from conformance.observe_run import fused_arguments  # noqa: PLC0415 - the same
+
+    built = build(case.program)
+    program = fuse_patterns(built.program)
+    node = fused_node(program, built.outputs[case.program.lookups()[0].name])
+    if node is None:
+        return Refused("not_fused", "the pattern pass left the program's first lookup as it was")
+    named = fused_arguments(node)
+    constants = {**program.constants, **program.state_dict}
+    targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
+    weight, scales = (constants[targets[named[name].name]] for name in ("weight", "weight_scales"))
+    indices = torch.from_numpy(given.indices)
+    result = torch.ops.et_vk.embedding_q4gsw(weight, scales, named["group_size"], indices, named["is_linear_weight"])
+    return Arrays({"out": result.detach().numpy()}, {**built.facts, **facts})
+
+
+def fuse_patterns(program: Any) -> Any:
+    """Return what the wheel's FusePatternsPass makes of a copy of ``program`` that shares its tensors."""
+    from executorch.backends.vulkan._passes.fuse_patterns import FusePatternsPass  # noqa: PLC0415 - takes seconds
+    from executorch.backends.vulkan.vulkan_preprocess import apply_passes  # noqa: PLC0415 - the same
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
+        remember_pattern_graphs()
+        given = shallow_copy(program)
+        try:
+            return apply_passes(given, [FusePatternsPass()])
+        except Exception as error:
+            # The pass manager wraps what a pass raises in a bare Exception; what it was is what the verdict names.
+            cause = error.__cause__ or error
+            at = traceback.extract_tb(cause.__traceback__)[-1]
+            said = str(cause).strip().partition("\n")[0] or "no message"
+            message = f"{said} ({Path(at.filename).name}:{at.lineno}: {at.line})"
+            plain = type(cause) if type(cause) in {AssertionError, RuntimeError, ValueError, KeyError} else RuntimeError
+            raise plain(message) from error
+
+
+def shallow_copy(program: Any) -> Any:
+    """A program with its own graph, signature and dictionaries, and the same tensors."""
+    from torch.export import ExportedProgram  # noqa: PLC0415 - takes seconds to load
+
+    graph_module = copy.deepcopy(program.graph_module)
+    return ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=copy.deepcopy(program.graph_signature),
+        state_dict=dict(program.state_dict),
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=list(program.verifiers),
+    )
+
+
+@functools.cache
+def remember_pattern_graphs() -> None:
+    """Keep the wheel's pattern graphs, which it otherwise exports anew on every call (1.6 s); they never differ."""
+    from executorch.backends.vulkan.patterns.pattern_registry import fusable_patterns  # noqa: PLC0415 - takes seconds
+
+    for entry in fusable_patterns.values():
+        if entry.get_graphs_fn is not None:
+            entry.get_graphs_fn = functools.cache(entry.get_graphs_fn)
+
+
+def _kernel_reason(case: Case, d: Dispatch) -> str | None:
+    if d.output_dtype != "float32":
+        return f"the wheel's operator returns float32, not {d.output_dtype}"
+    if "buffer" not in {d.weight_storage} & {d.io_storage}:
+        return "the wheel's operator runs on the CPU, where there are no textures"
+    given = operands(case)
+    if given.indices.size and not (np.min(given.indices) >= 0 and np.max(given.indices) < given.values.shape[0]):
+        return "the wheel's operator runs on the CPU, where an index outside the table raises"
+    return None

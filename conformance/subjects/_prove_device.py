@@ -1,0 +1,180 @@
+"""Proof target "impl": a variant of the embedding shader (ours, or one given by path) on a Vulkan device.
+
+Needs neither torch nor executorch.
+
+Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from conformance.observation import EnvironmentProblem
+from conformance.prove_target import Array, BeyondLimit, Looked, Products
+from conformance.subjects._prove_stream import GROUP, PER_ROW, SMALLEST, Stream, table
+from conformance.subjects._spirv import is_precise
+from impl import shaders
+from impl.kernel import VARIANTS, Device, KernelResult, Variant, embedding_shader, run_embedding, variant_named
+from impl.vulkan_errors import (
+    DeviceLacksFeature,
+    DeviceLimitExceeded,
+    ShaderCompileError,
+    ShaderToolMissing,
+    VulkanUnavailable,
+)
+from reference.nibble_layouts import pack_blocks, pack_flat
+
+ROOT = Path(__file__).resolve().parents[2]
+_OURS = shaders.GLSL / "embedding_q4gsw.comp"
+#: Chunks of variants with textures: they go through the checked path, which runs everything twice.
+_MOST_TEXTURED = 1 << 18
+_PLANE_ROWS = 1024
+
+
+def variants(_subject: str) -> tuple[str, ...]:
+    """The variants' names: 24, each also with nothing declared."""
+    return tuple(v.name for v in (*VARIANTS, *(replace(v, float_modes="none") for v in VARIANTS)))
+
+
+def open_target(_subject: str, variant: str, device: str, shader: Path | None) -> DeviceTarget:
+    """Open the device and compile the shader; see ``conformance.prove_target.open_target``."""
+    chosen = variant_named(variant)
+    if shader is not None and not shader.is_file():
+        raise ValueError(f"no shader file {shader}")
+    try:
+        opened = Device(device or None)
+    except VulkanUnavailable as error:
+        raise EnvironmentProblem(str(error)) from error
+    try:
+        return DeviceTarget(opened, chosen, shader or _OURS)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def spirv_sha256(facts: Mapping[str, str]) -> str:
+    """The hash of what the facts' shader compiles to here, with the float modes that the facts declare.
+
+    Raises:
+        ValueError: no such variant or shader file, or it does not compile.
+        EnvironmentProblem: no compiler, and not in the cache.
+    """
+    source = ROOT / facts["shader"]
+    modes = tuple(m for m in facts["execution_modes"].split(",") if m)
+    try:
+        return shaders.compile_shader(source, variant_named(facts["variant"]).defines, modes).sha256
+    except FileNotFoundError as error:
+        raise ValueError(f"no shader file {facts['shader']}") from error
+    except ShaderCompileError as error:
+        raise ValueError(str(error)) from error
+    except ShaderToolMissing as error:
+        raise EnvironmentProblem(str(error)) from error
+
+
+class DeviceTarget:
+    """See ``conformance.prove_target.Target``."""
+
+    def __init__(self, device: Device, variant: Variant, source: Path) -> None:
+        self._device, self._variant = device, variant
+        try:
+            self._shader = embedding_shader(device.info, variant, source)
+        except ShaderToolMissing as error:
+            raise EnvironmentProblem(str(error)) from error
+        except ShaderCompileError as error:
+            raise ValueError(str(error)) from error
+        resolved = source.resolve()
+        self.facts: Mapping[str, str] = {
+            "subject": "impl",
+            "variant": variant.name,
+            "scale_dtype": variant.scale_dtype,
+            "output_dtype": variant.output_dtype,
+            "arithmetic": "device",
+            "execution_modes": ",".join(self._shader.float_modes),
+            "precise": "1" if is_precise(self._shader.spirv) else "0",
+            "io_storage": variant.io_storage,
+            "shader": str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
+            "glsl_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "spirv_sha256": self._shader.sha256,
+            "device": device.info.name,
+            "driver": device.info.driver,
+        }
+        self.seconds = {"device": 0.0, "transfer": 0.0}
+        self._stream: Stream | None = None
+        self._table: tuple[Array, Array] | None = None
+
+    def open_products(self, most: int, slots: int) -> int:
+        """Halve the chunk until the device holds it."""
+        chunk = max(SMALLEST, 1 << (most.bit_length() - 1))
+        if self._variant.io_storage == "texture3d":
+            chunk = min(chunk, _MOST_TEXTURED)
+            packed, indices = table(self._variant, chunk)
+            self._table = packed, indices.reshape(-1, min(_PLANE_ROWS, indices.size))
+            return chunk
+        while self._stream is None:
+            try:
+                self._stream = Stream(self._device, self._variant, self._shader, chunk, slots, self.seconds)
+            except DeviceLimitExceeded:
+                if chunk == SMALLEST:
+                    raise
+                chunk //= 2
+        return chunk
+
+    def products(self, slot: int, scales: Array) -> Products:
+        """Streamed where output and indices are buffers, else through the checked path."""
+        if self._stream is not None:
+            return self._stream.products(slot, scales)
+        assert self._table is not None  # noqa: S101 - open_products comes first
+        packed, indices = self._table
+        padded = np.zeros((indices.size, PER_ROW), self._variant.scale_dtype)
+        padded.reshape(-1)[: scales.size] = scales
+        found = self._run(packed, padded, GROUP, indices)
+        bits = found.out.reshape(-1, 16)[: scales.size]
+        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(found))
+
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+        """Pack with the reference's layouts and run checked: poison, guard bands, two runs."""
+        packed = (pack_flat if self._variant.weight_layout == "flat" else pack_blocks)(values)
+        found = self._run(packed, scales, group_size, indices)
+        return Looked(found.out, _damage(found))
+
+    def _run(self, packed: Array, scales: Array, group_size: int, indices: Array) -> KernelResult:
+        started = time.perf_counter()
+        try:
+            return run_embedding(
+                self._device,
+                self._variant,
+                packed,
+                scales,
+                group_size,
+                indices,
+                vocab_size=scales.shape[0],
+                shader=self._shader,
+            )
+        except DeviceLimitExceeded as error:
+            raise BeyondLimit(str(error)) from error
+        except DeviceLacksFeature as error:
+            raise EnvironmentProblem(str(error)) from error
+        finally:
+            self.seconds["device"] += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Free everything and close the device."""
+        if self._stream is not None:
+            self._stream.close()
+        self._device.close()
+
+
+def _damage(found: KernelResult) -> str:
+    if found.damage:
+        return found.damage
+    for what, at in (("never written", found.unwritten), ("not the same in two runs", found.unstable)):
+        if at is not None:
+            place = tuple(int(i) for i in np.unravel_index(at, found.out.shape))
+            return f"element {list(place)} is {what}"
+    return ""

@@ -1,0 +1,377 @@
+"""Planted bugs: the player with one mistake each, judged by the unmodified catalogue.
+
+A class is one bug. ``stage`` is where it has to be caught and ``signatures`` what it may look like there; the runner
+loads it as ``path.py:Class``, in a child process of its own, so that patching the player hurts nobody else.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from conformance.case import Case
+from conformance.observation import Observation
+from conformance.subjects.impl import SubjectUnderTest, run_match, run_pack
+from tests.planted.glsl import planted_source
+
+
+class Planted(SubjectUnderTest):
+    """The player; a subclass breaks one thing."""
+
+    stage: ClassVar[str]
+    signatures: ClassVar[tuple[str, ...]]
+    near: ClassVar[str] = ""  # the test asks cases with this in their id first, to save time
+
+
+# --- PACK and PREPACK ---------------------------------------------------------------------------------------------
+
+
+class PackBug(Planted):
+    stage = "PACK"
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        raise NotImplementedError
+
+    def run(self, case: Case) -> Observation:
+        if case.stage != self.stage:
+            return super().run(case)
+        observation = run_pack(case)
+        values = None
+        return replace(observation, arrays={k: self.wrong(v, values) for k, v in observation.arrays.items()})
+
+
+class NibbleOrder(PackBug):
+    """Even and odd column of a byte are swapped."""
+
+    signatures = ("PACK/layout/nibble_order",)
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        return (packed >> 4) | (packed << 4)
+
+
+class Offset(PackBug):
+    """Nibbles hold two's complement values: the offset of 8 is forgotten."""
+
+    signatures = ("PACK/layout/offset",)
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        return packed ^ 0x88
+
+
+class LastByte(PackBug):
+    """The last byte of the last row is wrong, and nothing else."""
+
+    signatures = ("PACK/layout/codes", "PACK/layout/nibble_order")
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        packed.reshape(-1)[-1:] ^= 0x10
+        return packed
+
+
+class SignedBytes(PackBug):
+    """The packed bytes are int8."""
+
+    signatures = ("PACK/dtype_shape/dtype",)
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        return packed.view(np.int8)
+
+
+class RowWithinBlock(PackBug):
+    """The upper and lower four rows of a block are swapped."""
+
+    stage = "PREPACK"
+    signatures = ("PREPACK/layout/row_order", "PREPACK/layout/codes")
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        bits = packed.view(np.uint32)
+        return (((bits >> 4) & 0x0F0F0F0F) | ((bits & 0x0F0F0F0F) << 4)).view(np.int32)
+
+
+class PaddingRows(PackBug):
+    """Rows past V hold code 0 instead of code 8 (q = 0)."""
+
+    stage = "PREPACK"
+    signatures = ("PREPACK/layout/padding",)
+
+    def run(self, case: Case) -> Observation:
+        observation = super().run(case)
+        rows = case.table.vocab_size % 8 if case.stage == "PREPACK" and case.table else 0
+        if rows:
+            last = observation.arrays["blocks"][-1].view(np.uint32)  # type: ignore[union-attr]  # PREPACK answers Arrays
+            for row in range(rows, 8):
+                last[:, row & 3] &= np.uint32(0xF0F0F0F0 if row < 4 else 0x0F0F0F0F)
+        return observation
+
+    def wrong(self, packed: Any, values: Any) -> Any:
+        return packed
+
+
+# --- MATCH --------------------------------------------------------------------------------------------------------
+
+
+class MatchBug(Planted):
+    stage = "MATCH"
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def run(self, case: Case) -> Observation:
+        return run_match(case, self.fuse) if case.stage == "MATCH" else super().run(case)
+
+
+class MissingCheck(MatchBug):
+    """Does not look at the conditions that ``reasons`` name."""
+
+    reasons: ClassVar[tuple[str, ...]]
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl import matcher, matcher_rules
+
+        whole: Callable[..., Iterator[Any]] = matcher_rules._Judge._violations
+
+        @functools.wraps(whole)
+        def some(*arguments: Any) -> Iterator[Any]:
+            return (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
+
+        matcher_rules._Judge._violations = some  # type: ignore[method-assign]  # that is the bug
+        try:
+            return matcher.fuse_q4_embeddings(program)
+        finally:
+            matcher_rules._Judge._violations = whole  # type: ignore[method-assign]  # put back
+
+
+class NoZeroPointCheck(MissingCheck):
+    reasons = ("zero_point_nonzero",)
+    signatures = ("MATCH/decision/undue_fusion:zero_point_nonzero",)
+
+
+class NoRangeCheck(MissingCheck):
+    reasons = ("qmin_qmax",)
+    near = "qrange"
+    signatures = ("MATCH/decision/undue_fusion:qmin_qmax",)
+
+
+class NoGroupCheck(MissingCheck):
+    reasons = ("group_size_not_multiple_of_4",)
+    near = "torchao/g"
+    signatures = ("MATCH/decision/undue_fusion:group_size_not_multiple_of_4",)
+
+
+class NoWidthCheck(MissingCheck):
+    reasons = ("embed_dim_not_multiple_of_32",)
+    near = "torchao/d"
+    signatures = ("MATCH/decision/undue_fusion:embed_dim_not_multiple_of_32",)
+
+
+class NoWriteCheck(MissingCheck):
+    reasons = ("weight_written",)
+    near = "source/"
+    signatures = ("MATCH/decision/undue_fusion:weight_written",)
+
+
+class FusesNothing(MatchBug):
+    """Refuses every lookup, which is safe and useless."""
+
+    signatures = ("MATCH/decision/missed_fusion:",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import FusionReport
+
+        return program, FusionReport((), ())
+
+
+class WrongReason(MatchBug):
+    """Refuses rightly, for a reason that does not hold."""
+
+    signatures = ("MATCH/decision/wrong_reason",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import RefusalReason, fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        return fused, replace(report, refused=tuple(replace(r, reason=RefusalReason.MAX_NORM) for r in report.refused))
+
+
+class DoublePack(MatchBug):
+    """A table's second lookup reads bytes that were packed twice."""
+
+    near = "lookups"
+    signatures = ("MATCH/array/values",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        if len(report.fused) > 1:
+            constants = {**fused.constants, **fused.state_dict}
+            targets = {s.arg.name: s.target for s in fused.graph_signature.input_specs}
+            packed = constants[targets[report.fused[0].packed]]
+            packed.copy_((packed >> 4) | (packed << 4))
+        return fused, report
+
+
+class FirstGroupSizeForAll(MatchBug):
+    """One table under several group sizes: the first one is used for every lookup."""
+
+    near = "several"
+    signatures = ("MATCH/array/values", "MATCH/raised/ValueError")
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        nodes = [n for n in fused.graph.nodes if "embedding_q4gsw" in str(n.target)]
+        for node in nodes[1:]:
+            node.args = (*node.args[:1], *nodes[0].args[1:3], *node.args[3:])
+        return fused, report
+
+
+class PackedForOtherConsumer(MatchBug):
+    """The table's other consumer gets the packed bytes: the constant is overwritten where the caller sees it."""
+
+    near = "other-consumer"
+    signatures = ("MATCH/array/values", "MATCH/mutated/source")
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        import torch
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for fusion in report.fused:
+            held = {**program.constants, **program.state_dict}[fusion.table]
+            with torch.no_grad():
+                held.copy_(held ^ 8)
+        return fused, report
+
+
+class LosesFloat16(MatchBug):
+    """The operator's own float32 is handed on where the program had float16."""
+
+    near = "float16"
+    signatures = ("MATCH/dtype_shape/dtype",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        casts = [n for n in fused.graph.nodes if "_to_dim_order_copy" in str(n.target)]
+        for node in [n for n in casts if "embedding_q4gsw" in str(n.args[0].target)]:
+            wide = node.args[0]
+            node.replace_all_uses_with(wide)
+            fused.graph_signature.replace_all_uses(node.name, wide.name)
+            fused.graph.erase_node(node)
+        fused.graph_module.recompile()
+        return fused, report
+
+
+class Asserts(MatchBug):
+    """Meets an asymmetric table with an assertion in mid-rewrite."""
+
+    signatures = ("MATCH/raised/AssertionError",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        assert all(str(r.reason) != "zero_point_nonzero" for r in report.refused), "requires symmetric quantization"
+        return fused, report
+
+
+# --- KERNEL -------------------------------------------------------------------------------------------------------
+
+
+class ShaderBug(Planted):
+    stage = "KERNEL"
+    bug: ClassVar[str]
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects._impl_kernel import run_kernel
+
+        if case.stage != "KERNEL":
+            return super().run(case)
+        with tempfile.TemporaryDirectory() as folder:
+            return run_kernel(case, shader_source=planted_source(self.bug, Path(folder)))
+
+
+class ShaderNibbleOrder(ShaderBug):
+    bug = "nibble_order"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderOffset(ShaderBug):
+    bug = "offset"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderRowWithinBlock(ShaderBug):
+    bug = "row_within_block"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderBlockRow(ShaderBug):
+    bug = "block_row"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderGroupIndex(ShaderBug):
+    bug = "group_index"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderScaleOfFirstHalf(ShaderBug):
+    bug = "scale_of_first_half"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderUnwrittenTail(ShaderBug):
+    bug = "unwritten_tail"
+    signatures = ("KERNEL/array/unwritten",)
+
+
+class ShaderUnwrittenRow(ShaderBug):
+    bug = "unwritten_row"
+    signatures = ("KERNEL/array/unwritten",)
+
+
+class ShaderWritesBehind(ShaderBug):
+    bug = "write_behind"
+    signatures = ("KERNEL/mutated/guard_band",)
+
+
+ALL: tuple[type[Planted], ...] = (
+    NibbleOrder,
+    Offset,
+    LastByte,
+    SignedBytes,
+    RowWithinBlock,
+    PaddingRows,
+    NoZeroPointCheck,
+    NoRangeCheck,
+    NoGroupCheck,
+    NoWidthCheck,
+    NoWriteCheck,
+    FusesNothing,
+    WrongReason,
+    DoublePack,
+    FirstGroupSizeForAll,
+    PackedForOtherConsumer,
+    LosesFloat16,
+    Asserts,
+    ShaderNibbleOrder,
+    ShaderOffset,
+    ShaderRowWithinBlock,
+    ShaderBlockRow,
+    ShaderGroupIndex,
+    ShaderScaleOfFirstHalf,
+    ShaderUnwrittenTail,
+    ShaderUnwrittenRow,
+    ShaderWritesBehind,
+)

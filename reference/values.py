@@ -247,11 +247,14 @@ def _powers_of_two(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
 def _weights(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     """The sum of four uniform numbers, centred, times a magnitude that is the row's own."""
     _float_format(values, dtype)
-    count = _count(shape)
-    bell = _raw(values, count).view("<u2").reshape(count, 4).astype(np.int64).sum(axis=1) - 2 * 0xFFFF
-    row = np.arange(count) // max(1, shape[-1] if shape else 1)
+    columns = max(1, shape[-1] if shape else 1)
+    words = _raw(values, _count(shape)).view("<u2").reshape(-1, columns, 4)
+    bell = np.full(words.shape[:2], -2 * 0xFFFF, np.int32)
+    for quarter in range(4):
+        bell += words[:, :, quarter]
+    row = np.arange(len(bell))
     magnitude = np.ldexp(1.0 + (row * 5 % 32) / 32.0, (-17 - row % 8).astype(np.int32))
-    return cast_float(bell * magnitude, dtype)
+    return cast_float(bell * magnitude[:, None], dtype)
 
 
 def _literal(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -204,6 +204,8 @@ def test_every_set_is_the_slow_formulations(scale_dtype: str, output_dtype: str)
     values[: special_bits(scale_dtype).size : 3] = 0
     for modes in some_modes():
         accept = accept_products(values, scales, output_dtype, modes)
+        nothing_like_it = accept.contains(np.full(scales.shape, 12.34375, output_dtype))
+        np.testing.assert_array_equal(nothing_like_it, accept.anything)
         for i, (value, scale) in enumerate(zip(values.tolist(), scales, strict=True)):
             expected = slow_set(value, scale, output_dtype, modes)
             where = f"{value} * {scale!r} to {output_dtype}, {modes}"

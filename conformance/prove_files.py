@@ -82,8 +82,7 @@ class Journal:
         for name in sorted({*header, *self.header}):
             there, here = header.get(name), self.header.get(name)
             if there != here:
-                name, there, here = _inner(name, there, here)
-                raise ValueError(f"{self.path} is of another proof: {name} is {there!r} there, {here!r} here")
+                raise ValueError(f"{self.path} is of another proof: {_difference(name, there, here)}")
         done: set[int] = set()
         for record in records:
             if not isinstance(record, dict) or not {"start", "stop"} <= set(record) or record["start"] in done:
@@ -115,9 +114,9 @@ class Journal:
         self.path.unlink()
 
 
-def _inner(name: str, there: Any, here: Any) -> tuple[str, Any, Any]:
-    """Name the first field that differs where both are tables."""
+def _difference(name: str, there: Any, here: Any) -> str:
+    """What differs; of two tables, the first field that does."""
     if isinstance(there, dict) and isinstance(here, dict):
         key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
-        return f"{name}.{key}", there.get(key), here.get(key)
-    return name, there, here
+        return _difference(f"{name}.{key}", there.get(key), here.get(key))
+    return f"{name} is {there!r} there, {here!r} here"

@@ -33,7 +33,8 @@ class FloatModes:
     """What the SPIR-V entry point declares, and two facts about the shader (contract 3.3, 3.4).
 
     ``precise``: the product is decorated so that it may not be rounded once, straight to float16. ``image_output16``:
-    a float16 output is stored to a 16-bit float image, which rounds to either neighbour (no effect on float32 output).
+    a float16 output is stored to a 16-bit float image, which rounds to either neighbour and, being a store, does not
+    flush (no effect on float32 output).
     DenormFlushToZero narrows nothing: the contract lets a subnormal become zero wherever it need not be preserved.
     """
 
@@ -172,17 +173,18 @@ def _accept_block(values: Array, scales: Array, output_form: Format, modes: Floa
     if output_form is FLOAT16:
         steps = _to_float16(product, steps, modes)
         for bits in steps:
-            either_zero |= _may_be_zero(bits, FLOAT16, modes)
+            either_zero |= _may_be_zero(bits, FLOAT16, modes, flush=not modes.image_output16)
     return _with_zeros(steps, either_zero, output_form), np.isnan(product)
 
 
-def _may_be_zero(bits: Array, form: Format, modes: FloatModes) -> Array:
+def _may_be_zero(bits: Array, form: Format, modes: FloatModes, *, flush: bool = True) -> Array:
     """Where an operand or a result may read as a zero of either sign: a subnormal, or a zero whose sign is not kept.
 
-    Whatever follows, a product with a finite value or a conversion, then yields zero too.
+    Whatever follows, a product with a finite value or a conversion, then yields zero too. ``flush`` is off for what
+    an image store makes: stores never flush (contract 3.4).
     """
     loose = np.zeros(bits.shape, bool)
-    if not modes.preserves_denormals(form):
+    if flush and not modes.preserves_denormals(form):
         loose |= is_subnormal(bits, form)
     if not modes.preserves_specials(form):
         loose |= is_zero(bits, form)

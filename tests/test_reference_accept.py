@@ -101,14 +101,14 @@ def roundings(exact: float, kind: type, rule: str) -> set:
     return {"nearest": {nearest}, "zero": {toward_zero}, "either": {nearest, other}}[rule]
 
 
-def loosen(numbers: set, modes: FloatModes, kind: type) -> set:
-    """What an operand or a result of this width may read as."""
+def loosen(numbers: set, modes: FloatModes, kind: type, *, flush: bool = True) -> set:
+    """What an operand or a result of this width may read as; what a store makes is not flushed."""
     width = 8 * np.dtype(kind).itemsize
     loose = set(numbers)
     for number in numbers:
         subnormal = number != 0 and abs(number) < np.finfo(kind).smallest_normal
         lost_sign = number == 0 and not getattr(modes, f"signed_zero_inf_nan_preserve{width}")
-        if (subnormal and not getattr(modes, f"denorm_preserve{width}")) or lost_sign:
+        if (flush and subnormal and not getattr(modes, f"denorm_preserve{width}")) or lost_sign:
             loose |= {Bits(kind(0.0)), Bits(kind(-0.0))}
     return loose
 
@@ -131,18 +131,20 @@ class Bits:
         return int(bits_of(np.array([self.number]))[0])
 
 
-def step(numbers: set[Bits], compute: object, kind_in: type, kind: type, rule: str, modes: FloatModes) -> set[Bits]:
+def step(
+    numbers: set[Bits], compute: object, kind_in: type, kind: type, rule: str, modes: FloatModes, *, flush: bool = True
+) -> set[Bits]:
     """One operation: operands loosened, the exact result rounded, the results loosened."""
 
-    def loosened(given: set[Bits], of: type) -> set[Bits]:
-        return set().union(*(given, *({*map(as_bits, loosen({b.number}, modes, of))} for b in given)))
+    def loosened(given: set[Bits], of: type, *, flush: bool = True) -> set[Bits]:
+        return set().union(*(given, *({*map(as_bits, loosen({b.number}, modes, of, flush=flush))} for b in given)))
 
     results: set[Bits] = set()
     for operand in loosened(numbers, kind_in):
         with np.errstate(invalid="ignore"):
             exact = compute(np.float64(operand.number))
         results |= {Bits(copysign(r, exact)) for r in roundings(float(exact), kind, rule)}
-    return loosened(results, kind)
+    return loosened(results, kind, flush=flush)
 
 
 def as_bits(number: object) -> Bits:
@@ -172,9 +174,10 @@ def slow_set(value: int, scale: np.floating, output_dtype: str, modes: FloatMode
     product = step(operand, lambda s: s * value, single, single, rule(32), modes)
     if output_dtype == "float16":
         last = "either" if modes.image_output16 else rule(16)
-        narrowed = step(product, lambda p: p, single, np.float16, last, modes)
+        flush = not modes.image_output16
+        narrowed = step(product, lambda p: p, single, np.float16, last, modes, flush=flush)
         if not modes.precise:
-            narrowed |= step({Bits(scale)}, lambda s: s * value, kind, np.float16, last, modes)
+            narrowed |= step({Bits(scale)}, lambda s: s * value, kind, np.float16, last, modes, flush=flush)
         product = narrowed
     return {bits.pattern() for bits in product}
 
@@ -264,6 +267,9 @@ UNSIGNED = dataclasses.replace(HOST, signed_zero_inf_nan_preserve16=False, signe
         # 3.4: an image store may go either way although nearest even is declared
         (1, 0x3F800100, "float32", "float16", HOST, ["3C00"]),
         (1, 0x3F800100, "float32", "float16", dataclasses.replace(HOST, image_output16=True), ["3C00", "3C01"]),
+        # 3.4: and it never flushes, being a store (2**-24 is the smallest float16)
+        (1, 0x33800000, "float32", "float16", dataclasses.replace(FLUSH, image_output16=True), ["1"]),
+        (-1, 0x33800000, "float32", "float16", FloatModes(image_output16=True), ["8001"]),
         # 3.5
         (0, 0xFC00, "float16", "float32", HOST, ["NaN"]),
         (-8, 0x7E00, "float16", "float16", HOST, ["NaN"]),

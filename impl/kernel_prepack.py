@@ -25,6 +25,11 @@ _SHADER = shaders.GLSL / "pack_q4_linear_weight.comp"
 _LOCAL = (16, 4, 1)
 
 
+def prepack_shader(storage: str, source: Path | None = None) -> shaders.Shader:
+    """The compiled prepack shader; ``source`` replaces our GLSL. It holds no floats, so it declares no float modes."""
+    return shaders.compile_shader(source or _SHADER, ("TEXTURE",) if storage == "texture2d" else ())
+
+
 def run_prepack(
     device: Device,
     packed: npt.NDArray[Any],
@@ -68,9 +73,8 @@ def run_prepack(
         raise DeviceLimitExceeded(
             f"packed has {packed.nbytes} bytes, beyond maxStorageBufferRange = {bound} of {device.info.name}"
         )
-    defines = ("TEXTURE",) if storage == "texture2d" else ()
     job = Job(
-        shader=shader or shaders.compile_shader(shader_source or _SHADER, defines),
+        shader=shader or prepack_shader(storage, shader_source),
         output=output,
         operands=(Operand("t_int4_weight", "storage", np.ascontiguousarray(packed)),),
         push=(columns, blocks, 1, 1, columns, rows),

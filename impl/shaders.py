@@ -47,7 +47,8 @@ def compile_shader(source: Path, defines: tuple[str, ...] = (), float_modes: tup
         ShaderCompileError: glslc or spirv-val refuses the shader.
         FileNotFoundError: there is no such source.
     """
-    return _compile(source.name, source.read_bytes(), tuple(sorted(defines)), tuple(sorted(float_modes)))
+    directory = cache_directory()
+    return _compile(directory, source.name, source.read_bytes(), tuple(sorted(defines)), tuple(sorted(float_modes)))
 
 
 def cache_directory() -> Path:
@@ -59,17 +60,18 @@ def cache_directory() -> Path:
 
 
 @functools.lru_cache(maxsize=256)
-def _compile(name: str, source: bytes, defines: tuple[str, ...], float_modes: tuple[str, ...]) -> Shader:
+def _compile(
+    directory: Path, name: str, source: bytes, defines: tuple[str, ...], float_modes: tuple[str, ...]
+) -> Shader:
     stem = Path(name).stem
     recipe = json.dumps([hashlib.sha256(source).hexdigest(), defines, float_modes, _TARGET])
     key = f"{stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:20]}"
-    directory = cache_directory()
     cached = _find(directory, key)
     if cached is not None:
         spirv = cached.read_bytes()
     elif float_modes:
         # The modes depend on the device, the plain module does not: one compiled elsewhere serves every device.
-        plain = _compile(name, source, defines, ())
+        plain = _compile(directory, name, source, defines, ())
         spirv = _validated(shader_modes.declare(plain.spirv, float_modes), name, defines)
         _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
     else:

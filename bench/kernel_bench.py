@@ -1,0 +1,255 @@
+"""Time the embedding shader on a device: ours, ExecuTorch's beside it, and what a copy manages.
+
+    python -m bench.kernel_bench [--device NAME] [--quick] [--ablation] [--executorch-src PATH] [--out DIR]
+
+Needs Python, numpy and the ``vulkan`` package; with Q4GSW_SPIRV_CACHE pointing at a directory that
+``--precompile`` filled elsewhere it needs no shader compiler either. Every timed output is checked
+against the reference before its time counts.
+
+Source: docs/contract.md section 7; docs/kernel.md has the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
+from bench.kernel_report import Measurement, table, write_files
+from bench.kernel_timing import SETS, Resident, copy_bandwidth, time_job
+from impl import shaders
+from impl.kernel import VARIANTS, Device, Variant, embedding_job, embedding_shader, variant_named
+from impl.kernel_checks import Request
+from impl.kernel_geometry import work_groups
+from impl.kernel_prepack import PREPACK_STORAGES, prepack_shader
+from impl.shader_executorch import executorch_shaders, shader_name
+from impl.vulkan_errors import VulkanError
+from reference.nibble_layouts import unpack_blocks, unpack_flat
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from impl.shaders import Shader
+
+#: The shapes of the goals: 1 = decode, 2,047 = a Llama prefill.
+ROWS = (1, 2047, 32768, 262144)
+QUICK_ROWS = (1, 2047)
+NAMES = ("block-buffer-f32out-f32scale-buffer", "flat-buffer-f16out-f16scale-buffer")
+REPEATS = 40
+COPY_BYTES = 1 << 30
+_CPU_COPY_BYTES = 1 << 26
+_ABLATED_ROWS = 32768
+
+
+@dataclass(frozen=True)
+class Table:
+    """A random table as bytes (its layout is the variant's), with scales that no rounding makes equal."""
+
+    variant: Variant
+    weight: npt.NDArray[Any]
+    scales: npt.NDArray[Any]
+    group_size: int
+    vocab_size: int
+    embed_dim: int
+
+    def request(self, indices: npt.NDArray[np.int32]) -> Request:
+        """The lookup of those indices."""
+        return Request(
+            self.variant, self.weight, self.scales, indices, self.group_size, self.vocab_size, self.embed_dim
+        )
+
+    def expected(self, indices: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+        """What the reference says, nearest even; random scales keep away from subnormals."""
+        if self.variant.weight_layout == "flat":
+            values = unpack_flat(self.weight[indices])
+        else:
+            rows = unpack_blocks(self.weight[indices >> 3], 8 * indices.size)
+            values = rows[8 * np.arange(indices.size) + (indices & 7)]
+        scales = np.repeat(self.scales[indices].astype(np.float64), self.group_size, axis=1)
+        return (values * scales).astype(np.float32).astype(self.variant.output_dtype)
+
+    def useful_bytes(self, rows: int) -> int:
+        """Output, packed codes, scales and indices of a lookup of ``rows`` rows."""
+        out = np.dtype(self.variant.output_dtype).itemsize * self.embed_dim
+        scales = self.scales.dtype.itemsize * (self.embed_dim // self.group_size)
+        return rows * (out + self.embed_dim // 2 + scales + 4)
+
+
+def random_table(variant: Variant, vocab_size: int, embed_dim: int, group_size: int) -> Table:
+    """A table of random codes and of random scales in [1, 2)."""
+    rng = np.random.default_rng(7)
+    shape: tuple[int, ...] = (vocab_size, embed_dim // 2)
+    if variant.weight_layout == "block":
+        shape = (-(-vocab_size // 8), embed_dim // 4, 16)
+    weight = rng.integers(0, 256, shape, dtype=np.uint8)
+    if variant.weight_layout == "block":
+        weight = weight.view(np.int32)
+    scales = (1 + rng.random((vocab_size, embed_dim // group_size), dtype=np.float32)).astype(variant.scale_dtype)
+    return Table(variant, weight, scales, group_size, vocab_size, embed_dim)
+
+
+def measure(
+    device: Device, data: Table, resident: Resident, who: str, shader: Shader, rows: int, change: Ablation | None = None
+) -> Measurement:
+    """Time one shader at one size and check what it wrote.
+
+    Raises:
+        VulkanError: the output is wrong (an ablation that leaves work out is not checked).
+    """
+    rng = np.random.default_rng(rows)
+    sets = [rng.integers(0, data.vocab_size, rows, dtype=np.int32) for _ in range(SETS)]
+    request = data.request(sets[0])
+    grid = "executorch" if who == "ExecuTorch" else "player"
+    constants = grid == "player" and who != "ours, sizes at run time" and (change is None or change.constants)
+    job = embedding_job(device.info, request, shader, specialize=constants, grid=grid)  # type: ignore[arg-type]  # one of the two literals
+    if change and (change.rows or change.local):
+        local = change.local or job.constants[0]
+        each = change.rows or job.constants.get(5, 1)
+        columns = 8 if data.variant.output_dtype == "float16" else 4
+        wanted = (data.embed_dim // columns, -(-rows // each), 1)
+        job = replace(
+            job,
+            constants={**job.constants, 0: local, 1: 1, 2: 1, 5: each},
+            groups=work_groups(device.info, wanted, (local, 1, 1)),
+        )
+    timing = time_job(device, job, request, resident, sets, REPEATS if rows > 1 else 5 * REPEATS)
+    if change is None or not change.edits:
+        head = sets[0][: timing.output.shape[0]]
+        if not np.array_equal(timing.output, data.expected(head)):
+            raise VulkanError(
+                f"{who}, {data.variant.name}, {rows} rows: the output is wrong, so its time means nothing"
+            )
+    return Measurement(
+        variant=data.variant.name,
+        who=change.name if change else who,
+        rows=rows,
+        median_us=timing.median_ns / 1e3,
+        fastest_us=min(timing.samples_ns) / 1e3,
+        useful_bytes=data.useful_bytes(rows),
+    )
+
+
+def bench_variant(
+    device: Device,
+    data: Table,
+    rows_list: tuple[int, ...],
+    theirs: dict[str, Shader],
+    copy_gbs: float,
+    *,
+    ablation: bool,
+) -> list[Measurement]:
+    """Every size with every shader there is for one variant."""
+    found: list[Measurement] = []
+    limit = device.info.limits["maxStorageBufferRange"]
+    ours = embedding_shader(device.info, data.variant)
+    probe = data.request(np.zeros(1, np.int32))
+    arrays = [operand.data for operand in embedding_job(device.info, probe, ours).operands[1:3]]
+    ablated_at = max([rows for rows in rows_list if rows <= _ABLATED_ROWS], default=rows_list[0])
+    for rows in rows_list:
+        if rows * probe.row_bytes > limit:
+            _say(f"{data.variant.name}, {rows} rows: beyond maxStorageBufferRange = {limit}, left out")
+            continue
+        sizes = np.array([data.embed_dim, rows, 1, 1], np.int32)
+        with Resident(device, [*arrays, sizes]) as resident:
+            base = None
+            if name := shader_name(data.variant) if theirs else "":
+                base = measure(device, data, resident, "ExecuTorch", theirs[name], rows)
+                found.append(replace(base, ratio=1.0, share_of_copy=base.gigabytes_per_second / copy_gbs))
+            for who in ("ours", "ours, sizes at run time"):
+                one = measure(device, data, resident, who, ours, rows)
+                ratio = base.median_us / one.median_us if base else None
+                found.append(replace(one, ratio=ratio, share_of_copy=one.gigabytes_per_second / copy_gbs))
+            for change in ABLATIONS if ablation and rows == ablated_at else ():
+                one = measure(
+                    device, data, resident, "ours", ablated_shader(device, data.variant, change), rows, change
+                )
+                found.append(replace(one, share_of_copy=one.gigabytes_per_second / copy_gbs))
+    return found
+
+
+def ablated_shader(device: Device, variant: Variant, change: Ablation) -> Shader:
+    """Our shader with a part taken out."""
+    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
+        return embedding_shader(device.info, variant, ablated_source(change, Path(scratch)))
+
+
+def precompile(directory: Path, checkout: Path | None) -> None:
+    """Fill ``directory`` with every plain module this program and the kernel host may ask for."""
+    os.environ["Q4GSW_SPIRV_CACHE"] = str(directory)
+    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
+        for variant in VARIANTS:
+            shaders.compile_shader(shaders.GLSL / "embedding_q4gsw.comp", variant.defines)
+        for change in ABLATIONS:
+            source = ablated_source(change, Path(scratch))
+            for name in NAMES:
+                shaders.compile_shader(source, variant_named(name).defines)
+    for storage in PREPACK_STORAGES:
+        prepack_shader(storage)
+    if checkout is not None:
+        for shader in executorch_shaders(checkout).values():
+            (directory / "executorch").mkdir(parents=True, exist_ok=True)
+            (directory / "executorch" / f"{shader.name}.spv").write_bytes(shader.spirv)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bench with those command-line arguments (None: the process's own); returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="part of the device's name, or its index")
+    parser.add_argument("--vocab-size", type=int, default=128256)
+    parser.add_argument("--embed-dim", type=int, default=2048)
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--rows", type=int, nargs="+", help=f"sizes to time (default {ROWS})")
+    parser.add_argument("--variants", nargs="+", default=NAMES, help="variant names with buffer storage")
+    parser.add_argument("--quick", action="store_true", help=f"only {QUICK_ROWS} rows")
+    parser.add_argument("--ablation", action="store_true", help="also take parts out and change shapes, at one size")
+    parser.add_argument(
+        "--executorch-src", type=Path, help="a checkout of ExecuTorch, or a directory of its .spv files"
+    )
+    parser.add_argument("--precompile", type=Path, metavar="DIR", help="only compile everything into DIR")
+    parser.add_argument("--out", type=Path, default=Path("reports/bench"), help="where kernel.csv, .json and .svg go")
+    options = parser.parse_args(arguments)
+    if options.precompile:
+        precompile(options.precompile, options.executorch_src)
+        return 0
+    theirs = executorch_shaders(options.executorch_src) if options.executorch_src else {}
+    rows_list = tuple(options.rows or (QUICK_ROWS if options.quick else ROWS))
+    found: list[Measurement] = []
+    with Device(options.device) as device:
+        size = _CPU_COPY_BYTES if device.info.kind == "cpu" else COPY_BYTES
+        copy_gbs = copy_bandwidth(device, size, 20)
+        header: dict[str, object] = {
+            "device": device.info.name,
+            "driver": device.info.driver,
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "host": platform.machine(),
+            "copy_gigabytes_per_second": copy_gbs,
+            "vocab_size": options.vocab_size,
+            "embed_dim": options.embed_dim,
+            "group_size": options.group_size,
+        }
+        _say(" ".join(f"{key}={value}" for key, value in header.items()))
+        for name in options.variants:
+            data = random_table(variant_named(name), options.vocab_size, options.embed_dim, options.group_size)
+            found += bench_variant(device, data, rows_list, theirs, copy_gbs, ablation=options.ablation)
+    _say(table(found))
+    write_files(options.out, header, found, copy_gbs)
+    _say(f"wrote {options.out}/kernel.csv, kernel.json, kernel.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Device time of one dispatch, by timestamps, warm, over rotating inputs.
+
+The table lies in device memory once. Every timed dispatch reads another set of random indices and
+writes another output, in turn, so that no run finds its rows in a cache because the last one did.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from impl.vulkan_memory import Buffer, memory_barrier
+from impl.vulkan_pipeline import BufferRange, Pipeline
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from impl.kernel import Device
+    from impl.kernel_checks import Request
+    from impl.kernel_job import Job
+
+SETS = 4
+_ALIGN = 256
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Nanoseconds of the timed dispatches, and the rows of the first index set as the device wrote them."""
+
+    samples_ns: tuple[float, ...]
+    output: npt.NDArray[Any]
+
+    @property
+    def median_ns(self) -> float:
+        """Median of the samples."""
+        return statistics.median(self.samples_ns)
+
+
+class Resident:
+    """Arrays in device memory: uploaded once, bound many times. A context manager."""
+
+    def __init__(self, device: Device, arrays: list[npt.NDArray[Any]]) -> None:
+        offsets, size = [], 0
+        for array in arrays:
+            offsets.append(size)
+            size += -(-array.nbytes // _ALIGN) * _ALIGN
+        self._buffer = Buffer(device, size, host=False)
+        staging = Buffer(device, size, host=True)
+        try:
+            assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
+            for array, offset in zip(arrays, offsets, strict=True):
+                staging.bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+            commands = device.begin()
+            copy = [device.vk.VkBufferCopy(size=size)]
+            device.vk.vkCmdCopyBuffer(commands, staging.handle, self._buffer.handle, 1, copy)
+            device.submit()
+        finally:
+            staging.close()
+        self.ranges = [
+            BufferRange(self._buffer.handle, offset, array.nbytes)
+            for array, offset in zip(arrays, offsets, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._buffer.close()
+
+
+class Stopwatch:
+    """Timestamp queries around pieces of one command buffer."""
+
+    def __init__(self, device: Device, pieces: int) -> None:
+        vk = device.vk
+        if not device.info.timestamp_period_ns:
+            raise RuntimeError(
+                f"{device.info.name} has no timestamps on its compute queue (timestampComputeAndGraphics)"
+            )
+        self._device, self._count = device, 2 * pieces
+        info = vk.VkQueryPoolCreateInfo(queryType=vk.VK_QUERY_TYPE_TIMESTAMP, queryCount=self._count)
+        self._pool = vk.vkCreateQueryPool(device.handle, info, None)
+
+    def reset(self, commands: Any) -> None:
+        """Record: forget all timestamps. First of all commands."""
+        self._device.vk.vkCmdResetQueryPool(commands, self._pool, 0, self._count)
+
+    def mark(self, commands: Any, number: int) -> None:
+        """Record timestamp ``number`` once everything before it is done."""
+        vk = self._device.vk
+        vk.vkCmdWriteTimestamp(commands, vk.VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, self._pool, number)
+
+    def read(self) -> list[float]:
+        """Nanoseconds of each piece: between marks 0 and 1, 2 and 3, ..."""
+        vk = self._device.vk
+        data = vk.ffi.new("uint64_t[]", self._count)
+        flags = vk.VK_QUERY_RESULT_64_BIT | vk.VK_QUERY_RESULT_WAIT_BIT
+        handle, size = self._device.handle, 8 * self._count
+        vk.vkGetQueryPoolResults(handle, self._pool, 0, self._count, size, vk.ffi.cast("void *", data), 8, flags)
+        period = self._device.info.timestamp_period_ns
+        return [(data[i + 1] - data[i]) * period for i in range(0, self._count, 2)]
+
+    def close(self) -> None:
+        """Free the queries."""
+        self._device.vk.vkDestroyQueryPool(self._device.handle, self._pool, None)
+
+
+def _serialize(device: Device, commands: Any) -> None:
+    """Each dispatch waits for the one before: they are timed one by one."""
+    vk = device.vk
+    stages = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | vk.VK_PIPELINE_STAGE_TRANSFER_BIT
+    access = vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_WRITE_BIT
+    memory_barrier(device, commands, (stages, access), (stages, access | vk.VK_ACCESS_SHADER_READ_BIT))
+
+
+def time_job(
+    device: Device, job: Job, request: Request, table: Resident, index_sets: list[npt.NDArray[np.int32]], repeats: int
+) -> Timing:
+    """Median device time of ``job`` (a buffer variant): warm, inputs and outputs rotated.
+
+    ``table`` holds weight, scales and out_sizes; every index set has as many indices as the request.
+    """
+    out_size = -(-job.output.size // _ALIGN) * _ALIGN
+    sets = min(SETS, max(1, (4 << 30) // out_size))
+    outputs = [Buffer(device, out_size, host=False) for _ in range(sets)]
+    stopwatch = Stopwatch(device, repeats)
+    pipelines: list[Pipeline] = []
+    try:
+        with Resident(device, list(index_sets[:sets])) as indices:
+            for i in range(sets):
+                pipeline = Pipeline(device, job.shader, job.kinds, len(job.push), job.constants)
+                pipelines.append(pipeline)
+                target = BufferRange(outputs[i].handle, 0, job.output.size)
+                pipeline.bind(0, [target, indices.ranges[i], *table.ranges])
+            for timed in (False, True):
+                commands = device.begin()
+                stopwatch.reset(commands)
+                for i in range(repeats if timed else sets):
+                    _serialize(device, commands)
+                    if timed:
+                        stopwatch.mark(commands, 2 * i)
+                    pipelines[i % sets].dispatch(commands, 0, job.push, job.groups)
+                    if timed:
+                        stopwatch.mark(commands, 2 * i + 1)
+                device.submit()
+            samples = stopwatch.read()
+            output = _head(device, outputs[0], request)
+    finally:
+        for pipeline in pipelines:
+            pipeline.close()
+        for output_buffer in outputs:
+            output_buffer.close()
+        stopwatch.close()
+    return Timing(tuple(samples), output)
+
+
+def _head(device: Device, buffer: Buffer, request: Request, rows: int = 64) -> npt.NDArray[Any]:
+    """The first rows of an output, for checking."""
+    size = min(rows, request.indices.size) * request.row_bytes
+    staging = Buffer(device, size, host=True)
+    try:
+        commands = device.begin()
+        device.vk.vkCmdCopyBuffer(commands, buffer.handle, staging.handle, 1, [device.vk.VkBufferCopy(size=size)])
+        device.submit()
+        assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
+        return staging.bytes[:size].copy().view(request.out_dtype).reshape(-1, request.embed_dim)
+    finally:
+        staging.close()
+
+
+def copy_bandwidth(device: Device, size: int, repeats: int) -> float:
+    """Bytes read plus bytes written a nanosecond (GB/s) by vkCmdCopyBuffer of ``size`` bytes: the roof."""
+    source, target = Buffer(device, size, host=False), Buffer(device, size, host=False)
+    stopwatch = Stopwatch(device, repeats)
+    try:
+        copy = [device.vk.VkBufferCopy(size=size)]
+        for timed in (False, True):
+            commands = device.begin()
+            stopwatch.reset(commands)
+            for i in range(repeats if timed else 1):
+                _serialize(device, commands)
+                if timed:
+                    stopwatch.mark(commands, 2 * i)
+                device.vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, copy)
+                if timed:
+                    stopwatch.mark(commands, 2 * i + 1)
+            device.submit()
+        return 2 * size / statistics.median(stopwatch.read())
+    finally:
+        stopwatch.close()
+        source.close()
+        target.close()

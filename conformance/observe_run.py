@@ -1,9 +1,11 @@
 """Runs an edge program node by node, et_vk.embedding_q4gsw through the reference operator.
 
-Every other node runs through its own eager implementation, so a rewritten program and its source
-differ only in what the rewriting did. A node that fails costs what depends on it, not the rest.
+So is quantized_decomposed.embedding_4bit, whose eager form multiplies in the scales' dtype: contract 4
+takes ExecuTorch's CPU kernel for what it means. Every other node runs through its own eager
+implementation, so a rewritten program and its source differ only in what the rewriting did. A node
+that fails costs what depends on it, not the rest.
 
-Source: docs/contract.md sections 2 and 5.7.
+Source: docs/contract.md sections 2, 4 and 5.7.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from typing import Any
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
-from conformance.build_tensors import to_numpy
+from conformance.build_tensors import dtype_name, to_numpy, to_torch
+from reference.evaluate import packed_lookup
 from reference.q4_embedding_ref import embedding_q4gsw
 
 FUSED = "et_vk.embedding_q4gsw"
+PACKED = "quantized_decomposed.embedding_4bit"
 _PARAMETERS = ("weight", "weight_scales", "group_size", "indices", "is_linear_weight")
 
 
@@ -100,6 +104,8 @@ def _run_node(node: torch.fx.Node, values: dict[str, Any]) -> Any:
     try:
         if op_name(node) == FUSED:
             return _reference(arguments, keywords)
+        if op_name(node) == PACKED:
+            return _packed_reference(*arguments, **keywords)
         return node.target(*arguments, **keywords)
     except Exception as error:  # noqa: BLE001 - whatever a node raises is an observation
         return Failure(node.name, f"{type(error).__name__}: {error}")
@@ -116,6 +122,13 @@ def _reference(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         given["is_linear_weight"],
     )
     return torch.from_numpy(result)
+
+
+def _packed_reference(
+    weight: Any, scales: Any, zero_point: Any, _qmin: int, _qmax: int, indices: Any, *, dtype: Any = torch.float32
+) -> Any:
+    zero = None if zero_point is None else to_numpy(zero_point)
+    return to_torch(packed_lookup(to_numpy(weight), to_numpy(scales), zero, to_numpy(indices), dtype_name(dtype)))
 
 
 def fused_arguments(node: torch.fx.Node) -> dict[str, Any]:

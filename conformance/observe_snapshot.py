@@ -26,7 +26,7 @@ def source_snapshot(built: BuiltProgram) -> Snapshot:
         parts[f"inputs[{position}]"] = tensor_content(tensor)
     if built.module is not None:
         for name, tensor in module_tensors(built.module):
-            parts[f"module.{name}"] = (id(tensor), *tensor_content(tensor))
+            parts[f"module.{name}"] = _identified(tensor)
     if built.exported is not None:
         parts |= {f"exported.{k}": v for k, v in program_snapshot(built.exported, identity=True).items()}
     return parts
@@ -47,8 +47,7 @@ def program_snapshot(program: Any, *, identity: bool = False) -> Snapshot:
     for kind, tensors in (("state_dict", program.state_dict), ("constants", program.constants)):
         for name, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor):
-                content = tensor_content(tensor)
-                parts[f"{kind}[{name}]"] = (id(tensor), *content) if identity else content
+                parts[f"{kind}[{name}]"] = _identified(tensor) if identity else tensor_content(tensor)
             else:
                 parts[f"{kind}[{name}]"] = repr(tensor)
     return parts
@@ -85,7 +84,7 @@ def _value_text(value: Any) -> str:
 
 
 def tensor_content(tensor: Any) -> tuple[object, ...]:
-    """What a tensor is: class, dtype, shape, strides, whether it takes gradients, address and bytes."""
+    """What a tensor is: class, dtype, shape, strides, whether it takes gradients, and bytes."""
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         return (type(tensor), *((name, tensor_content(getattr(tensor, name))) for name in names))
@@ -97,9 +96,14 @@ def tensor_content(tensor: Any) -> tuple[object, ...]:
         tuple(tensor.shape),
         tensor.stride(),
         tensor.requires_grad,
-        plain.data_ptr(),
         data,
     )
+
+
+def _identified(tensor: Any) -> tuple[object, ...]:
+    """A tensor's content, which object it is and where its memory lies."""
+    address = 0 if is_traceable_wrapper_subclass(tensor) else tensor.data_ptr()
+    return id(tensor), address, *tensor_content(tensor)
 
 
 def module_tensors(module: Any) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ import pytest
 from conformance import runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import load, nearest, select
+from conformance.observation import EnvironmentProblem
 from conformance.subject import check_name
 from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, counts, exit_code, last_line
 from conformance.worker import CASE_SECONDS, Worker
@@ -44,6 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
     group.addoption("--stages", default="", help="comma-separated, of " + ", ".join(STAGES))
     group.addoption("--device", default="", help="Vulkan device by name or index (see python -m conformance devices)")
+    group.addoption(
+        "--validate", action="store_true", help="with Vulkan's validation layer; any message fails the case"
+    )
     group.addoption("--seed", type=int, default=0, help="seed of the generated programs (default: 0)")
     group.addoption("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
     group.addoption("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
@@ -56,10 +60,15 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_name(config.getoption("--subject"))
         config.stash[_CASES] = _selected(config)
-    except ValueError as error:
+        if (device := config.getoption("--device")) and _is_controller(config):
+            from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
+
+            check_device(device)
+            os.environ["Q4GSW_DEVICE"] = device  # the workers inherit it
+    except (ValueError, EnvironmentProblem) as error:
         raise pytest.UsageError(str(error)) from error
-    if config.getoption("--device"):
-        os.environ["Q4GSW_DEVICE"] = config.getoption("--device")
+    if config.getoption("--validate"):
+        os.environ["Q4GSW_VALIDATE"] = "1"
     if _is_controller(config):
         report = Path(config.getoption("--report") or tempfile.mkdtemp(prefix="q4gsw-report-"))
         config.option.report = str(report)

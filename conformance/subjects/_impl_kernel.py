@@ -5,6 +5,7 @@ Source: docs/contract.md sections 3.4 and 7.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from conformance.subjects._impl_types import Array, Fuse, Pack, telling
 from conformance.subjects._spirv import is_precise
 from impl import packer
 from impl.kernel import Device, KernelResult, Variant, devices, embedding_shader, run_embedding
+from impl.vulkan_device import list_devices
 from impl.vulkan_errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
+from impl.vulkan_info import choose_device
 
 _open: list[Device] = []
 
@@ -38,7 +41,7 @@ def open_device() -> Device:
         VulkanUnavailable: no loader, no driver or no such device.
     """
     if not _open or _open[0].broken:
-        _open[:] = [Device()]
+        _open[:] = [Device(validate=os.environ.get("Q4GSW_VALIDATE") == "1")]
     return _open[0]
 
 
@@ -92,6 +95,23 @@ def variant_of(dispatch: Dispatch) -> Variant:
     """The player's variant that a dispatch asks for."""
     fields = ("output_dtype", "scale_dtype", "weight_layout", "weight_storage", "io_storage", "float_modes")
     return Variant(**{name: getattr(dispatch, name) for name in fields})
+
+
+def check_device(wanted: str) -> None:
+    """Check that ``wanted``, an index or part of a name, is a Vulkan device of this machine.
+
+    Raises:
+        ValueError: it is not; names the devices there are.
+        EnvironmentProblem: no Vulkan loader or driver; names the package to install.
+    """
+    try:
+        there = list_devices()
+    except VulkanUnavailable as error:
+        raise EnvironmentProblem(str(error)) from error
+    try:
+        choose_device(there, wanted)
+    except VulkanUnavailable as error:
+        raise ValueError(str(error)) from error
 
 
 def device_lines() -> list[str]:

@@ -58,23 +58,41 @@ def open_target(_subject: str, variant: str, device: str, shader: Path | None) -
         raise
 
 
-def spirv_sha256(facts: Mapping[str, str]) -> str:
-    """The hash of what the facts' shader compiles to here, with the float modes that the facts declare.
+def derived(facts: Mapping[str, str]) -> dict[str, str]:
+    """What the facts' shader is and compiles to here, with the float modes that the facts declare.
 
     Raises:
         ValueError: no such variant or shader file, or it does not compile.
         EnvironmentProblem: no compiler, and not in the cache.
     """
-    source = ROOT / facts["shader"]
+    source, variant = ROOT / facts["shader"], variant_named(facts["variant"])
     modes = tuple(m for m in facts["execution_modes"].split(",") if m)
+    if not source.is_file():
+        raise ValueError(f"no shader file {facts['shader']}")
     try:
-        return shaders.compile_shader(source, variant_named(facts["variant"]).defines, modes).sha256
-    except FileNotFoundError as error:
-        raise ValueError(f"no shader file {facts['shader']}") from error
+        return _settled(variant, source, shaders.compile_shader(source, variant.defines, modes))
     except ShaderCompileError as error:
         raise ValueError(str(error)) from error
     except ShaderToolMissing as error:
         raise EnvironmentProblem(str(error)) from error
+
+
+def _settled(variant: Variant, source: Path, shader: shaders.Shader) -> dict[str, str]:
+    """The facts that need no device."""
+    resolved = source.resolve()
+    return {
+        "subject": "impl",
+        "variant": variant.name,
+        "scale_dtype": variant.scale_dtype,
+        "output_dtype": variant.output_dtype,
+        "arithmetic": "device",
+        "execution_modes": ",".join(shader.float_modes),
+        "precise": "1" if is_precise(shader.spirv) else "0",
+        "io_storage": variant.io_storage,
+        "shader": str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
+        "glsl_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "spirv_sha256": shader.sha256,
+    }
 
 
 class DeviceTarget:
@@ -88,19 +106,8 @@ class DeviceTarget:
             raise EnvironmentProblem(str(error)) from error
         except ShaderCompileError as error:
             raise ValueError(str(error)) from error
-        resolved = source.resolve()
         self.facts: Mapping[str, str] = {
-            "subject": "impl",
-            "variant": variant.name,
-            "scale_dtype": variant.scale_dtype,
-            "output_dtype": variant.output_dtype,
-            "arithmetic": "device",
-            "execution_modes": ",".join(self._shader.float_modes),
-            "precise": "1" if is_precise(self._shader.spirv) else "0",
-            "io_storage": variant.io_storage,
-            "shader": str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
-            "glsl_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-            "spirv_sha256": self._shader.sha256,
+            **_settled(variant, source, self._shader),
             "device": device.info.name,
             "driver": device.info.driver,
         }

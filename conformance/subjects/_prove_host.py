@@ -35,26 +35,28 @@ def open_target(subject: str, variant: str, _device: str, shader: Path | None) -
     """Load the operator; see ``conformance.prove_target.open_target``."""
     if shader is not None:
         raise ValueError(f"subject {subject} runs on the host and takes no shader")
-    if variant not in variants(subject):
-        raise ValueError(f"unknown variant {variant!r} of {subject}: known are {', '.join(variants(subject))}")
-    _layout, output, scale = variant.split("-")
-    output_dtype = "float16" if output.startswith("f16") else "float32"
-    operator, driver = _wheel() if subject == "executorch" else _reference(output_dtype)
-    facts = dict.fromkeys(FACTS, "") | {
-        "subject": subject,
-        "variant": variant,
-        "scale_dtype": "float16" if scale.startswith("f16") else "float32",
-        "output_dtype": output_dtype,
-        "arithmetic": "host",
-        "device": f"CPU {platform.machine()}",
-        "driver": driver,
-    }
+    settled = derived({"subject": subject, "variant": variant})
+    operator, driver = _wheel() if subject == "executorch" else _reference(settled["output_dtype"])
+    facts = dict.fromkeys(FACTS, "") | settled | {"device": f"CPU {platform.machine()}", "driver": driver}
     return HostTarget(operator, facts)
 
 
-def spirv_sha256(_facts: Mapping[str, str]) -> str:
-    """There is no module."""
-    return ""
+def derived(facts: Mapping[str, str]) -> dict[str, str]:
+    """See ``conformance.prove_target.derived``."""
+    if facts["variant"] not in variants(facts["subject"]):
+        raise ValueError(
+            f"unknown variant {facts['variant']!r} of {facts['subject']}: "
+            f"known are {', '.join(variants(facts['subject']))}"
+        )
+    _layout, output, scale = facts["variant"].split("-")
+    settled = dict.fromkeys(FACTS, "") | {
+        "subject": facts["subject"],
+        "variant": facts["variant"],
+        "scale_dtype": "float16" if scale.startswith("f16") else "float32",
+        "output_dtype": "float16" if output.startswith("f16") else "float32",
+        "arithmetic": "host",
+    }
+    return {name: value for name, value in settled.items() if name not in {"device", "driver"}}
 
 
 class HostTarget:

@@ -72,6 +72,18 @@ def run_kernel(
     return _impl_kernel.run_kernel(case, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
 
 
+def check_device(wanted: str) -> None:
+    """Check that a Vulkan device of that index or name is there.
+
+    Raises:
+        ValueError: it is not; names the devices there are.
+        EnvironmentProblem: no Vulkan loader or driver; names the package to install.
+    """
+    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+
+    _impl_kernel.check_device(wanted)
+
+
 def device_lines() -> list[str]:
     """One line for each Vulkan device.
 

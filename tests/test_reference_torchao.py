@@ -78,6 +78,18 @@ def test_cast_float_is_torchs(source: str, target: str) -> None:
         assert_same_bits(got, to_numpy(to_torch(numbers).to(getattr(torch, target))), values)
 
 
+def test_cast_float_rounds_twice_as_torch_does() -> None:
+    # Just above a tie of the 16-bit type; float32 rounds it onto the tie, which then goes to even.
+    for numbers, target in (
+        (np.full(37, 1 + 2**-11 + 2**-40), "float16"),
+        (np.full(37, 1 + 2**-8 + 2**-40), "bfloat16"),
+        (np.full(37, 2**35 + 2**27 + 1, np.int64), "bfloat16"),
+    ):
+        got = cast_float(numbers, target)
+        assert_same_bits(got, to_numpy(to_torch(numbers).to(getattr(torch, target))), target)
+        assert to_float(got).tolist() == [2.0 ** int(np.log2(numbers[0]))] * 37
+
+
 def test_bfloat16_round_trips_every_pattern() -> None:
     every = np.arange(65536, dtype="<u2").view(BFLOAT16)
     wide = from_bfloat16(every)

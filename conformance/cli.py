@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import replay, runner
+from conformance import cli_models, replay, runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import load, select
+from conformance.observation import EnvironmentProblem
 from conformance.subject import check_name
 from conformance.toml_io import case_to_toml
 from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, exit_code, last_line, read
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="sum up a verdict stream; says when it is truncated")
     report.add_argument("file", type=Path, help="verdicts.jsonl, or the directory it is in")
+    cli_models.add_commands(commands)
     return top
 
 
@@ -70,6 +72,9 @@ def _selection(command: argparse.ArgumentParser) -> None:
 def _subject(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--subject", default=default, help="impl | executorch | path.py:Class")
     command.add_argument("--device", default="", help="Vulkan device by name or index")
+    command.add_argument(
+        "--validate", action="store_true", help="with Vulkan's validation layer; any message fails the case"
+    )
     command.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
 
 
@@ -77,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
         given = parser().parse_args(arguments)
-        command = {"list": _list, "run": _run, "replay": _replay, "devices": _devices, "report": _report}[given.command]
-        return command(given)
-    except ValueError as error:
+        own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices, "report": _report}
+        return {**own, **cli_models.COMMANDS}[given.command](given)
+    except (ValueError, EnvironmentProblem) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -152,8 +157,14 @@ def _replay(given: argparse.Namespace) -> int:
 
 
 def _device(given: argparse.Namespace) -> None:
+    """Hand device and validation on to the child, by environment."""
     if given.device:
+        from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
+
+        check_device(given.device)
         os.environ["Q4GSW_DEVICE"] = given.device
+    if given.validate:
+        os.environ["Q4GSW_VALIDATE"] = "1"
 
 
 def _devices(_given: argparse.Namespace) -> int:

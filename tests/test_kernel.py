@@ -122,3 +122,17 @@ def test_prepack_gives_the_reference_blocks(device: Device, storage: str, vocab_
     result = run_prepack(device, pack_linear_weight(values), storage)  # type: ignore[arg-type]  # parametrize gives str
     np.testing.assert_array_equal(result.out, pack_blocks(values))
     assert (result.unwritten, result.unstable, result.damage) == (None, None, "")
+
+
+def test_staging_works_where_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a discrete GPU, on whatever device there is: validated, every storage, guards included."""
+    monkeypatch.setattr("impl.vulkan_memory.shares_memory", lambda _device: False)
+    with Device(validate=True) as device:
+        for variant in VARIANTS[::3]:
+            table = random_table(17, 64, 32, variant.scale_dtype)
+            lookup(device, variant, table, (2, 3, 5))
+            lookup(device, variant, table, (2, 3), checked=False)
+        values = random_table(17, 64, 32, "float32").values
+        for storage in ("buffer", "texture2d"):
+            result = run_prepack(device, pack_linear_weight(values), storage)  # type: ignore[arg-type]  # a tuple of str
+            np.testing.assert_array_equal(result.out, pack_blocks(values))

@@ -14,6 +14,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2026.10.20"
+nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["conformance", "tests", "lint"]
 
 ROOT = Path(__file__).parent

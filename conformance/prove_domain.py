@@ -67,12 +67,12 @@ class Domain:
 
     def scales(self, first: int, last: int) -> Array:
         """The scales at positions [first, last) of the domain."""
-        unsigned = np.uint16 if self.dtype == "float16" else np.uint32
+        unsigned: Any = np.uint16 if self.dtype == "float16" else np.uint32
         if self.name == "boundary":
-            bits = boundary_bits(self.dtype)[first:last]
+            bits: Array = boundary_bits(self.dtype)[first:last].astype(unsigned)
         else:
-            bits = np.arange(self.start + first, self.start + last, dtype=np.int64).astype(unsigned)
-        return bits.astype(unsigned, copy=False).view(self.dtype)
+            bits = np.arange(last - first, dtype=unsigned) + unsigned(self.start + first)
+        return bits.view(self.dtype)
 
 
 def parse(text: str, dtype: str) -> Domain:

@@ -2,7 +2,8 @@
 
 Three steps, each exact. Where the first and the last of a run of finite scales of one sign give the same
 results, so does every scale between them, because rounding is monotone. Elsewhere a multiplication gives
-what a host computes. What equals neither is put to its accept sets (``exhaustive.judge_outer``).
+what a host computes. What is neither that nor a zero that flushing allows is put to its accept sets
+(``exhaustive.judge_outer``).
 
 >>> from reference.accept import HOST
 >>> scales = np.float32([0.5, 0.1])
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from reference.accept import CODES, FloatModes
 from reference.exhaustive import host_outer, judge_outer
-from reference.rounding import FORMATS, bits_of, is_nan
+from reference.rounding import FLOAT32, FORMATS, Format, bits_of, is_nan, is_subnormal, is_zero
 
 Array = npt.NDArray[Any]
 
@@ -128,14 +129,27 @@ def _judge_block(scales: Array, output_dtype: str, modes: FloatModes, got: Array
         if np.array_equal(expected.view(np.uint64), got.view(np.uint64)):
             return Tally(pairs=got.size, lawless=_lawless(scales, output_dtype, modes))
         form = FORMATS[output_dtype]
-        if ((expected == got) | (is_nan(expected, form) & is_nan(got, form))).all():
-            return Tally(pairs=got.size, lawless=_lawless(scales, output_dtype, modes))
+        strict = (expected == got) | (is_nan(expected, form) & is_nan(got, form))
+        if (strict | _flushed(scales, expected, modes, got, form)).all():
+            not_strict = got.size - int(np.count_nonzero(strict))
+            return Tally(got.size, 0, not_strict, _lawless(scales, output_dtype, modes))
     judged = judge_outer(scales, output_dtype, modes, np.ascontiguousarray(got.T))
     places = judged.refused[np.lexsort((judged.refused[:, 0], judged.refused[:, 1]))][:FIRST]
     first = tuple(
         Refused(int(bits_of(scales)[column]), int(code), int(got[column, code])) for code, column in places.tolist()
     )
     return Tally(got.size, len(judged.refused), len(judged.not_strict), judged.lawless, 0, first)
+
+
+def _flushed(scales: Array, expected: Array, modes: FloatModes, got: Array, form: Format) -> Array:
+    """Where a zero came out and contract 3.4 lets it: the scale is subnormal, or the float32 product is."""
+    own = FORMATS[scales.dtype.name]
+    allowed = np.zeros(got.shape, bool)
+    if not modes.preserves_denormals(own):
+        allowed |= is_subnormal(bits_of(scales), own)[:, None]
+    if form is FLOAT32 and not modes.preserves_denormals(FLOAT32):
+        allowed |= is_subnormal(expected, form)
+    return np.asarray(allowed & is_zero(got, form))
 
 
 def _lawless(scales: Array, output_dtype: str, modes: FloatModes) -> int:

@@ -11,12 +11,17 @@ Source: docs/contract.md section 5.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from impl.matcher_report import Fusion, FusionReport, Limits, Refusal, RefusalReason
 from impl.matcher_rewrite import rewrite
 from impl.matcher_rules import Plan, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["Fusion", "FusionReport", "Limits", "Refusal", "RefusalReason", "fuse_q4_embeddings"]
 
@@ -48,9 +53,16 @@ def fuse_q4_embeddings(
 
     Source: contract 5.
     """
+    return fuse_all_but(program, limits or Limits(), ())
+
+
+def fuse_all_but(
+    program: ExportedProgram, limits: Limits, left_alone: Collection[str]
+) -> tuple[ExportedProgram, FusionReport]:
+    """``fuse_q4_embeddings``, except for the named lookups, which stay as they are and out of the report."""
     _check(program)
-    decisions = decide(program, limits or Limits())
-    plans = [decision for decision in decisions if isinstance(decision, Plan)]
+    decisions = decide(program, limits)
+    plans = [d for d in decisions if isinstance(d, Plan) and d.lookup.name not in left_alone]
     refused = [decision for decision in decisions if isinstance(decision, Refusal)]
     fused_program, fused = rewrite(program, plans)
     return fused_program, FusionReport(tuple(fused.values()), tuple(refused))

@@ -1,0 +1,172 @@
+"""lower_to_vulkan: from torch.export's program to a .pte whose embeddings are right on every runtime involved.
+
+    manager = lower_to_vulkan(torch.export.export(model, inputs), compile_options={...})
+    Path("model.pte").write_bytes(manager.buffer)
+
+Lookups that fuse are delegated to Vulkan; what does not fuse is rewritten, before any partitioner sees
+it, into operators that the wheel's CPU runtime has kernels for. No state of upstream is patched.
+
+Source: docs/contract.md section 6.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import executorch.kernels.quantized  # noqa: F401 - registers what embedding_byte becomes in a .pte
+from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchBackendConfig, to_edge
+from executorch.exir.program import ExecutorchProgramManager
+from torch.export import ExportedProgram
+
+from impl.graph_ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
+from impl.lowering_plan import LoweringError, plan_lowering
+from impl.lowering_rewrite import rewrite_for_runtimes
+from impl.matcher import FusionReport, Limits, fuse_all_but
+
+__all__ = ["LoweringError", "MethodReport", "lower_to_vulkan", "prepare_for_vulkan"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MethodReport:
+    """What became of one method.
+
+    Attributes:
+        fusion: fused and refused lookups.
+        carried: refused lookup -> the operator that it runs as on the CPU.
+        products: dequantize node -> matrix product: these two become upstream's 4-bit linear.
+        folded: dequantize nodes that other operators read and that became float constants.
+    """
+
+    fusion: FusionReport
+    carried: Mapping[str, str]
+    products: Mapping[str, str]
+    folded: tuple[str, ...]
+
+
+def lower_to_vulkan(
+    program: ExportedProgram | Mapping[str, ExportedProgram],
+    *,
+    compile_options: Mapping[str, Any] | None = None,
+    partitioners: Sequence[Any] = (),
+    limits: Limits | None = None,
+    edge_compile_config: EdgeCompileConfig | None = None,
+    backend_config: ExecutorchBackendConfig | None = None,
+    constant_methods: Mapping[str, Any] | None = None,
+) -> ExecutorchProgramManager:
+    """Lower one program, or several methods, to an ExecuTorch program with Vulkan delegates.
+
+    Args:
+        program: torch.export's program (ATen dialect), or method name -> program. Not changed.
+        compile_options: the Vulkan partitioner's own.
+        partitioners: further partitioners, tried in order on what Vulkan leaves.
+        limits: refuse tables beyond these limits of a device; refused tables run on the CPU.
+        edge_compile_config: for ``to_edge``.
+        backend_config: for ``to_executorch``.
+        constant_methods: for ``to_edge``.
+
+    Returns:
+        The manager; ``.buffer`` holds the bytes of the .pte. Nothing is written anywhere.
+
+    Raises:
+        TypeError: ``program`` is not one ExportedProgram or a mapping of them.
+        ValueError: ``force_fp16`` is asked for in a program with fused lookups (contract 3.7: it makes
+            their scales float16).
+        LoweringError: a lookup or a dequantized table cannot be carried exactly; names each.
+
+    Source: contract 6.
+    """
+    programs = {"forward": program} if isinstance(program, ExportedProgram) else program
+    if not isinstance(programs, Mapping) or not all(isinstance(p, ExportedProgram) for p in programs.values()):
+        raise TypeError("program must be a torch.export.ExportedProgram or a mapping of method names to them")
+    options = dict(compile_options or {})
+    edge = to_edge(
+        dict(programs), constant_methods=dict(constant_methods or {}) or None, compile_config=edge_compile_config
+    )
+    undelegated: dict[str, set[str]] = {name: set() for name in programs}
+    while True:
+        prepared, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)
+        _refuse_force_fp16(options, reports)
+        lowered = prepared.to_backend(VulkanPartitioner(options))
+        for partitioner in partitioners:
+            lowered = lowered.to_backend(partitioner)
+        left = {name: _left_over(lowered.exported_program(name), reports[name]) for name in programs}
+        if not any(left.values()):
+            return lowered.to_executorch(backend_config)
+        for name, nodes in left.items():
+            if nodes <= undelegated[name] and nodes:
+                raise LoweringError(
+                    [(f"{name}/{node}", "Vulkan does not take it and no CPU kernel has it") for node in nodes]
+                )
+            undelegated[name] |= nodes
+
+
+def prepare_for_vulkan(
+    edge: EdgeProgramManager,
+    *,
+    limits: Limits | None = None,
+    undelegated: Mapping[str, set[str]] | None = None,
+) -> tuple[EdgeProgramManager, dict[str, MethodReport]]:
+    """The part of lowering that is ours: fuse, and rewrite what does not fuse. ``edge`` is not changed.
+
+    Args:
+        edge: what ``to_edge`` returned.
+        limits: as in ``lower_to_vulkan``.
+        undelegated: method -> lookups and products that Vulkan would not take, by node name.
+
+    Returns:
+        A manager ready for ``to_backend(VulkanPartitioner(...))``, and a report for each method.
+
+    Raises:
+        LoweringError: a lookup or a dequantized table cannot be carried exactly; names each.
+    """
+    programs: dict[str, ExportedProgram] = {}
+    reports: dict[str, MethodReport] = {}
+    faults: list[tuple[str, str]] = []
+    for name in sorted(edge.methods):
+        avoid = (undelegated or {}).get(name, set())
+        fused, fusion = fuse_all_but(edge.exported_program(name), limits or Limits(), avoid)
+        try:
+            plan = plan_lowering(fused, limits or Limits(), avoid)
+        except LoweringError as error:
+            faults.extend((f"{name}/{node}", why) for node, why in error.nodes)
+            continue
+        programs[name], products = rewrite_for_runtimes(fused, plan)
+        carried = {
+            lookup.node.name: "embedding_byte" if getattr(lookup, "values", None) is None else "embedding"
+            for lookup in plan.lookups
+        }
+        folded = tuple(table.dequantize.name for table in plan.folded)
+        reports[name] = MethodReport(fusion, carried, products, folded)
+        _LOG.info("%s: %d lookups fused, %d on the CPU", name, len(fusion.fused), len(carried))
+    if faults:
+        raise LoweringError(faults)
+    constant_methods = {method: edge._config_methods[method] for method in edge.config_methods}  # noqa: SLF001 - no public accessor of the values
+    return EdgeProgramManager(programs, constant_methods or None, edge.compile_config), reports
+
+
+def _left_over(program: ExportedProgram, report: MethodReport) -> set[str]:
+    """Fused lookups and kept products that no delegate took, by their names in the edge program."""
+    lookups = {fusion.node for fusion in report.fusion.fused}
+    left: set[str] = set()
+    for node in program.graph.nodes:
+        if node.target == EDGE_Q4GSW:
+            left.add(node.name if node.name in lookups else node.name.removesuffix("_q4gsw"))
+        elif torch_op(node) == DEQUANTIZE and node.name in report.products:
+            left.add(report.products[node.name])
+    return left
+
+
+def _refuse_force_fp16(options: Mapping[str, Any], reports: Mapping[str, MethodReport]) -> None:
+    if options.get("force_fp16"):
+        for name, report in reports.items():
+            for fusion in report.fusion.fused:
+                raise ValueError(
+                    f"compile option force_fp16 makes the scales of {name}/{fusion.node} float16, so that "
+                    "its values are not the model's: leave it out, or export the model in float16"
+                )

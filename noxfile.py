@@ -67,3 +67,13 @@ def lint(session: nox.Session) -> None:
     _run(session, "ruff", "check")
     _run(session, "ruff", "format", "--check")
     _run(session, "mypy")
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Measure: -- kernel | packer | matcher | size [options]; `-- kernel --help` lists the options."""
+    what, *options = session.posargs or ["kernel", "--quick"]
+    known = sorted(p.stem.removesuffix("_bench") for p in (ROOT / "bench").glob("*_bench.py"))
+    if what not in known:
+        session.error(f"unknown bench {what!r}; there is {', '.join(known)}")
+    _run(session, "python", "-m", f"bench.{what}_bench", *options)

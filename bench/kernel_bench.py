@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
 from bench.kernel_report import Measurement, table, write_files
-from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, time_job
+from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, copy_shader, time_job
 from impl import shaders
 from impl.kernel import VARIANTS, Device, Variant, embedding_job, embedding_shader, variant_named
 from impl.kernel_checks import Request
@@ -221,6 +221,7 @@ def precompile(directory: Path, checkout: Path | None) -> None:
                 shaders.compile_shader(source, variant_named(name).defines)
     for storage in PREPACK_STORAGES:
         prepack_shader(storage)
+    copy_shader()
     if checkout is not None:
         for shader in executorch_shaders(checkout).values():
             (directory / "executorch").mkdir(parents=True, exist_ok=True)

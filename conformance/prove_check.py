@@ -24,6 +24,7 @@ from reference.exact_fractions import allowed_bits
 from reference.exhaustive_rows import Tally, judge_rows
 from reference.rounding import FORMATS, is_nan
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Scales of the seeded sample; each with all 16 codes.
 SAMPLE = 64
 #: Cases of an indexing certificate that are run again.
@@ -155,7 +156,7 @@ def _against_fractions(scales: Array, facts: Mapping[str, str], modes: FloatMode
 
 def _reopen(facts: dict[str, str], device: str, lines: list[str]) -> Target | None:
     """The certificate's target, opened again; None, and a line why, where it is not there."""
-    shader = Path(facts["shader"]) if facts["shader"] else None
+    shader = ROOT / facts["shader"] if facts["shader"] else None
     try:
         target = prove_target.open_target(
             facts["subject"], facts["variant"], device=device or facts["device"], shader=shader

@@ -68,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument("--subject", default="impl", help="impl | executorch | reference")
-    command.add_argument("--variant", default="*", help="a name or a pattern such as '*f16scale*' (default: all)")
+    command.add_argument(
+        "--variant", default="*", help="names or patterns such as '*f16scale*', with commas (default: all)"
+    )
     command.add_argument("--device", default="", help="Vulkan device by name or index")
     command.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
     command.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
@@ -91,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _variants(given: argparse.Namespace) -> list[str]:
     names = prove_target.variants(given.subject)
-    found = fnmatch.filter(names, given.variant)
+    patterns = given.variant.split(",")
+    found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not found:
         raise UsageError(f"no variant {given.variant!r} of {given.subject}; there are {', '.join(names)}")
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance import compare
+from conformance import compare, judge_pte
 from conformance.case import Case
 from conformance.inputs import operands, table_values
 from conformance.mismatch import (
@@ -25,7 +25,7 @@ from conformance.mismatch import (
     as_data,
     signature,
 )
-from conformance.observation import Arrays, Graph, Observation, Raised, Refused, Unsupported, encode
+from conformance.observation import Arrays, File, Graph, Observation, Raised, Refused, Unsupported, encode
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
 from reference import nibble_layouts
 from reference.accept import HOST, AcceptSet, FloatModes, accept_products
@@ -74,11 +74,11 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
         refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
         return verdict(FAIL, refused, refused.line())
     oracles: dict[str, Callable[[Case, Any], Finding]]
-    oracles = {"MATCH": _match, "PACK": _pack, "PREPACK": _pack, "KERNEL": _kernel}
+    oracles = {"MATCH": _match, "PACK": _pack, "LOWER": _lower, "PREPACK": _pack, "KERNEL": _kernel, "RUN": _run}
     oracle = oracles.get(case.stage)
     if oracle is None:
         return verdict(ERROR, reason=f"stage {case.stage} has no oracle yet")
-    expected_kind = Graph if case.stage == "MATCH" else Arrays
+    expected_kind = {"MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
     if not isinstance(observation, expected_kind):
         wrong = RaisedMismatch(
             "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
@@ -131,6 +131,16 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
         if wrong := compare.same_bits(name, graph.outputs[name], want):
             return wrong
     return None
+
+
+def _lower(case: Case, file: File) -> Finding:
+    """Contract 6: what the file holds."""
+    return Finding(judge_pte.judge_lower(case, file))
+
+
+def _run(case: Case, graph: Graph) -> Finding:
+    """Contract 5.7 and 6: what the file computes."""
+    return Finding(*judge_pte.judge_run(case, graph))
 
 
 def _pack(case: Case, observation: Arrays) -> Finding:

@@ -22,6 +22,7 @@ import numpy as np
 from conformance.case import Case, Dispatch
 from conformance.inputs import operands, table_values
 from conformance.observation import Arrays, Graph, Observation, Refused
+from conformance.subjects import _lowered
 from reference.nibble_layouts import pack_flat, pack_linear_weight
 
 
@@ -32,6 +33,8 @@ class SubjectUnderTest:
         """Return why the case cannot be asked of the wheel, or None."""
         if case.stage == "MATCH":
             return None
+        if case.stage in {"LOWER", "RUN"}:
+            return _lowered.reason(case)
         if case.stage == "PACK" and case.table is not None:
             return "the wheel has no function that packs flat bytes" if case.table.layout == "flat" else None
         if case.stage == "KERNEL" and case.dispatch is not None:
@@ -42,7 +45,21 @@ class SubjectUnderTest:
         """Do what the case asks; assertions of the wheel come out as they are."""
         if case.stage == "MATCH":
             return run_match(case)
+        if case.stage in {"LOWER", "RUN"}:
+            return _lowered.ask(case, lower)
         return run_pack(case) if case.stage == "PACK" else run_kernel(case)
+
+
+def lower(program: Any) -> bytes:
+    """Lower a program of torch.export as the wheel's users do: its partitioner, with default options."""
+    import executorch.kernels.quantized  # noqa: F401, PLC0415 - registers the CPU's quantized embeddings
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import (  # noqa: PLC0415 - takes seconds to load
+        VulkanPartitioner,
+    )
+    from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415 - the same
+
+    manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner()])
+    return bytes(manager.to_executorch().buffer)
 
 
 def run_match(case: Case) -> Graph:

@@ -9,10 +9,12 @@ Source: docs/architecture.md, "Subject".
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from conformance.case import Case
 from conformance.inputs import table_values
 from conformance.observation import Arrays, Graph, Observation, Refused
+from conformance.subjects import _lowered
 from conformance.subjects._impl_types import Fuse, Pack, telling
 
 
@@ -21,6 +23,8 @@ class SubjectUnderTest:
 
     def supports(self, case: Case) -> str | None:
         """Return why the case cannot be asked: a stage that the player does not have."""
+        if case.stage in {"LOWER", "RUN"}:
+            return _lowered.reason(case)
         return None if case.stage in {"MATCH", "PACK", "PREPACK", "KERNEL"} else f"impl has no stage {case.stage} yet"
 
     def run(self, case: Case) -> Observation:
@@ -29,7 +33,14 @@ class SubjectUnderTest:
             return run_match(case)
         if case.stage in {"PACK", "PREPACK"}:
             return run_pack(case)
-        return run_kernel(case)
+        return _lowered.ask(case, lower) if case.stage in {"LOWER", "RUN"} else run_kernel(case)
+
+
+def lower(program: Any) -> bytes:
+    """Lower a program of torch.export by impl.lowering, with its default options."""
+    from impl.lowering import lower_to_vulkan  # noqa: PLC0415 - torch and executorch take seconds to load
+
+    return bytes(lower_to_vulkan(program).buffer)
 
 
 def run_match(case: Case, fuse: Fuse | None = None) -> Graph:

@@ -1,0 +1,67 @@
+"""Stages LOWER and RUN for any subject that turns a program of torch.export into a ``.pte``.
+
+Source: docs/contract.md section 6; docs/architecture.md, "Subject".
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conformance.case import Case
+from conformance.observation import File, Graph
+
+#: A lowering: a program of torch.export in, the bytes of a ``.pte`` out.
+Lower = Callable[[Any], bytes]
+
+
+def reason(case: Case) -> str | None:
+    """Why a case cannot be lowered: only programs of torch.export can."""
+    if case.program is not None and case.program.route == "synthetic":
+        return "a synthetic program is in the edge dialect already; lowering starts from torch.export"
+    return None
+
+
+def run_lower(case: Case, lower: Lower) -> File:
+    """Build, lower, write the file under its digest, and report what it holds.
+
+    Raises:
+        Exception: whatever ``lower`` raises.
+    """
+    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.observe_lowered import observe_file  # noqa: PLC0415 - the same
+    from conformance.observe_pte import read_pte  # noqa: PLC0415 - the same
+
+    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    built = build(case.program)
+    data = lower(built.exported)
+    file = read_pte(data)
+    folder = Path(tempfile.gettempdir()) / "q4gsw-lowered"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{file.digest[:16]}.pte"
+    path.write_bytes(data)
+    return File(str(path), file.digest, observe_file(built, file, data))
+
+
+def run_run(case: Case, lower: Lower) -> Graph:
+    """Build, lower, execute the file without a Vulkan runtime, and report what it computes.
+
+    Raises:
+        CannotRun: the file asks for something that cannot be executed; names it.
+        EnvironmentProblem: no Vulkan device or shader compiler.
+        Exception: whatever ``lower`` raises.
+    """
+    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.observe_lowered import observe_run  # noqa: PLC0415 - the same
+    from conformance.observe_pte import read_pte  # noqa: PLC0415 - the same
+
+    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    built = build(case.program)
+    return observe_run(built, read_pte(lower(built.exported)))
+
+
+def ask(case: Case, lower: Lower) -> File | Graph:
+    """Answer a LOWER or a RUN case."""
+    return run_lower(case, lower) if case.stage == "LOWER" else run_run(case, lower)

@@ -32,6 +32,8 @@ from reference.nibble_layouts import pack_blocks, pack_flat
 
 ROOT = Path(__file__).resolve().parents[2]
 _OURS = shaders.GLSL / "embedding_q4gsw.comp"
+#: What keeps three slots of float32 results under 1 GiB, whatever a device can bind.
+_MOST = 1 << 22
 #: Chunks of variants with textures: they go through the checked path, which runs everything twice.
 _MOST_TEXTURED = 1 << 18
 _PLANE_ROWS = 1024
@@ -117,7 +119,7 @@ class DeviceTarget:
 
     def open_products(self, most: int, slots: int) -> int:
         """Halve the chunk until the device holds it."""
-        chunk = max(SMALLEST, 1 << (most.bit_length() - 1))
+        chunk = max(SMALLEST, 1 << (min(most, _MOST).bit_length() - 1))
         if self._variant.io_storage == "texture3d":
             chunk = min(chunk, _MOST_TEXTURED)
             packed, indices = table(self._variant, chunk)

@@ -41,8 +41,11 @@ _POISON = {"float32": (0xFFA5A5A5, 0xA5A5A5A5), "float16": (0xFDA5FDA5, 0xA5A5A5
 def table(variant: Variant, scales: int) -> tuple[Array, Array]:
     """The packed table for a chunk of ``scales`` scales, and the indices that look every row up once."""
     rows = scales // PER_ROW
-    values = np.broadcast_to(np.tile(np.arange(-8, 8, dtype=np.int8), PER_ROW), (rows, COLUMNS))
-    packed = pack_flat(values) if variant.weight_layout == "flat" else pack_blocks(values)
+    eight = np.tile(np.arange(-8, 8, dtype=np.int8), (8, PER_ROW))  # all rows are the same, so one block stands for all
+    if variant.weight_layout == "flat":
+        packed = np.broadcast_to(pack_flat(eight)[0], (rows, COLUMNS // 2))
+    else:
+        packed = np.broadcast_to(pack_blocks(eight)[0], (rows // 8, COLUMNS // 4, 4))
     return packed, np.arange(rows, dtype=np.int32)
 
 
@@ -58,6 +61,14 @@ class Stream:
     ) -> None:
         self._device, self._variant, self._seconds, self.chunk = device, variant, seconds, chunk
         self._shared = shares_memory(device)
+        row_bytes = COLUMNS * np.dtype(variant.output_dtype).itemsize
+        self._guard = guard_bytes(row_bytes)
+        self._bytes = row_bytes * (chunk // PER_ROW)
+        bound = device.info.limits["maxStorageBufferRange"]
+        if self._bytes + self._guard > bound:
+            raise DeviceLimitExceeded(
+                f"{self._bytes + self._guard} bytes are beyond maxStorageBufferRange = {bound} of {device.info.name}"
+            )
         packed, indices = table(variant, chunk)
         scales = np.zeros((chunk // PER_ROW, PER_ROW), variant.scale_dtype)
         request = check_request(
@@ -70,13 +81,6 @@ class Stream:
             vocab_size=indices.size,
             allow_out_of_range=False,
         )
-        self._guard = guard_bytes(request.row_bytes)
-        self._bytes = request.row_bytes * indices.size
-        bound = device.info.limits["maxStorageBufferRange"]
-        if self._bytes + self._guard > bound:
-            raise DeviceLimitExceeded(
-                f"{self._bytes + self._guard} bytes are beyond maxStorageBufferRange = {bound} of {device.info.name}"
-            )
         self._job = embedding_job(device.info, request, shader)
         cache: PipelineCache = device.keep("pipelines", lambda: PipelineCache(device))
         self._pipeline = cache.get(shader, self._job.kinds, len(self._job.push), self._job.constants)

@@ -1,0 +1,104 @@
+"""Searching the graph space: seeded shards of programs, the first failure shrunk to a minimal case.
+
+A shard is a number: which programs it holds depends on the seed and the shard alone, so any number of
+workers draws the same ones.
+
+Source: docs/contract.md section 5; docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+
+from conformance.case import Case
+from conformance.generate import programs
+from conformance.toml_io import case_to_toml, spec_to_toml
+from reference.program_spec import ProgramSpec
+
+#: Programs of one shard.
+SHARD = 250
+
+
+@dataclass(frozen=True)
+class Found:
+    """A failure: the smallest program that shows it, its signature, and how many programs were examined."""
+
+    case: Case
+    signature: str
+    examined: int
+
+
+class _Failed(Exception):  # noqa: N818 - never leaves this module
+    """What tells Hypothesis that an example fails."""
+
+
+def generated_case(spec: ProgramSpec) -> Case:
+    """The MATCH case ``gen/<hash>`` of a generated program; equal programs have equal ids."""
+    digest = hashlib.sha256(spec_to_toml(spec).encode()).hexdigest()[:12]
+    shows = "a fusion that is undue, missed or wrong, or a program that was touched (generated)"
+    return Case(f"gen/{digest}", "MATCH", "5.3", shows, "deep", program=spec)
+
+
+def search(
+    check: Callable[[Case], str],
+    *,
+    seed: int,
+    shard: int,
+    count: int = SHARD,
+    ignore: Collection[str] = (),
+    journal: Path | None = None,
+) -> Found | None:
+    """Examine the programs of a shard until one fails; shrink it.
+
+    Args:
+        check: runs a case and returns the signature of its failure, or "".
+        seed: the run's seed.
+        shard: which part of the run.
+        count: how many programs.
+        ignore: signatures that are known and do not count.
+        journal: a file that holds the case being examined, so that a crash names its culprit.
+
+    Returns:
+        The failure with the smallest program that has the same signature, or None. A different failure
+        met while shrinking is a different failure and does not count.
+    """
+    wanted = ""
+    smallest: Case | None = None
+    examined = 0
+
+    @seeded(seed * 1_000_003 + shard)
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(programs())
+    def examine(spec: ProgramSpec) -> None:
+        nonlocal wanted, smallest, examined
+        case = generated_case(spec)
+        if journal is not None:
+            journal.write_text(case_to_toml(case), encoding="utf-8")
+        examined += 1
+        signature = check(case)
+        if not signature or signature in ignore:
+            return
+        wanted = wanted or signature
+        if signature == wanted:
+            smallest = case
+            raise _Failed
+
+    try:
+        examine()
+    except _Failed:
+        assert smallest is not None  # noqa: S101 - it is set where _Failed is raised
+        return Found(smallest, wanted, examined)
+    return None

@@ -9,7 +9,9 @@ Source: docs/architecture.md, "Subject".
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import struct
 import sys
 import traceback
@@ -18,6 +20,8 @@ from typing import BinaryIO
 from conformance.observation import EnvironmentProblem, Observation, Raised, Unsupported, encode
 from conformance.subject import Subject, load
 from conformance.toml_io import case_from_toml
+
+_PR_SET_PDEATHSIG = 1
 
 
 def answer(subject: Subject, toml: str) -> Observation:
@@ -49,8 +53,16 @@ def write_frame(stream: BinaryIO, data: bytes) -> None:
     stream.flush()
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the worker is killed: a hung subject would outlive it for ever."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(arguments: list[str]) -> None:
     """Serve cases until the worker closes its end."""
+    _die_with_parent()
     name, fd_in, fd_out = arguments[0], int(arguments[1]), int(arguments[2])
     with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
         subject: Subject | None = None

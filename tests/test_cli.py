@@ -105,7 +105,7 @@ def test_a_killed_run_leaves_a_report_that_says_so(tmp_path: Path) -> None:
         [sys.executable, "-m", "conformance", *arguments], cwd=ROOT, env=env, stdout=subprocess.DEVNULL
     ) as run:
         for _ in range(600):
-            if (report / "verdicts.jsonl").exists() and len((report / "verdicts.jsonl").read_text().splitlines()) > 2:
+            if (report / "verdicts.jsonl").exists() and (report / "verdicts.jsonl").read_text():
                 break
             time.sleep(0.1)
         run.send_signal(signal.SIGKILL)

@@ -134,17 +134,17 @@ class MissingCheck(MatchBug):
     def fuse(self, program: Any) -> tuple[Any, Any]:
         from impl import matcher, matcher_rules
 
-        whole: Callable[..., Iterator[Any]] = matcher_rules._Judge._violations
+        whole: Callable[..., Iterator[Any]] = matcher_rules._violations
 
         @functools.wraps(whole)
         def some(*arguments: Any) -> Iterator[Any]:
             return (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
 
-        matcher_rules._Judge._violations = some  # type: ignore[method-assign]  # that is the bug
+        matcher_rules._violations = some  # type: ignore[assignment]  # that is the bug
         try:
             return matcher.fuse_q4_embeddings(program)
         finally:
-            matcher_rules._Judge._violations = whole  # type: ignore[method-assign]  # put back
+            matcher_rules._violations = whole  # type: ignore[assignment]  # put back
 
 
 class NoZeroPointCheck(MissingCheck):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -175,7 +176,7 @@ def read(path: Path) -> dict[str, Any]:
         Rejected: says in one line what is wrong.
     """
     try:
-        made = json.loads(path.read_text())
+        made = json.loads(path.read_text(), parse_constant=_no_constant)
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"cannot be read: {error}") from error
     except ValueError as error:
@@ -191,6 +192,10 @@ def read(path: Path) -> dict[str, Any]:
         raise Rejected("was changed: its evidence is not that of what it says was found")
     _check_timing(made)
     return made
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _check_form(made: dict[str, Any]) -> None:
@@ -210,6 +215,13 @@ def _check_form(made: dict[str, Any]) -> None:
         raise Rejected("a count is no number")
     if not all(type(value) is str for value in made["mismatches"]):
         raise Rejected("a mismatch is no text")
+    if made["kind"] == "arithmetic":
+        _same_keys("segments", made["segments"], ("scales", "sums"))
+        sums = made["segments"]["sums"]
+        if type(sums) is not list or not all(type(s) is str and re.fullmatch("[0-9a-f]{16}", s) for s in sums):
+            raise Rejected("segments.sums are not hexadecimal numbers of 64 bits")
+    elif not all(type(said) is str for said in made["cases"].values()):
+        raise Rejected("what a case says is no text")
 
 
 def _same_keys(where: str, table: Mapping[str, Any], wanted: Any) -> None:
@@ -228,7 +240,9 @@ def _check_timing(made: dict[str, Any]) -> None:
             pairs,
             {name: stage["seconds"] for name, stage in told["stages"].items()},
         )
-    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+    except Rejected:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise Rejected(f"timing is malformed: {error}") from error
     for name, value in again.items():
         if told[name] != value or type(told[name]) is not type(value):

@@ -81,24 +81,14 @@ def _check_shader(facts: dict[str, str]) -> str:
 
 
 def _check_arithmetic(made: dict[str, Any], device: str, *, rerun: bool) -> list[str]:
-    facts, counts = made["target"], made["counts"]
+    facts = made["target"]
     try:
         domain = prove_domain.parse(made["domain"], facts["scale_dtype"])
         modes = prove_arithmetic.modes_of(facts)
     except ValueError as error:
         raise Rejected(str(error)) from error
-    if domain.name != made["domain"]:
-        raise Rejected(f"domain is {made['domain']!r}, whose name is {domain.name!r}")
-    if counts["pairs"] != domain.pairs:
-        raise Rejected(f"counts {counts['pairs']} pairs; domain {domain.name} has {domain.pairs}")
-    lawless = 0 if _lawful(facts, modes) else 16 * domain.not_finite
-    if counts["lawless"] != lawless:
-        raise Rejected(f"counts {counts['lawless']} lawless results; the domain has {lawless}")
-    pieces = -(-domain.size // domain.segment)
-    if made["segments"].get("scales") != domain.segment or len(made["segments"].get("sums", ())) != pieces:
-        raise Rejected(f"segments are not {pieces} of {domain.segment} scales")
-    seed = int(made["evidence"][:16], 16)
-    random = np.random.Generator(np.random.PCG64(seed))
+    _check_counts(made, domain, modes)
+    random = np.random.Generator(np.random.PCG64(int(made["evidence"][:16], 16)))
     picked = np.unique(random.integers(0, domain.size, SAMPLE))
     scales = np.concatenate([domain.scales(int(at), int(at) + 1) for at in picked])
     exact = _against_fractions(scales, facts, modes)
@@ -106,21 +96,37 @@ def _check_arithmetic(made: dict[str, Any], device: str, *, rerun: bool) -> list
     target = _reopen(facts, device, lines) if rerun else None
     if target is None:
         return lines
+    pieces = len(made["segments"]["sums"])
+    piece = int(random.integers(pieces))
     try:
-        piece = int(random.integers(pieces))
         _rerun_sample(target, scales, exact, facts)
         tally = _rerun_segment(target, domain, piece, modes)
     finally:
         target.close()
     if tally.refused:
         raise Rejected(f"run again: {prove_arithmetic.name_refused(tally.first[0], facts)}")
-    if f"{tally.total:016x}" != made["segments"]["sums"][piece]:
-        raise Rejected(
-            f"run again: segment {piece} adds up to {tally.total:016x}, not {made['segments']['sums'][piece]}"
-        )
-    if pieces == 1 and tally.not_strict != counts["not_strict"]:
-        raise Rejected(f"run again: {tally.not_strict} results are not strict, not {counts['not_strict']}")
+    if f"{tally.total:016x}" != (there := made["segments"]["sums"][piece]):
+        raise Rejected(f"run again: segment {piece} adds up to {tally.total:016x}, not {there}")
+    if pieces == 1 and tally.not_strict != (told := made["counts"]["not_strict"]):
+        raise Rejected(f"run again: {tally.not_strict} results are not strict, not {told}")
     return [*lines, f"run again: the sample, and segment {piece} of {pieces} ({tally.pairs} pairs), gave the same"]
+
+
+def _check_counts(made: dict[str, Any], domain: prove_domain.Domain, modes: FloatModes) -> None:
+    """Counts and segments follow from the domain and the modes, but for ``not_strict`` and the sums."""
+    facts, counts = made["target"], made["counts"]
+    if domain.name != made["domain"]:
+        raise Rejected(f"domain is {made['domain']!r}, whose name is {domain.name!r}")
+    if counts["pairs"] != domain.pairs:
+        raise Rejected(f"counts {counts['pairs']} pairs; domain {domain.name} has {domain.pairs}")
+    lawless = 0 if _lawful(facts, modes) else 16 * domain.not_finite
+    if counts["lawless"] != lawless:
+        raise Rejected(f"counts {counts['lawless']} lawless results; the domain has {lawless}")
+    if facts["arithmetic"] == "host" and counts["not_strict"]:
+        raise Rejected(f"counts {counts['not_strict']} results that are not strict, on a host")
+    pieces = -(-domain.size // domain.segment)
+    if made["segments"]["scales"] != domain.segment or len(made["segments"]["sums"]) != pieces:
+        raise Rejected(f"segments are not {pieces} of {domain.segment} scales")
 
 
 def _lawful(facts: Mapping[str, str], modes: FloatModes) -> bool:

@@ -17,7 +17,7 @@ import sys
 import traceback
 from typing import BinaryIO
 
-from conformance.observation import EnvironmentProblem, Observation, Raised, Unsupported, encode
+from conformance.observation import EnvironmentProblem, Observation, Raised, Unsupported, Untestable, encode
 from conformance.subject import Subject, load
 from conformance.toml_io import case_from_toml
 
@@ -30,8 +30,8 @@ def answer(subject: Subject, toml: str) -> Observation:
         case = case_from_toml(toml)
         reason = subject.supports(case)
         return Unsupported(reason) if reason is not None else subject.run(case)
-    except EnvironmentProblem as problem:
-        return Raised("EnvironmentProblem", str(problem))
+    except (EnvironmentProblem, Untestable) as problem:
+        return Raised(type(problem).__name__, str(problem))
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
         traceback.print_exc()
         return Raised(type(error).__name__, str(error))

@@ -35,7 +35,7 @@ from reference.fusibility import violations
 from reference.program_spec import Linear, ProgramSpec
 
 #: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
-TROUBLE = ("EnvironmentProblem", "Timeout", "Died", "BadObservation")
+TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
 _PACKERS = {
     "flat": nibble_layouts.pack_flat,
     "linear_weight": nibble_layouts.pack_linear_weight,

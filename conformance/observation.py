@@ -100,6 +100,10 @@ class EnvironmentProblem(Exception):  # noqa: N818 - it is not the subject's err
     """A subject's adapter raises this when the machine lacks something; the verdict is ERROR."""
 
 
+class Untestable(Exception):  # noqa: N818 - it is not the subject's error either
+    """What was given as the subject cannot be tried at all, as a source tree that does not import (bisect: 125)."""
+
+
 def encode(observation: Observation) -> bytes:
     """Return ``observation`` as bytes: uint64 header length, JSON header, then the arrays' bytes."""
     blobs: list[bytes] = []

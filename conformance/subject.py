@@ -14,8 +14,11 @@ from typing import Protocol, runtime_checkable
 
 from conformance.case import Case
 from conformance.observation import Observation
+from conformance.source_tree import source_tree
 
 SUBJECTS = Path(__file__).parent / "subjects"
+#: Built-in subjects that are told what to judge: NAME:WHAT.
+WHAT = {"executorch-src": "PATH[@REVISION]"}
 
 
 @runtime_checkable
@@ -32,16 +35,32 @@ class Subject(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Names of the built-in subjects: the files of conformance/subjects/."""
-    return tuple(sorted(p.stem for p in SUBJECTS.glob("*.py") if not p.stem.startswith("_")))
+    """Names of the built-in subjects: the files of conformance/subjects/, with dashes."""
+    return tuple(sorted(p.stem.replace("_", "-") for p in SUBJECTS.glob("*.py") if not p.stem.startswith("_")))
+
+
+def resolved(spec: str) -> str:
+    """Return ``spec`` as it is recorded: what NAME:WHAT names in full, so that it means the same from anywhere.
+
+    Raises:
+        ValueError: see ``check_name``.
+    """
+    name, colon, what = spec.partition(":")
+    return f"{name}:{source_tree(what)}" if colon and name == "executorch-src" else spec
 
 
 def check_name(spec: str) -> None:
     """Check ``spec`` without importing anything.
 
     Raises:
-        ValueError: neither a built-in name nor an existing path.py:Class; names the nearest ones.
+        ValueError: neither a built-in name, nor NAME:WHAT, nor an existing path.py:Class; names the nearest ones.
     """
+    name, colon, _ = spec.partition(":")
+    if name in WHAT:
+        if not colon:
+            raise ValueError(f"subject {name!r} needs to be told what to judge: --subject {name}:{WHAT[name]}")
+        resolved(spec)
+        return
     if spec in names():
         return
     path, colon, class_name = spec.rpartition(":")
@@ -56,14 +75,17 @@ def check_name(spec: str) -> None:
 
 
 def load(spec: str) -> Subject:
-    """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``) or path.py:Class.
+    """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``), NAME:WHAT or path.py:Class.
 
     Raises:
         ValueError: no such subject, or what was found has no ``supports`` and ``run``.
     """
     check_name(spec)
-    if spec in names():
-        module, class_name = importlib.import_module(f"conformance.subjects.{spec}"), "SubjectUnderTest"
+    name, _, what = spec.partition(":")
+    told = (what,) if name in WHAT else ()
+    if spec in names() or told:
+        stem = name.replace("-", "_")
+        module, class_name = importlib.import_module(f"conformance.subjects.{stem}"), "SubjectUnderTest"
     else:
         path, _, class_name = spec.rpartition(":")
         module_spec = importlib.util.spec_from_file_location(f"subject_{Path(path).stem}", path)
@@ -75,7 +97,7 @@ def load(spec: str) -> Subject:
     found = getattr(module, class_name, None)
     if found is None:
         raise ValueError(f"subject {spec!r}: no class {class_name} there")
-    subject = found()
+    subject = found(*told)
     if not isinstance(subject, Subject):
         raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
     return subject

@@ -23,6 +23,7 @@ from typing import IO, Self
 
 from conformance.case import Case
 from conformance.observation import Observation, Raised, decode
+from conformance.subject import resolved
 from conformance.toml_io import case_to_toml
 
 #: Seconds a case may take once the child is warm; the first case of a child may also import.
@@ -35,7 +36,7 @@ class Worker:
     """A child process serving one subject. Use as a context manager."""
 
     def __init__(self, subject: str, seconds: float = CASE_SECONDS) -> None:
-        self.subject = subject
+        self.subject = resolved(subject)
         self.seconds = seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._requests = -1

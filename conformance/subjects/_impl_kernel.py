@@ -65,7 +65,7 @@ def run_kernel(
     """
     d = case.dispatch
     assert d is not None  # noqa: S101 - conformance.case.check saw to it
-    table = _drawn(case, pack or packer.pack_linear_weight) if case.program is None else _journey(case, fuse)
+    table = drawn(case, pack or packer.pack_linear_weight) if case.program is None else journey(case, fuse)
     if isinstance(table, Refused):
         return table
     flat = d.weight_layout == "flat"
@@ -88,7 +88,7 @@ def run_kernel(
         )
     except (VulkanUnavailable, ShaderToolMissing, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
-    return Arrays({"out": result.out}, table.facts | _facts(result, d, precise=is_precise(shader.spirv)))
+    return Arrays({"out": result.out}, table.facts | facts_of(result, d, precise=is_precise(shader.spirv)))
 
 
 def variant_of(dispatch: Dispatch) -> Variant:
@@ -131,12 +131,13 @@ def device_lines() -> list[str]:
     ]
 
 
-def _drawn(case: Case, pack: Pack) -> Packed:
+def drawn(case: Case, pack: Pack) -> Packed:
+    """The case's own arrays, packed with ``pack``."""
     given = operands(case)
     return Packed(pack(given.values), given.scales, given.group_size, given.indices, {})
 
 
-def _journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
+def journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
     """Build, fuse, and read the first lookup's operands off the fused graph."""
     from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
     from conformance.build_tensors import to_numpy  # noqa: PLC0415 - the same
@@ -161,7 +162,8 @@ def _journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
     return Packed(packed, scales, given["group_size"], operands(case).indices, dict(built.facts))
 
 
-def _facts(result: KernelResult, dispatch: Dispatch, *, precise: bool) -> dict[str, str]:
+def facts_of(result: KernelResult, dispatch: Dispatch, *, precise: bool) -> dict[str, str]:
+    """What the judge has to know of a dispatch: declared modes, fences, and on what it ran."""
     facts = {
         "execution_modes": ",".join(result.float_modes),
         "precise": "1" if precise else "0",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 _FLOAT_MULTIPLY = (133, 142)  # OpFMul, OpVectorTimesScalar
-_DECORATE, _NO_CONTRACTION = 71, 42
+_DECORATE, _NO_CONTRACTION, _BINDING = 71, 42, 33
 
 
 def is_precise(spirv: bytes) -> bool:
@@ -33,3 +33,9 @@ def _instructions(words: Any) -> Iterator[tuple[int, Any]]:
         length = int(words[at]) >> 16
         yield int(words[at]) & 0xFFFF, words[at + 1 : at + length]
         at += length
+
+
+def bindings(spirv: bytes) -> set[int]:
+    """The binding numbers that a SPIR-V module's resources are decorated with."""
+    found = _instructions(np.frombuffer(spirv, "<u4"))
+    return {int(operand[2]) for opcode, operand in found if opcode == _DECORATE and operand[1] == _BINDING}

@@ -1,0 +1,100 @@
+"""Subject "executorch-src:PATH[@REVISION]": an ExecuTorch source tree, judged without building it.
+
+MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installed wheel, in the way that subject
+"executorch" asks the wheel's. KERNEL and PREPACK dispatch the tree's own shaders, made by its own generator and
+bound as its host code binds them; the tables they are given are the reference's bytes, so that only the shader is
+judged. A KERNEL case with a program takes the whole journey: the tree's matcher, its packer, its prepack shader.
+
+Source: docs/architecture.md, "Subject"; docs/contract.md section 7.2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conformance.case import Case
+from conformance.observation import Observation, Untestable
+from conformance.source_tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
+from conformance.subjects import _lowered, _overlay, executorch
+
+_VULKAN = "executorch.backends.vulkan"
+#: What of the tree each stage calls.
+_CALLED = {
+    "MATCH": (f"{_VULKAN}._passes.fuse_patterns", f"{_VULKAN}.patterns.pattern_registry"),
+    "PACK": (f"{_VULKAN}.patterns.weight_packing_utils",),
+}
+
+
+class SubjectUnderTest:
+    """One source tree."""
+
+    def __init__(self, argument: str) -> None:
+        """``argument`` is PATH or PATH@REVISION.
+
+        Raises:
+            ValueError: see ``conformance.source_tree.source_tree``.
+        """
+        self._tree: SourceTree = source_tree(argument)
+        self._copy: Path | None = None
+        self._why = ""
+
+    def supports(self, case: Case) -> str | None:
+        """Return why the case cannot be asked of a source tree, or None."""
+        if case.stage in {"LOWER", "RUN"}:
+            return _lowered.reason(case)
+        if case.stage == "PACK" and case.table is not None and case.table.layout == "flat":
+            return "ExecuTorch has no function that packs flat bytes"
+        if case.stage in {"QUANTIZE", "EXPORT"}:
+            return f"stage {case.stage} is torchao's and torch's, not the source tree's"
+        return None
+
+    def run(self, case: Case) -> Observation:
+        """Do what the case asks.
+
+        Raises:
+            Untestable: the tree lacks what the stage calls, or it cannot be imported; one line with the reason.
+            Exception: whatever the tree raises.
+        """
+        folder = self._ready()
+        if case.stage == "PREPACK" or (case.stage == "KERNEL" and case.program is None):
+            return self._on_device(case, folder)
+        for name in ("executorch.exir", _VULKAN, *_CALLED.get(case.stage, ())):
+            _overlay.load(name)
+        if case.stage == "MATCH":
+            return executorch.run_match(case)
+        if case.stage == "PACK":
+            return executorch.run_pack(case)
+        return self._on_device(case, folder) if case.stage == "KERNEL" else _lowered.ask(case, executorch.lower)
+
+    def _ready(self) -> Path:
+        """The tree's copy, laid over the wheel at the first case."""
+        if self._why:
+            raise Untestable(self._why)
+        if self._copy is None:
+            try:
+                self._copy = copy_of(self._tree)
+                _overlay.install(self._copy)
+            except (ValueError, Untestable) as error:
+                self._why = str(error)
+                raise Untestable(self._why) from error
+        return self._copy
+
+    def _on_device(self, case: Case, folder: Path) -> Observation:
+        from conformance.subjects import _src_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+
+        if not (folder / GENERATOR).is_file() or not (folder / GLSL / "embedding_q4gsw.glsl").is_file():
+            raise Untestable(f"{self._tree}: no {GENERATOR} or {GLSL}/embedding_q4gsw.glsl: no shader to judge")
+        shaders = _src_kernel.shaders_of(folder)
+        if case.stage == "PREPACK":
+            return _src_kernel.run_prepack_case(case, shaders)
+        return _src_kernel.run_kernel_case(case, shaders, _fuse)
+
+
+def _fuse(program: Any) -> tuple[Any, Any]:
+    """The tree's pattern pass in the shape that the journey calls; it gives no reasons."""
+
+    class Nothing:
+        fused = refused = ()
+
+    return executorch.fuse_patterns(program), Nothing

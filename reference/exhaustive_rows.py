@@ -100,11 +100,12 @@ def host_rows(scales: Array, output_dtype: str) -> Array:
     """What a host computes: bit patterns [n, 16]; a NaN stands for any."""
     if output_dtype == "float16":
         return np.ascontiguousarray(host_outer(scales, output_dtype).T)
-    rows = np.repeat(scales.astype(np.float32), CODES.size)
+    rows = np.empty((scales.size, CODES.size), np.float32)
+    np.copyto(rows, scales.astype(np.float32)[:, None])  # np.repeat would hold Python's lock
     factors = _FACTORS if rows.size <= _FACTORS.size else np.tile(CODES.astype(np.float32), scales.size)
     with np.errstate(over="ignore", invalid="ignore"):
-        rows *= factors[: rows.size]
-    return rows.view(np.uint32).reshape(-1, CODES.size)
+        np.multiply(rows.reshape(-1), factors[: rows.size], out=rows.reshape(-1))
+    return rows.view(np.uint32)
 
 
 def _one_row(scales: Array, output_dtype: str, words: Array) -> bool:

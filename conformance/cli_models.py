@@ -33,8 +33,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _audit(given: argparse.Namespace) -> int:
-    from conformance import audit_report, limited  # noqa: PLC0415 - other commands do not need them
+    from conformance import audit_report, limited, pte_format  # noqa: PLC0415 - other commands do not need them
 
+    pte_format.check_pte(given.file)
     text = limited.run("conformance.observe_audit:audit_file", given.file)
     found = audit_report.from_json(text)
     print(text if given.json else audit_report.render(found, str(given.file)))

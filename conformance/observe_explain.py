@@ -21,7 +21,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader
 from conformance.build_tensors import dtype_name
 from conformance.explain_report import Explanation, Parameters, Row, to_json
 from conformance.observe_run import op_name
-from conformance.pt2_format import check_model, check_pt2
+from conformance.pt2_format import check_members, check_model, check_pt2
 from conformance.pte_errors import BadFile, one_line
 from impl.matcher import fuse_q4_embeddings
 
@@ -47,7 +47,9 @@ def load_pt2(path: Path) -> Any:
     check_pt2(path)
     try:
         with PT2ArchiveReader(str(path)) as archive:
-            for member in archive.get_file_names():
+            names = archive.get_file_names()
+            check_members(names, str(path))  # as torch's own reader finds them, which zipfile need not
+            for member in names:
                 if member.startswith("models/"):
                     check_model(json.loads(archive.read_bytes(member)), str(path))
                 elif member.startswith("data/") and not member.endswith(".json"):

@@ -23,7 +23,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_serialize import (
     flatbuffer_to_vk_graph,
 )
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
-from executorch.exir.schema import DelegateCall, KernelCall
+from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 from executorch.exir.version import EXECUTORCH_SCHEMA_VERSION
 
 from conformance.pte_errors import BadFile, one_line
@@ -170,6 +170,9 @@ def _named(content: PTEFile) -> dict[str, bytes]:
 def _method(plan: Any, content: PTEFile, named: Mapping[str, bytes], file: str) -> Method:
     where = f"{file}: method {plan.name!r}"
     _indices(f"{where}: inputs and outputs", [*plan.inputs, *plan.outputs], len(plan.values))
+    for number, value in enumerate(v.val for v in plan.values):
+        if isinstance(value, Tensor) and value.sizes is None:
+            raise BadFile(f"{where}: tensor {number} has no sizes")
     delegates: dict[int, VulkanDelegate] = {}
     for index, delegate in enumerate(plan.delegates):
         if delegate.id == VULKAN:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def check_pt2(path: Path) -> None:
         raise BadFile(f"{path}: the archive has two members of one name")
     if "archive_version" not in names or not any(n.startswith("models/") for n in names):
         raise BadFile(f"{path}: not a program of torch.export.save in torch 2.13's format")
+    check_members(names, str(path))
+
+
+def check_members(names: Sequence[str], path: str) -> None:
+    """Check that every member of an archive, named below its root folder, is plain data of an exported program.
+
+    Raises:
+        BadFile: names the first that is not.
+    """
     for name in names:
         if not _MEMBER.fullmatch(name):
             raise BadFile(f"{path}: archive member {name!r} is not plain data of an exported program")

@@ -10,7 +10,9 @@ Source: docs/contract.md section 6.
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 
 from conformance.pte_errors import BadFile
 
@@ -19,6 +21,21 @@ PTE_IDENTIFIER = b"ET12"
 _EXTENDED = b"eh00"
 _SMALLEST = 48
 ZIP = b"PK"
+
+
+def check_pte(path: Path) -> None:
+    """Check a file's first bytes without reading the rest.
+
+    Raises:
+        BadFile: it does not exist or cannot be read, and as ``check_pte_header``.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be read ({error.strerror})") from error
+    check_pte_header(head, size, str(path))
 
 
 def check_pte_header(head: bytes, size: int, name: str) -> None:

@@ -85,6 +85,11 @@ class Writer:
             self._created[name] = self._same_in_source(name, data) or self._create(name, data)
         return self._created[name]
 
+    def parameter(self, name: str, data: torch.Tensor) -> torch.fx.Node:
+        """A new parameter of the new graph, named like ``name``; never shared, so that a pass may replace its data."""
+        with self.graph.inserting_before(self._seed):
+            return create_constant_placeholder(self._draft, self.graph, self.free_name(name), InputKind.PARAMETER, data)
+
     def emit(
         self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: torch.fx.Node, val: Any
     ) -> torch.fx.Node:

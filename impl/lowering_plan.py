@@ -117,6 +117,7 @@ class LoweringPlan:
     products: list[KeptProduct] = field(default_factory=list)
     folded: list[FoldedTable] = field(default_factory=list)
     support: list[torch.fx.Node] = field(default_factory=list)
+    initialised: list[torch.fx.Node] = field(default_factory=list)  # buffers whose first values a lookup reads
 
 
 def plan_lowering(program: ExportedProgram, limits: Limits, undelegated: Collection[str]) -> LoweringPlan:
@@ -152,7 +153,9 @@ class _Planner:
             why = "a 4-bit lookup inside a control-flow branch; look up outside the branch and pass the rows in"
             self.faults.append((f"{where}{lookup.node.name}", why))
         by_table: dict[torch.fx.Node, list[Lookup]] = {}
+        looked_up: set[torch.fx.Node | None] = set()
         for lookup in find_lookups(self.program.graph):
+            looked_up.add(lookup.table.dequantize)
             if lookup.renormed:
                 why = "embedding_renorm (max_norm) has no kernel on any runtime of this wheel"
                 self.faults.append((lookup.node.name, why))
@@ -162,15 +165,15 @@ class _Planner:
                 by_table.setdefault(lookup.table.dequantize, []).append(lookup)
         for node in self.program.graph.nodes:
             if torch_op(node) == DEQUANTIZE:
-                self._dequantize(node, by_table.get(node, []))
+                self._dequantize(node, by_table.get(node, []), is_table=node in looked_up)
 
-    def _dequantize(self, node: torch.fx.Node, lookups: list[Lookup]) -> None:
+    def _dequantize(self, node: torch.fx.Node, lookups: list[Lookup], *, is_table: bool) -> None:
         table = table_of(node)
         operands = self.judge.operands(table)
         constant = all(
             isinstance(operand, Constant) and not operand.written for operand in operands if operand is not None
         )
-        if not constant and not lookups:
+        if not constant and not is_table:
             return  # activations, say: upstream's patterns know what to do with them
         for lookup in lookups:
             self._carry(lookup, table)
@@ -236,6 +239,9 @@ class _Planner:
         if why:
             self.faults.append((lookup.node.name, f"the table is not constant and {why}"))
             return
+        for operand in self.judge.operands(table):
+            if isinstance(operand, Constant) and operand.written:
+                self.plan.initialised.append(operand.placeholder)
         output = table.output_dtype
         assert output is not None  # noqa: S101 - _runtime_fault rejects flat tables, the only ones without
         zero_point = table.zero_point

@@ -38,7 +38,12 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
         name = writer.free_name(f"{product.node.name}_table")
         products[name] = product.node.name
         replacements.append(_product(writer, product, name))
-    return writer.finish(replacements, plan.support), products
+    written = writer.finish(replacements, plan.support)
+    initialised = {placeholder.name for placeholder in plan.initialised}
+    for node in written.graph.nodes:
+        if node.op == "placeholder" and node.name in initialised:
+            node.meta["et_init_buffer"] = True  # how ExecuTorch is told to store what a mutable buffer starts with
+    return written, products
 
 
 def _lookup(writer: Writer, lookup: CarriedLookup | RuntimeLookup) -> Replacement:
@@ -105,12 +110,18 @@ def _folded(writer: Writer, folded: FoldedTable) -> Replacement:
 
 
 def _product(writer: Writer, product: KeptProduct, name: str) -> Replacement:
-    """Give the product a dequantize of its own, whose operands are constants: upstream's pattern needs that."""
-    zero_point = torch.zeros(product.scales.data.shape, dtype=torch.int8)
+    """Give the product a dequantize of its own, on parameters of its own.
+
+    Upstream's pattern replaces the parameters' data by packed and transposed forms: a second product, or
+    any other reader of the same ones, would get those. The serializer stores equal bytes once.
+    """
+    zeros = None if product.zero_point is None else product.zero_point.data
+    if zeros is None:  # upstream's pattern asserts that there is one, and then does not read it
+        zeros = torch.zeros(product.scales.data.shape, dtype=torch.int8)
     operands = (
-        product.weight.placeholder,
-        product.scales.placeholder,
-        writer.constant("zero_point", zero_point) if product.zero_point is None else product.zero_point.placeholder,
+        writer.parameter(f"{name}_weight", product.weight.data.detach()),
+        writer.parameter(f"{name}_scales", product.scales.data.detach()),
+        writer.constant("zero_point", _owned(zeros)),
     )
     old_weight = product.turn or product.dequantize
     others = tuple(node for node in product.node.all_input_nodes if node is not old_weight)

@@ -20,7 +20,10 @@ from conformance.subjects import _lowered, _overlay, executorch
 
 _VULKAN = "executorch.backends.vulkan"
 #: What of the tree each stage calls.
+_LOWERING = (f"{_VULKAN}.partitioner.vulkan_partitioner", f"{_VULKAN}.serialization.vulkan_graph_serialize")
 _CALLED = {
+    "LOWER": _LOWERING,
+    "RUN": _LOWERING,
     "MATCH": (f"{_VULKAN}._passes.fuse_patterns", f"{_VULKAN}.patterns.pattern_registry"),
     "PACK": (f"{_VULKAN}.patterns.weight_packing_utils",),
 }

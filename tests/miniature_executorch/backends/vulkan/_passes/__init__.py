@@ -1,0 +1,1 @@
+"""A miniature of ExecuTorch's Vulkan backend."""

@@ -1,0 +1,3 @@
+"""The patterns there are."""
+
+fusable_patterns = {}

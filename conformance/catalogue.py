@@ -84,6 +84,16 @@ def select(
     return tuple(c for c in cases if (c.id in ids if ids else c.level in wanted) and (not stages or c.stage in stages))
 
 
+def by_contract(cases: Sequence[Case]) -> list[str]:
+    """Return a line for each contract section: how many cases, and their stages."""
+    lines = []
+    for section in sorted({c.source for c in cases}, key=lambda s: tuple(map(int, s.split(".")))):
+        there = [c for c in cases if c.source == section]
+        stages = ", ".join(s for s in STAGES if any(c.stage == s for c in there))
+        lines.append(f"{section:5} {len(there):5}  {stages}")
+    return lines
+
+
 def nearest(what: str, name: str, allowed: Sequence[str]) -> None:
     """Check that ``name`` is one of ``allowed``.
 

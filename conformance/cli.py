@@ -1,4 +1,4 @@
-"""``python -m conformance``: list, run, replay, devices, report.
+"""``python -m conformance``: list, run, replay, devices; cli_report has report and diff.
 
 Exit codes of ``run`` and ``replay``: 0 as expected, 1 unexpected (FAIL, ERROR, XPASS), 2 usage.
 
@@ -14,13 +14,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import cli_models, replay, runner
+from conformance import cli_models, cli_report, replay, runner
 from conformance.case import LEVELS, STAGES, Case
-from conformance.catalogue import load, select
+from conformance.catalogue import by_contract, load, select
 from conformance.observation import EnvironmentProblem
 from conformance.subject import check_name
 from conformance.toml_io import case_to_toml
-from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, exit_code, last_line, read
+from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, Writer, exit_code, last_line
 from conformance.worker import CASE_SECONDS, Worker
 
 
@@ -50,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     _subject(run, "impl")
     run.add_argument("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
     run.add_argument("--quiet", action="store_true", help="print failures and the last lines only")
+    run.add_argument("--max-failures", type=int, default=0, metavar="N", help="stop after N unexpected verdicts")
+    run.add_argument("--last-failed", default="", metavar="DIR", help="only what was unexpected in the report in DIR")
+    run.add_argument("--expectations", default="", metavar="FILE", help="known failures, instead of the subject's own")
+    run.add_argument("--no-expectations", action="store_true", help="known failures fail like any other")
 
     again = commands.add_parser("replay", help="run the one case of a replay file")
     again.add_argument("file", type=Path)
@@ -57,8 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("devices", help="Vulkan devices, what each can do and which variants it runs")
 
-    report = commands.add_parser("report", help="sum up a verdict stream; says when it is truncated")
-    report.add_argument("file", type=Path, help="verdicts.jsonl, or the directory it is in")
+    cli_report.add_commands(commands)
     cli_models.add_commands(commands)
     commands.add_parser("prove", add_help=False, help="prove the numbers and the addressing; prove --check FILE")
     return top
@@ -88,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return prove_cli.main(words[1:])
     try:
         given = parser().parse_args(words)
-        own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices, "report": _report}
-        return {**own, **cli_models.COMMANDS}[given.command](given)
+        own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices}
+        return {**own, **cli_report.COMMANDS, **cli_models.COMMANDS}[given.command](given)
     except (ValueError, EnvironmentProblem) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -109,9 +112,7 @@ def _list(given: argparse.Namespace) -> int:
         print("\n".join(f"# {case.id}\n{case_to_toml(case)}" for case in cases))
         return 0
     if given.by_contract:
-        for section in sorted({c.source for c in cases}):
-            there = [c for c in cases if c.source == section]
-            print(f"{section:5} {len(there):5}  {', '.join(s for s in STAGES if any(c.stage == s for c in there))}")
+        print("\n".join(by_contract(cases)))
     else:
         width = max((len(c.id) for c in cases), default=0)
         for case in cases:
@@ -123,6 +124,9 @@ def _list(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     check_name(given.subject)
     cases = _selected(given)
+    if given.last_failed:
+        cases = cli_report.only_failed(cases, Path(given.last_failed))
+    expected = runner.expected_of(given.subject, given.expectations, off=given.no_expectations)
     _device(given)
     report = Path(given.report or tempfile.mkdtemp(prefix="q4gsw-report-"))
     writer = Writer(report / "verdicts.jsonl", runner.header(given.subject, given.device, given.level))
@@ -130,17 +134,19 @@ def _run(given: argparse.Namespace) -> int:
     versions = runner.versions()
     with Worker(given.subject, given.case_seconds) as worker:
         for case in cases:
-            verdict = runner.run_case(worker, case, report, versions)
+            verdict = runner.run_case(worker, case, report, versions, expected)
             writer.add(verdict)
             verdicts.append(verdict)
             if verdict.outcome in UNEXPECTED:
                 print(runner.describe(case, verdict), flush=True)
             elif not given.quiet:
-                why = f"  ({verdict.reason})" if verdict.outcome == UNSUPPORTED else ""
+                why = {UNSUPPORTED: f"  ({verdict.reason})", XFAIL: f"  ({verdict.defect})"}.get(verdict.outcome, "")
                 print(f"{verdict.outcome:11} {case.id}{why}", flush=True)
+            if given.max_failures and sum(v.outcome in UNEXPECTED for v in verdicts) >= given.max_failures:
+                print(f"stopped after {given.max_failures} failures; {len(cases) - len(verdicts)} cases were not run")
+                break
     writer.close()
-    print(f"report: {report}/verdicts.jsonl")
-    print(last_line(verdicts))
+    print("\n".join(cli_report.finish(report, expected)))
     return exit_code(verdicts)
 
 
@@ -178,15 +184,3 @@ def _devices(_given: argparse.Namespace) -> int:
 
     print("\n".join(device_lines()))
     return 0
-
-
-def _report(given: argparse.Namespace) -> int:
-    path = given.file / "verdicts.jsonl" if given.file.is_dir() else given.file
-    stream = read(path)
-    for verdict in stream.verdicts:
-        if verdict.outcome in UNEXPECTED:
-            print(f"{verdict.outcome} {verdict.case}: {verdict.reason}")
-    if stream.truncated:
-        print(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
-    print(last_line(stream.verdicts))
-    return 1 if stream.truncated else exit_code(stream.verdicts)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from conformance.mismatch import ArrayMismatch, DtypeShapeMismatch, LayoutMismatch
+from conformance.picture import draw
 from reference.accept import AcceptSet, FloatModes
 from reference.bfloat16 import BFLOAT16, dtype_name
-from reference.nibble_layouts import unpack_blocks
+from reference.nibble_layouts import unpack_blocks, unpack_flat, unpack_linear_weight
 
 Array = np.ndarray[Any, Any]
 
@@ -30,8 +31,8 @@ def dtype_shape(name: str, got: Array, dtype: str, shape: tuple[int, ...]) -> Dt
     return None
 
 
-def same_bits(name: str, got: Array, expected: Array) -> ArrayMismatch | DtypeShapeMismatch | None:
-    """Compare bit for bit; NaN matches any NaN (contract 3.5, host)."""
+def same_bits(name: str, got: Array, expected: Array, group_size: int = 0) -> ArrayMismatch | DtypeShapeMismatch | None:
+    """Compare bit for bit; NaN matches any NaN (contract 3.5, host). ``group_size`` is for the picture."""
     if wrong := dtype_shape(name, got, dtype_name(expected), expected.shape):
         return wrong
     bits, want = _bits(got), _bits(expected)
@@ -41,10 +42,11 @@ def same_bits(name: str, got: Array, expected: Array) -> ArrayMismatch | DtypeSh
     index = _first(~right)
     reason = "sign_of_zero" if _only_zero_signs(bits, want, right) else "values"
     allowed = (_show(expected, index),)
-    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, reason)
+    picture = draw(got, expected, group_size, ~right)
+    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, reason, picture)
 
 
-def accepted(name: str, got: Array, accept: AcceptSet) -> ArrayMismatch | None:
+def accepted(name: str, got: Array, accept: AcceptSet, group_size: int = 0) -> ArrayMismatch | None:
     """Compare with the accept set of every element; ``got`` has the set's dtype and shape."""
     right = accept.contains(got)
     if bool(right.all()):
@@ -53,7 +55,8 @@ def accepted(name: str, got: Array, accept: AcceptSet) -> ArrayMismatch | None:
     allowed = tuple(_show(np.array([p], _bits(got).dtype).view(got.dtype), (0,)) for p in accept.allowed(index))
     if accept.any_nan[index]:
         allowed = ("any NaN",)
-    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size)
+    picture = draw(got, accept.candidates[0].view(got.dtype), group_size, ~right)
+    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, picture=picture)
 
 
 def same_codes(
@@ -67,9 +70,25 @@ def same_codes(
         return None
     index = _first(~right)
     reason, read_from = _recognise(got, expected, values, layout)
+    picture = draw(_codes(got, layout), _codes(expected, layout))
     return LayoutMismatch(
-        name, index, _hex(got[index]), _hex(expected[index]), int((~right).sum()), right.size, reason, read_from
+        name,
+        index,
+        _hex(got[index]),
+        _hex(expected[index]),
+        int((~right).sum()),
+        right.size,
+        reason,
+        read_from,
+        picture,
     )
+
+
+def _codes(packed: Array, layout: str) -> Array:
+    """The table that packed bytes or blocks hold, the rows that fill up the last block included."""
+    if layout == "blocks":
+        return unpack_blocks(packed, 8 * packed.shape[0])
+    return (unpack_flat if layout == "flat" else unpack_linear_weight)(packed)
 
 
 def float_modes(facts: Mapping[str, str]) -> FloatModes:

@@ -32,7 +32,7 @@ from reference.accept import HOST, AcceptSet, FloatModes, accept_products
 from reference.bfloat16 import dtype_name
 from reference.evaluate import evaluate
 from reference.fusibility import violations
-from reference.program_spec import Linear, ProgramSpec
+from reference.program_spec import Dequantize, Linear, Lookup, ProgramSpec
 
 #: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
 TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
@@ -62,7 +62,18 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
         found = signature(case.stage, mismatch) if mismatch else ""
         data = as_data(mismatch) if mismatch else None
         return Verdict(
-            case.id, case.stage, subject, outcome, found, reason, data, strict, digest, round(seconds, 4), "", facts
+            case=case.id,
+            stage=case.stage,
+            subject=subject,
+            outcome=outcome,
+            signature=found,
+            reason=reason,
+            mismatch=data,
+            strict=strict,
+            digest=digest,
+            seconds=round(seconds, 4),
+            facts=facts,
+            source=case.source,
         )
 
     if isinstance(observation, Unsupported):
@@ -122,15 +133,21 @@ def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
 
 def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMismatch | None:
     """Every output: the reference's bits, or for a linear those of the program that was not rewritten (5.7)."""
-    expected = evaluate(spec)
+    expected, groups = evaluate(spec), _group_sizes(spec)
     linear = {s.name for s in spec.steps if isinstance(s, Linear)}
     for name in spec.outputs():
         want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
         if name not in graph.outputs:
             return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
-        if wrong := compare.same_bits(name, graph.outputs[name], want):
+        if wrong := compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0)):
             return wrong
     return None
+
+
+def _group_sizes(spec: ProgramSpec) -> dict[str, int]:
+    """Columns that share a scale, by lookup, for the picture of a mismatch."""
+    blocks = {s.name: s.block_size for s in spec.steps if isinstance(s, Dequantize)}
+    return {s.name: blocks[s.table][-1] for s in spec.steps if isinstance(s, Lookup) and blocks[s.table]}
 
 
 def _lower(case: Case, file: File) -> Finding:
@@ -172,7 +189,7 @@ def _kernel(case: Case, observation: Arrays) -> Finding:
     modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
     allowed = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, modes)
     strict = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, HOST)
-    return Finding(compare.accepted("out", got, allowed), compare.accepted("out", got, strict) is None)
+    return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
 
 
 def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtype: str, modes: FloatModes) -> AcceptSet:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.picture import Picture
+
 
 @dataclass(frozen=True)
 class ArrayMismatch:
@@ -23,6 +25,7 @@ class ArrayMismatch:
     wrong: int
     of: int
     reason: str = "values"
+    picture: Picture | None = None
     tag: str = "array"
 
     def line(self) -> str:
@@ -87,6 +90,7 @@ class LayoutMismatch:
     of: int
     reason: str
     read_from: str = ""
+    picture: Picture | None = None
     tag: str = "layout"
 
     def line(self) -> str:
@@ -122,4 +126,10 @@ def signature(stage: str, mismatch: Mismatch) -> str:
 
 def as_data(mismatch: Mismatch) -> dict[str, Any]:
     """Return the mismatch as a JSON object."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(mismatch).items()}
+    return {k: _plain(v) for k, v in vars(mismatch).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Picture):
+        return vars(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conformance import runner
+from conformance import cli_report, runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import load, nearest, select
+from conformance.expectations import Expectations
 from conformance.observation import EnvironmentProblem
 from conformance.subject import check_name
-from conformance.verdict import UNEXPECTED, UNSUPPORTED, Verdict, Writer, counts, exit_code, last_line
+from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, Writer, exit_code
 from conformance.worker import CASE_SECONDS, Worker
 
 _SUITE = Path(__file__).parent / "suite"
 _CASES = pytest.StashKey[tuple[Case, ...]]()
+_EXPECTED = pytest.StashKey[Expectations]()
 _RUN = pytest.StashKey["Run"]()
+_VERDICT = pytest.StashKey[Verdict]()
 #: The controller's configuration, for the one hook that pytest does not pass it to.
 _ACTIVE: list[pytest.Config] = []
 
@@ -38,7 +41,7 @@ class Run:
         self.writer = Writer(report / "verdicts.jsonl", header)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the suite's options."""
     group = parser.getgroup("conformance", "q4gsw conformance suite")
     group.addoption("--subject", default="impl", help="impl | executorch | path.py:Class (default: impl)")
@@ -51,8 +54,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=0, help="seed of the generated programs (default: 0)")
     group.addoption("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
     group.addoption("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
+    group.addoption("--max-failures", type=int, default=0, metavar="N", help="stop after N unexpected verdicts")
+    group.addoption("--expectations", default="", metavar="FILE", help="known failures, instead of the subject's own")
+    group.addoption("--no-expectations", action="store_true", help="known failures fail like any other")
+    if not pluginmanager.has_plugin("cacheprovider"):  # which has an option of that name, without a directory
+        group.addoption("--last-failed", default="", metavar="DIR", help="only what was unexpected in DIR's report")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own JUnit writer reads where to write
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options once, on the controller; workers inherit the report directory."""
     if not _is_suite(config):
@@ -60,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         check_name(config.getoption("--subject"))
         config.stash[_CASES] = _selected(config)
+        given = (config.getoption(f"--{o}") for o in ("subject", "expectations"))
+        config.stash[_EXPECTED] = runner.expected_of(*given, off=config.getoption("--no-expectations"))
         if (device := config.getoption("--device")) and _is_controller(config):
             from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
 
@@ -72,6 +83,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if _is_controller(config):
         report = Path(config.getoption("--report") or tempfile.mkdtemp(prefix="q4gsw-report-"))
         config.option.report = str(report)
+        config.option.xmlpath = config.option.xmlpath or str(report / "junit.xml")
+        config.option.maxfail = config.getoption("--max-failures") or config.option.maxfail
         subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
         try:
             config.stash[_RUN] = Run(report, runner.header(subject, device, level))
@@ -83,7 +96,9 @@ def _selected(config: pytest.Config) -> tuple[Case, ...]:
     stages = tuple(s.strip() for s in config.getoption("--stages").split(",") if s.strip())
     level = config.getoption("--level")
     nearest("level", level, LEVELS)
-    return select(load(), level=level, stages=stages)
+    cases = select(load(), level=level, stages=stages)
+    last = getattr(config.option, "last_failed", "")
+    return cli_report.only_failed(cases, Path(last)) if last else cases
 
 
 def _is_suite(config: pytest.Config) -> bool:
@@ -125,8 +140,12 @@ def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_ver
 
     def run(case: Case) -> None:
         report = Path(request.config.getoption("--report"))
-        verdict = runner.run_case(subject_worker, case, report, known_versions)
-        request.node.user_properties.append(("verdict", {**vars(verdict), "mismatch": verdict.mismatch}))
+        verdict = runner.run_case(subject_worker, case, report, known_versions, request.config.stash[_EXPECTED])
+        request.node.stash[_VERDICT] = verdict
+        named = {"contract": case.source, "outcome": verdict.outcome, "signature": verdict.signature}
+        request.node.user_properties.extend(named.items())  # what junit.xml tells of the case
+        if verdict.outcome == XFAIL:
+            pytest.xfail(f"{verdict.defect}: {verdict.reason}")
         if verdict.outcome in UNEXPECTED:
             pytest.fail(runner.describe(case, verdict), pytrace=False)
         if verdict.outcome == UNSUPPORTED:
@@ -135,15 +154,25 @@ def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_ver
     return run
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Send the verdict along with pytest's report, from whatever process it was made in."""
+    report = yield
+    if call.when == "call" and (verdict := item.stash.get(_VERDICT, None)) is not None:
+        vars(report)["q4gsw_verdict"] = vars(verdict)
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Collect verdicts on the controller as they arrive."""
-    if report.when == "call" and _ACTIVE and _RUN in _ACTIVE[0].stash:
+    data = getattr(report, "q4gsw_verdict", None)
+    if data is not None and _ACTIVE and _RUN in _ACTIVE[0].stash:
+        verdict = Verdict(**data)
         run = _ACTIVE[0].stash[_RUN]
-        for name, value in report.user_properties:
-            if name == "verdict":
-                verdict = Verdict(**value)  # type: ignore[arg-type]  # JSON in between: pytest types it as object
-                run.verdicts.append(verdict)
-                run.writer.add(verdict)
+        run.verdicts.append(verdict)
+        run.writer.add(verdict)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -168,10 +197,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     run = config.stash.get(_RUN, None)
     if run is None or config.getoption("collectonly"):
         return
-    strict = sum(v.strict is True for v in run.verdicts)
-    applicable = sum(v.strict is not None for v in run.verdicts)
-    print(f"report: {config.getoption('--report')}/verdicts.jsonl")  # noqa: T201 - the run's last lines
-    print(f"strict: {strict} of {applicable} numeric verdicts hold the strict set too")  # noqa: T201 - see above
-    if counts(run.verdicts)[UNSUPPORTED] == len(run.verdicts):
-        print("nothing was judged: every case is unsupported, or none matched")  # noqa: T201 - see above
-    print(last_line(run.verdicts))  # noqa: T201 - see above
+    try:
+        lines = cli_report.finish(Path(config.getoption("--report")), config.stash[_EXPECTED])
+    except ValueError as error:
+        lines = [f"error: {error}"]
+    print("\n".join(lines))  # noqa: T201 - the run's last lines

@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from conformance import replay
+from conformance import expectations, replay
 from conformance.case import Case
+from conformance.catalogue import load
+from conformance.expectations import Expectations
 from conformance.judge import judge
-from conformance.verdict import ERROR, FAIL, Verdict
+from conformance.verdict import ERROR, FAIL, XFAIL, Verdict
 from conformance.worker import Worker
 
 _PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
@@ -59,15 +61,31 @@ def header(subject: str, device: str, level: str) -> dict[str, object]:
     }
 
 
-def run_case(worker: Worker, case: Case, report: Path | None, known_versions: Mapping[str, str]) -> Verdict:
-    """Run and judge one case; a failure leaves a replay file in ``report``/replay."""
+def expected_of(subject: str, file: str = "", *, off: bool = False) -> Expectations:
+    """Return what is expected of ``subject``: from ``file``, else from the file of its name, else nothing.
+
+    Raises:
+        ValueError: the file, or an entry of it, is not right; names both.
+    """
+    path = Path(file) if file else expectations.for_subject(subject)
+    if off or path is None:
+        return expectations.NONE
+    return expectations.load(path, (c.id for c in load()), versions())
+
+
+def run_case(
+    worker: Worker,
+    case: Case,
+    report: Path | None,
+    known_versions: Mapping[str, str],
+    expected: Expectations = expectations.NONE,
+) -> Verdict:
+    """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     started = time.perf_counter()
     observation = worker.run(case)
     seconds = time.perf_counter() - started
-    verdict = judge(case, observation, worker.subject, seconds)
-    if verdict.outcome not in {FAIL, ERROR}:
-        return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
-    if report is None:
+    verdict = expected.apply(judge(case, observation, worker.subject, seconds))
+    if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
     path = replay.write(report / "replay", case, verdict, known_versions)
     return replace(verdict, replay=f"python -m conformance replay {path}")
@@ -81,6 +99,8 @@ def describe(case: Case, verdict: Verdict) -> str:
         f"  contract:  docs/contract.md {case.source}; {case.shows}",
         f"  signature: {verdict.signature or 'none'}",
     ]
+    if verdict.defect:
+        lines.append(f"  defect:    {verdict.defect}")
     if case.stage == "KERNEL" and verdict.facts.get("device"):
         lines.append(f"  device:    {verdict.facts['device']} ({verdict.facts.get('driver', 'driver unknown')})")
     lines.append(f"  replay:    {verdict.replay}")

@@ -24,7 +24,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of one case. ``strict``: whether the strict set (contract 3) holds too, None without one."""
+    """The judgement of one case.
+
+    ``strict``: whether the strict set (contract 3) holds too, None without one. ``defect``: the known
+    failure that this one is, or was expected to be (conformance.expectations). ``source``: the case's
+    contract section.
+    """
 
     case: str
     stage: str
@@ -38,6 +43,8 @@ class Verdict:
     seconds: float = 0.0
     replay: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    defect: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)

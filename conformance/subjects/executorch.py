@@ -58,8 +58,11 @@ def lower(program: Any) -> bytes:
     )
     from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415 - the same
 
-    manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner()])
-    return bytes(manager.to_executorch().buffer)
+    try:
+        manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner()])
+        return bytes(manager.to_executorch().buffer)
+    except Exception as error:
+        raise plain_error(error) from error
 
 
 def run_match(case: Case) -> Graph:
@@ -131,13 +134,20 @@ def fuse_patterns(program: Any) -> Any:
         try:
             return apply_passes(given, [FusePatternsPass()])
         except Exception as error:
-            # The pass manager wraps what a pass raises in a bare Exception; what it was is what the verdict names.
-            cause = error.__cause__ or error
-            at = traceback.extract_tb(cause.__traceback__)[-1]
-            said = str(cause).strip().partition("\n")[0] or "no message"
-            message = f"{said} ({Path(at.filename).name}:{at.lineno}: {at.line})"
-            plain = type(cause) if type(cause) in {AssertionError, RuntimeError, ValueError, KeyError} else RuntimeError
-            raise plain(message) from error
+            raise plain_error(error) from error
+
+
+def plain_error(error: Exception) -> Exception:
+    """What a pass raised, by type, with its message in one line and its place.
+
+    The pass manager wraps it in a bare Exception; what it was is what the verdict names.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    at = traceback.extract_tb(cause.__traceback__)[-1]
+    said = str(cause).strip().partition("\n")[0] or "no message"
+    message = f"{said} ({Path(at.filename).name}:{at.lineno}: {at.line})"
+    plain = type(cause) if type(cause) in {AssertionError, RuntimeError, ValueError, KeyError} else RuntimeError
+    return plain(message)
 
 
 def shallow_copy(program: Any) -> Any:

@@ -1,0 +1,76 @@
+"""Two runs compared: which cases changed outcome, and which changed bits while still passing.
+
+Source: docs/architecture.md, "Public surface"; docs/reading-a-report.md, "Comparing two runs".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conformance.verdict import PASS, UNEXPECTED, XFAIL, Stream, Verdict
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What changed from the old run to the new one, by (subject-independent) case id.
+
+    ``new_failures``: unexpected now, and before either not, or with another signature, or not run.
+    ``fixed``: unexpected before and not now. ``other``: any other change of outcome. ``bits``: passes in
+    both, with another digest of what the subject answered. ``gone`` and ``added``: in one run only.
+    """
+
+    new_failures: tuple[tuple[Verdict | None, Verdict], ...]
+    fixed: tuple[tuple[Verdict, Verdict], ...]
+    other: tuple[tuple[Verdict, Verdict], ...]
+    bits: tuple[tuple[Verdict, Verdict], ...]
+    gone: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+def compare(old: Stream, new: Stream) -> Diff:
+    """Compare two verdict streams, which may be of two subjects or two versions of one."""
+    before, after = ({v.case: v for v in stream.verdicts} for stream in (old, new))
+    failures: list[tuple[Verdict | None, Verdict]] = []
+    fixed, other, bits = [], [], []
+    for case, now in after.items():
+        then = before.get(case)
+        was_bad = then is not None and then.outcome in UNEXPECTED
+        if now.outcome in UNEXPECTED:
+            if then is None or not was_bad or then.signature != now.signature:
+                failures.append((then, now))
+        elif then is None:
+            continue
+        elif was_bad:
+            fixed.append((then, now))
+        elif then.outcome != now.outcome or (now.outcome == XFAIL and then.signature != now.signature):
+            other.append((then, now))
+        elif now.outcome == PASS and then.digest != now.digest:
+            bits.append((then, now))
+    gone = tuple(case for case in before if case not in after)
+    added = tuple(case for case in after if case not in before)
+    return Diff(tuple(failures), tuple(fixed), tuple(other), tuple(bits), gone, added)
+
+
+def lines(diff: Diff) -> list[str]:
+    """Return what ``python -m conformance diff`` prints."""
+    text = [f"new failure: {now.case}: {_name(then)} -> {_name(now)}: {now.reason}" for then, now in diff.new_failures]
+    text += [f"fixed: {now.case}: {_name(then)} -> {_name(now)}" for then, now in diff.fixed]
+    text += [f"changed: {now.case}: {_name(then)} -> {_name(now)}" for then, now in diff.other]
+    text += [f"other bits, still passing: {now.case}" for _then, now in diff.bits]
+    text += [f"not run any more: {case}" for case in diff.gone]
+    text += [f"new case: {case}" for case in diff.added]
+    counts = {
+        "new failures": diff.new_failures,
+        "fixed": diff.fixed,
+        "changed": diff.other,
+        "other bits": diff.bits,
+        "gone": diff.gone,
+        "added": diff.added,
+    }
+    return [*text, " ".join(f"{name}:{len(there)}" for name, there in counts.items())]
+
+
+def _name(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "not run"
+    return f"{verdict.outcome} ({verdict.signature})" if verdict.signature else verdict.outcome

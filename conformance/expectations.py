@@ -1,0 +1,164 @@
+"""Expectations: the known failures of a subject, strict both ways.
+
+``conformance/expectations/SUBJECT.toml`` has ``[[known]]`` entries. A case that fails as its entry says
+is XFAIL and does not fail the run; one that fails in another way stays FAIL; one that passes is XPASS,
+which fails the run until the entry is removed. Several entries may name one ``defect``.
+
+Source: docs/architecture.md, "Expectations"; docs/reading-a-report.md, "Known failures".
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from conformance.case import STAGES
+from conformance.toml_io import from_table
+from conformance.verdict import ERROR, FAIL, PASS, XFAIL, XPASS, Verdict
+
+FOLDER = Path(__file__).parent / "expectations"
+_DEFECT = re.compile(r"[a-z0-9][a-z0-9.\-]*")
+_SIGNATURE = re.compile(rf"({'|'.join(STAGES)})/\w+/\S+")
+#: ``raised`` reasons that say nothing of the subject; they are never a known failure of it.
+_NOT_KNOWABLE = ("EnvironmentProblem", "BadObservation")
+
+
+@dataclass(frozen=True)
+class Known:
+    """One known failure.
+
+    ``defect``: the short name that failures are grouped by. ``case``: patterns (fnmatch) of case ids.
+    ``versions``: package -> pattern of the versions that have the defect; others are expected to pass.
+    """
+
+    defect: str
+    signature: str
+    case: tuple[str, ...]
+    reason: str
+    link: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """The entries that hold for the installed versions, by case id."""
+
+    by_case: Mapping[str, Known] = field(default_factory=dict)
+
+    def apply(self, verdict: Verdict) -> Verdict:
+        """Return ``verdict`` as it counts beside what was expected of its case."""
+        known = self.by_case.get(verdict.case)
+        if known is None:
+            return verdict
+        if verdict.outcome == PASS:
+            reason = f"expected {known.signature} ({known.defect}), but it passes: remove the expectation"
+            return replace(verdict, outcome=XPASS, reason=reason, defect=known.defect)
+        if verdict.outcome not in {FAIL, ERROR}:
+            return verdict
+        if verdict.signature == known.signature:
+            return replace(verdict, outcome=XFAIL, defect=known.defect)
+        return replace(verdict, reason=f"{verdict.reason} [expected {known.signature} ({known.defect}) instead]")
+
+
+NONE = Expectations()
+
+
+def for_subject(subject: str) -> Path | None:
+    """Return the file of a built-in subject's expectations, or None where it has none."""
+    path = FOLDER / f"{subject}.toml"
+    return path if re.fullmatch(r"[a-z0-9\-]+", subject) and path.is_file() else None
+
+
+def load(path: Path, case_ids: Iterable[str], versions: Mapping[str, str]) -> Expectations:
+    """Return the expectations of ``path`` that hold for ``versions``.
+
+    Args:
+        path: a file of [[known]] entries.
+        case_ids: every id of the catalogue, selected or not.
+        versions: installed versions by package (``conformance.runner.versions``).
+
+    Raises:
+        ValueError: not TOML; an entry with a missing, empty or malformed field; a pattern that matches no
+            case; two entries for one case. Names the file and the entry.
+    """
+    ids = tuple(case_ids)
+    by_case: dict[str, Known] = {}
+    for number, known in enumerate(read(path), 1):
+        where = f"{path}: known {number} ({known.defect})"
+        matched = _matched(known, ids, where)
+        if not all(fnmatch.fnmatchcase(versions.get(name, ""), want) for name, want in known.versions.items()):
+            continue
+        for name in matched:
+            if name in by_case:
+                raise ValueError(f"{where}: case {name} is expected twice, by {by_case[name].defect} too")
+            by_case[name] = known
+    return Expectations(by_case)
+
+
+def read(path: Path) -> tuple[Known, ...]:
+    """Return the entries of one file.
+
+    Raises:
+        ValueError: as ``load``, as far as the file alone can show it.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    rows = document.get("known", [])
+    if set(document) - {"known"} or not isinstance(rows, list):
+        raise ValueError(f"{path}: a file of expectations has [[known]] entries and nothing else")
+    entries = []
+    for number, row in enumerate(rows, 1):
+        name = row.get("defect", "no defect") if isinstance(row, dict) else "no table"
+        entries.append(_entry(row, f"{path}: known {number} ({name})"))
+    return tuple(entries)
+
+
+def _entry(row: Any, where: str) -> Known:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: known is a list of something else; write [[known]]")
+    plain = {k: v for k, v in row.items() if k != "versions"}
+    known = from_table(Known, plain, where)
+    versions = row.get("versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise ValueError(f'{where}: versions must be a table such as {{ executorch = "1.5.*" }}')
+    for name in ("reason", "link"):
+        if not getattr(known, name).strip():
+            raise ValueError(f"{where}: {name} is empty; say why the case fails and where that can be read")
+    if not _DEFECT.fullmatch(known.defect):
+        raise ValueError(f"{where}: defect {known.defect!r} must be a short name such as zero-point-ignored")
+    if not _SIGNATURE.fullmatch(known.signature) or known.signature.rpartition("/")[2] in _NOT_KNOWABLE:
+        raise ValueError(f"{where}: signature {known.signature!r} is not one that a subject's failure can have")
+    if not known.case:
+        raise ValueError(f"{where}: case has no pattern")
+    return replace(known, versions=dict(versions))
+
+
+def _matched(known: Known, ids: Sequence[str], where: str) -> list[str]:
+    matched: list[str] = []
+    for pattern in known.case:
+        found = fnmatch.filter(ids, pattern)
+        if not found:
+            raise ValueError(f"{where}: case pattern {pattern!r} matches no case of the catalogue")
+        matched += found
+    return list(dict.fromkeys(matched))
+
+
+def grouped(verdicts: Iterable[Verdict], expectations: Expectations) -> list[str]:
+    """Return the lines that sum up known failures by defect; none where there are none."""
+    found: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.outcome == XFAIL:
+            found.setdefault(verdict.defect, []).append(verdict)
+    lines = [f"known failures: {sum(map(len, found.values()))} cases, {len(found)} defects"] if found else []
+    for defect, there in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        known = expectations.by_case[there[0].case]
+        lines.append(f"  {len(there):4} {defect}: {known.reason}")
+        lines.append(f"       {known.link}")
+    return lines

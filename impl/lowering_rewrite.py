@@ -13,7 +13,7 @@ from executorch.exir.dialects._ops import ops as exir_ops
 
 from impl.graph_ops import arguments
 from impl.graph_rebuild import Replacement, Writer
-from impl.lowering_plan import CarriedLookup, FoldedTable, KeptProduct, LoweringPlan, RuntimeLookup
+from impl.lowering_types import CarriedLookup, FoldedTable, KeptProduct, LoweringPlan, RuntimeLookup
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -137,26 +137,22 @@ def _lawful(facts: Mapping[str, str], modes: FloatModes) -> bool:
 
 def _against_fractions(scales: Array, facts: Mapping[str, str], modes: FloatModes) -> list[list[Any]]:
     """What exact fractions allow for every scale and code, once the fast oracle has said the same."""
-    bits = scales.view(f"u{scales.itemsize}")
+    fast = accept_products(CODES[None, :], scales[:, None], facts["output_dtype"], modes)
     exact = []
-    for column, pattern in enumerate(bits.tolist()):
-        row = []
-        for q in range(-8, 8):
-            allowed = allowed_bits(q, pattern, facts["scale_dtype"], facts["output_dtype"], modes)
-            fast = accept_products(np.array([q], np.int8), scales[column : column + 1], facts["output_dtype"], modes)
-            same = bool(fast.anything[0]) == allowed.anything and (
-                allowed.anything
-                or (
-                    (bool(fast.any_nan[0]) == allowed.any_nan)
-                    and (allowed.any_nan or set(fast.allowed(0)) == set(allowed.patterns))
-                )
-            )
+    for row, pattern in enumerate(scales.view(f"u{scales.itemsize}").tolist()):
+        exact.append(
+            [allowed_bits(q, pattern, facts["scale_dtype"], facts["output_dtype"], modes) for q in range(-8, 8)]
+        )
+        for code, allowed in enumerate(exact[-1]):
+            at = (row, code)
+            if allowed.anything or fast.anything[at]:
+                same = allowed.anything == bool(fast.anything[at])
+            elif allowed.any_nan or fast.any_nan[at]:
+                same = allowed.any_nan == bool(fast.any_nan[at])
+            else:
+                same = set(fast.allowed(at)) == set(allowed.patterns)
             if not same:
-                raise Rejected(
-                    f"the fast oracle is wrong for scale {pattern:#x} times q = {q}: see reference/accept.py"
-                )
-            row.append(allowed)
-        exact.append(row)
+                raise Rejected(f"the fast oracle is wrong for scale {pattern:#x}, code {code}: see reference/accept.py")
     return exact
 
 

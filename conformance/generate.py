@@ -1,9 +1,8 @@
 """The graph space: programs drawn choice by choice, as ProgramSpecs and never as graphs.
 
 ``program(pick)`` makes every decision through ``pick``, which chooses from a sequence whose first element
-is the simplest: Hypothesis drives it (``programs()``) and shrinks towards the control program, one lookup
-that fuses. Each lookup is drawn from choices that keep it fusible, and then up to two of ``DEFECTS`` are
-put into it, each of which breaks a condition of contract 5.3.
+is the simplest; Hypothesis drives it (``programs()``). Each lookup is drawn from choices that keep it
+fusible, and then up to two of ``DEFECTS`` are put into it, each of which breaks a condition of contract 5.3.
 
 Source: docs/contract.md sections 4 and 5.
 """
@@ -96,7 +95,7 @@ def programs() -> st.SearchStrategy[ProgramSpec]:
 
     It draws one string of bytes, a byte a choice: a hundred small draws would cost thirty times as much, and
     Hypothesis would repeat parts of one program in the next, so that a fifth of them would be duplicates.
-    Shrinking lowers and zeroes bytes, and zero is the simplest option.
+    Zero is the simplest option. A failing program is best shrunk by ``conformance.generate_shrink``.
     """
     return st.binary(min_size=CHOICES, max_size=CHOICES).map(program_of)
 

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     cli_report.add_commands(commands)
     cli_models.add_commands(commands)
+    commands.add_parser("bisect", add_help=False, help="what broke a red case: bisect stage | commit | shape")
     commands.add_parser("prove", add_help=False, help="prove the numbers and the addressing; prove --check FILE")
     return top
 
@@ -89,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from conformance import prove_cli  # noqa: PLC0415 - it has a command line of its own
 
         return prove_cli.main(words[1:])
+    if words[:1] == ["bisect"]:
+        from conformance import bisect_cli  # noqa: PLC0415 - the same
+
+        return bisect_cli.main(words[1:])
     try:
         given = parser().parse_args(words)
         own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices}

@@ -1,0 +1,204 @@
+"""``python -m conformance bisect stage | commit | shape``: from a red case to what broke it.
+
+Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
+
+Source: docs/bisecting.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance import bisect_commit, bisect_from, bisect_shape, bisect_stage, replay
+from conformance.bisect_commit import Found, SearchEnded
+from conformance.bisect_search import Search, Step
+from conformance.case import Case
+from conformance.catalogue import load, select
+from conformance.git_read import commit_of, files, git
+from conformance.observation import EnvironmentProblem
+from conformance.source_tree import NEEDED
+from conformance.subject import check_name
+from conformance.toml_io import case_to_toml
+from conformance.worker import CASE_SECONDS
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(prog="python -m conformance bisect", description=__doc__.split("\n", 1)[0])
+    top.add_argument(
+        "--from",
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        type=Path,
+        dest="reports",
+        help="two reports: what went red, as commands",
+    )
+    ways = top.add_subparsers(dest="way")
+
+    stage = ways.add_parser("stage", help="which hand-over of one case is the first that is wrong")
+    stage.add_argument("case", help="a case id, or a replay file")
+    stage.add_argument(
+        "--subject", default="impl", help="impl | executorch | executorch-src:PATH[@REV] | path.py:Class"
+    )
+
+    commit = ways.add_parser("commit", help="which commit of a repository broke a case, or with --find-fix mended it")
+    commit.add_argument("case", nargs="?", default="", help="a case id, or a replay file; none with a command after --")
+    commit.add_argument("--repo", type=Path, required=True, help="a git repository; it is only read")
+    commit.add_argument("--good", required=True, help="a revision where the case passes")
+    commit.add_argument("--bad", required=True, help="a revision where it fails")
+    commit.add_argument("--find-fix", action="store_true", help="--bad is the older one: find the first good commit")
+    commit.add_argument("--first-parent", action="store_true", help="follow merges along their first parent only")
+    commit.add_argument("--repeat", type=int, default=1, help="ask every commit so often; all answers must agree")
+    commit.add_argument("--subject-file", default="", help="FILE.py:Class in the repository, instead of executorch-src")
+
+    shape = ways.add_parser("shape", help="at which size a case turns from right to wrong")
+    shape.add_argument("case", help="a case id, or a replay file")
+    shape.add_argument("--axis", required=True, choices=bisect_shape.AXES)
+    shape.add_argument("--good", type=int, default=0, help="a size where it passes (default: the smallest legal one)")
+    shape.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
+    shape.add_argument(
+        "--subject", default="impl", help="impl | executorch | executorch-src:PATH[@REV] | path.py:Class"
+    )
+
+    for way in (stage, commit, shape):
+        way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
+    return top
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    given_words, command = list(words), []
+    if "--" in given_words:
+        at = given_words.index("--")
+        given_words, command = given_words[:at], given_words[at + 1 :]
+    try:
+        given = parser().parse_args(given_words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        if given.reports:
+            return bisect_from.show(*given.reports)
+        if given.way is None:
+            parser().print_help()
+            return 2
+        if given.way == "commit":
+            return _commit(given, tuple(command))
+        case, recorded = _case(given.case)
+        check_name(given.subject)
+        if given.way == "stage":
+            return bisect_stage.show(case, given.subject, given.case_seconds)
+        ends = (given.good, given.bad)
+        return bisect_shape.show(case, given.subject, given.axis, ends, recorded, given.case_seconds)
+    except SearchEnded as ended:
+        print(f"no answer: {ended}", file=sys.stderr)
+        return 1
+    except (ValueError, EnvironmentProblem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _case(name: str) -> tuple[Case, str]:
+    """The case of an id or a replay file, and the signature that the file recorded ("" for an id)."""
+    if name.endswith(".toml"):
+        recorded = replay.read(Path(name))
+        return recorded.case, recorded.signature
+    return select(load(), ids=[name])[0], ""
+
+
+def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
+    if bool(given.case) == bool(command):
+        raise ValueError("bisect commit needs a case (id or replay file), or a command after --, and not both")
+    if given.repeat < 1:
+        raise ValueError(f"--repeat {given.repeat}: at least 1")
+    repo = given.repo.expanduser().resolve()
+    good, bad = commit_of(repo, given.good), commit_of(repo, given.bad)
+    old, new = (bad, good) if given.find_fix else (good, bad)
+    names = ("--bad", "--good") if given.find_fix else ("--good", "--bad")
+    kind = "command" if command else "file" if given.subject_file else "executorch-src"
+    what = command or ((given.subject_file,) if given.subject_file else ())
+    if kind == "executorch-src" and NEEDED not in {**files(repo, old), **files(repo, new)}:
+        raise ValueError(
+            f"{repo}: neither end has {NEEDED}: no ExecuTorch repository; give --subject-file, or a command after --"
+        )
+    if kind == "file":
+        path, colon, name = given.subject_file.rpartition(":")
+        if not colon or not name.isidentifier() or path not in {**files(repo, old), **files(repo, new)}:
+            raise ValueError(
+                f"--subject-file {given.subject_file}: neither end has it; give FILE.py:Class of the repository"
+            )
+    case, signature = _case(given.case) if given.case else (None, "")
+    search = Search(
+        str(repo),
+        case_to_toml(case) if case else "",
+        kind,
+        old,
+        new,
+        what,
+        given.find_fix,
+        given.first_parent,
+        given.repeat,
+        given.case_seconds,
+        signature,
+    )
+    bisect_commit.check_range(repo, old, new, names=names)
+    with bisect_commit.locked(search.folder):
+        bisect_commit.prepare(search)
+        _mind_the_checkout(repo)
+        search, _, _ = bisect_commit.ends(search)
+        print(f"  sought: {search.signature}", flush=True)
+        found = bisect_commit.bisect(search)
+        _tell(search, found, given.case)
+    return 0 if found.commit and not found.candidates else 1
+
+
+def _mind_the_checkout(repo: Path) -> None:
+    try:
+        changed = git(repo, "status", "--porcelain", "--untracked-files=no")
+    except ValueError:
+        return  # a bare repository has no files to be changed
+    if changed.strip():
+        print(f"  note: {repo} has uncommitted changes; they are part of no step (commit them to have them judged)")
+
+
+def _tell(search: Search, found: Found, case: str) -> None:
+    what = "first good" if search.find_fix else "first bad"
+
+    def name(commit: str) -> str:
+        return git(search.clone, "log", "-1", "--format=%H %cs %s", commit).decode(errors="replace").strip()
+
+    print(f"log: {search.folder}/steps.jsonl")
+    if found.candidates:
+        print(f"{what}: one of {len(found.candidates)} commits; those between them cannot be tested")
+        for commit in found.candidates:
+            print(f"  {name(commit)}")
+        return
+    print(f"{what}: {name(found.commit)}")
+    for parent in found.parents:
+        print(f"  before: {_evidence(parent)}")
+    if found.step:
+        print(f"  after:  {_evidence(found.step)}")
+    for parent in found.parents[:1]:
+        print(f"  {'bad' if search.find_fix else 'good'} by hand:  {_by_hand(search, parent.commit, case)}")
+    print(f"  {'good' if search.find_fix else 'bad'} by hand: {_by_hand(search, found.commit, case)}")
+
+
+def _evidence(step: Step) -> str:
+    return " ".join(f"{step.commit[:10]} {step.outcome} {step.signature} {step.reason}".split())
+
+
+def _by_hand(search: Search, commit: str, case: str) -> str:
+    repo = shlex.quote(search.repo)
+    if search.kind == "executorch-src":
+        subject = shlex.quote(f"executorch-src:{search.repo}@{commit}")
+        if case.endswith(".toml"):
+            return f"python -m conformance replay {shlex.quote(case)} --subject {subject}"
+        return f"python -m conformance run --case {case} --subject {subject}"
+    run = shlex.join(search.what)
+    if search.kind == "file":
+        asked = f"replay {shlex.quote(case)}" if case.endswith(".toml") else f"run --case {case}"
+        run = f"python -m conformance {asked} --subject {shlex.quote('DIR/' + search.what[0])}"
+    return f"mkdir DIR; git -C {repo} archive {commit} | tar -x -C DIR; (in DIR) {run}"

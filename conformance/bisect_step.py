@@ -1,0 +1,180 @@
+"""One commit asked: run by ``git bisect run`` as ``python -m conformance.bisect_step FOLDER``, and for the ends.
+
+Exit codes are git's: 0 for the older end's state, 1 for the newer end's, 125 for a commit that cannot be tested,
+129 to end the search.
+
+Source: docs/bisecting.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from conformance import runner
+from conformance.bisect_search import BAD, GOOD, SKIP, STOP, Search, Step, log_step, state_of, write_whole
+from conformance.git_read import environment, git
+from conformance.judge import judge
+from conformance.source_tree import SourceTree, cache_directory, listing, tree_hash
+from conformance.toml_io import case_from_toml
+from conformance.worker import Worker
+
+CANNOT, END = 125, 129
+_ROOT = Path(__file__).parent.parent
+#: What a shell says of a command that is not there or not executable.
+_NO_COMMAND = (126, 127)
+_SIGNALLED = 128
+
+
+def ask(search: Search, commit: str) -> Step:
+    """Return what ``commit`` is, from the cache of verdicts where its files were judged before, and log it."""
+    started = time.monotonic()
+    try:
+        tree = _tree(search, commit)
+    except ValueError as error:
+        step = Step(commit, "none", SKIP, "ERROR", "", str(error), 0.0)
+        log_step(search.folder, step)
+        return step
+    kept = cache_directory() / "verdicts" / f"{_key(search, tree)}.json"
+    found: Mapping[str, str] = {}
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    cached = bool(found)
+    if not cached:
+        answers = [_answer(search, commit) for _ in range(search.repeat)]
+        found = _unanimous(answers)
+        if found["outcome"] in {"PASS", "FAIL", "UNSUPPORTED"} or found["signature"].endswith("/Untestable"):
+            write_whole(kept, json.dumps(found))
+    state = STOP if found["outcome"] == "FLAKY" else state_of(found["outcome"], found["signature"], search.signature)
+    seconds = round(time.monotonic() - started, 2)
+    step = Step(commit, tree, state, found["outcome"], found["signature"], found["reason"], seconds, cached)
+    log_step(search.folder, step)
+    return step
+
+
+def _tree(search: Search, commit: str) -> str:
+    """The hash of everything in the commit that the verdict can depend on."""
+    if search.kind == "executorch-src":
+        return tree_hash(listing(SourceTree(Path(search.repo), commit)))
+    return git(search.clone, "rev-parse", f"{commit}^{{tree}}").decode().strip()
+
+
+def _key(search: Search, tree: str) -> str:
+    asked = [search.case, search.kind, search.what, search.repeat, tree, runner.versions(), _suite()]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+@functools.cache
+def _suite() -> str:
+    """The hash of the suite's own code: a verdict of another suite is another verdict."""
+    digest = hashlib.sha256()
+    for path in sorted(p for top in ("conformance", "reference", "impl") for p in (_ROOT / top).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _unanimous(answers: list[dict[str, str]]) -> dict[str, str]:
+    distinct = {(a["outcome"], a["signature"]) for a in answers}
+    if len(distinct) == 1:
+        return answers[0]
+    said = ", ".join(f"{a['outcome']} {a['signature']}".strip() for a in answers)
+    return {"outcome": "FLAKY", "signature": "", "reason": f"{len(answers)} runs do not agree: {said}"}
+
+
+def _answer(search: Search, commit: str) -> dict[str, str]:
+    if search.kind == "executorch-src":
+        return _verdict(search, f"executorch-src:{search.repo}@{commit}")
+    files = Path(tempfile.mkdtemp(prefix="work-", dir=search.folder))
+    try:
+        extract(search.clone, commit, files)
+        if search.kind == "command":
+            return _command(search, files)
+        file, _, name = search.what[0].rpartition(":")
+        if not (files / file).is_file():
+            return {"outcome": "ERROR", "signature": "FILE/raised/Untestable", "reason": f"the commit has no {file}"}
+        return _verdict(search, f"{files / file}:{name}", import_from=files)
+    finally:
+        shutil.rmtree(files, ignore_errors=True)
+
+
+def extract(clone: Path, commit: str, files: Path) -> None:
+    """Write a commit's files into ``files`` through an index of their own."""
+    index = environment() | {"GIT_INDEX_FILE": str(files.with_suffix(".index"))}
+    for words in (("read-tree", commit), ("checkout-index", "--all", "--force", "--quiet")):
+        subprocess.run(
+            ["git", "--git-dir", str(clone), "--work-tree", str(files), *words], cwd=files, env=index, check=True
+        )
+    files.with_suffix(".index").unlink()
+
+
+def _verdict(search: Search, subject: str, import_from: Path | None = None) -> dict[str, str]:
+    case = case_from_toml(search.case)
+    if import_from is not None:
+        os.environ["PYTHONPATH"] = str(import_from)
+    with Worker(subject, search.seconds) as worker:
+        verdict = judge(case, worker.run(case), worker.subject)
+    reason = verdict.reason.replace(str(import_from), "").strip() if import_from else verdict.reason
+    signature = verdict.signature
+    if "cannot be loaded:" in reason and import_from is not None:  # a subject file that does not import is the commit's
+        signature = signature.replace("EnvironmentProblem", "Untestable")
+    return {"outcome": verdict.outcome, "signature": signature, "reason": reason}
+
+
+def _command(search: Search, files: Path) -> dict[str, str]:
+    """A command's exit code: 0 good, 125 cannot be tested, from 128 a broken harness, any other the failure."""
+    try:
+        done = subprocess.run(
+            list(search.what),
+            cwd=files,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=search.seconds,
+            check=False,
+            env=environment(),
+        )
+    except OSError as error:
+        return {"outcome": "ERROR", "signature": "", "reason": f"{search.what[0]} cannot be run: {error.strerror}"}
+    except subprocess.TimeoutExpired:
+        reason = f"no end within {search.seconds:g} s"
+        return {"outcome": "ERROR", "signature": "COMMAND/raised/Timeout", "reason": reason}
+    said = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2][-300:]
+    code = done.returncode
+    if code == 0:
+        return {"outcome": "PASS", "signature": "", "reason": said}
+    if code == CANNOT:
+        return {"outcome": "UNSUPPORTED", "signature": "", "reason": said or "exit code 125"}
+    if code in _NO_COMMAND or code < 0 or code >= _SIGNALLED:
+        return {"outcome": "ERROR", "signature": "", "reason": f"exit code {code}: {said}"}
+    return {"outcome": "FAIL", "signature": f"COMMAND/exit/{code}", "reason": said}
+
+
+def exit_code(search: Search, step: Step) -> int:
+    """Return what git bisect is told: the older end's state is 0."""
+    older = BAD if search.find_fix else GOOD
+    return {SKIP: CANNOT, STOP: END}.get(step.state, 0 if step.state == older else 1)
+
+
+def main(arguments: list[str]) -> int:
+    """Ask the commit that git bisect stands on."""
+    search = Search.load(Path(arguments[0]))
+    commit = git(search.clone, "rev-parse", "--verify", "BISECT_HEAD").decode().strip()
+    step = ask(search, commit)
+    subject = git(search.clone, "log", "-1", "--format=%cs %s", commit).decode(errors="replace").strip()
+    print(f"  {step.line()}  {subject[:70]}", flush=True)
+    write_whole(search.folder / "last.json", json.dumps(asdict(replace(step))))
+    return exit_code(search, step)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -26,8 +26,9 @@ from conformance.bisect_step import ask
 from conformance.git_read import GitProblem, environment, git, is_shallow
 
 _ROOT = Path(__file__).parent.parent
-_FIRST = re.compile(r"# first 'newer' commit: \[([0-9a-f]+)\]")
-_POSSIBLE = re.compile(r"# possible first 'newer' commit: \[([0-9a-f]+)\]")
+_FIRST = re.compile(r"# first '?newer'? commit: \[([0-9a-f]+)\]")
+_POSSIBLE = re.compile(r"# possible first '?newer'? commit: \[([0-9a-f]+)\]")
+_STEP = re.compile(r"  [0-9a-f]{10}  ")
 _KEPT = 20
 
 
@@ -194,7 +195,7 @@ def _run(search: Search) -> None:
         said = ""
         for line in process.stdout:
             said = line.strip() or said
-            if line.startswith("  "):
+            if _STEP.match(line):
                 done += 1
                 print(line.rstrip(), flush=True)
             elif left := re.search(r"roughly (\d+) step", line):

@@ -19,6 +19,7 @@ CASE_VERSION = 1
 STAGES = ("QUANTIZE", "EXPORT", "MATCH", "PACK", "LOWER", "PREPACK", "KERNEL", "RUN")
 #: Each level includes the ones before it.
 LEVELS = ("smoke", "gate", "deep")
+STORAGES = ("buffer", "device_buffer", "texture2d")
 LAYOUTS = ("flat", "linear_weight", "blocks")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.\-]*(/[a-z0-9][a-z0-9_.\-]*)+")
@@ -30,7 +31,7 @@ class Table:
     """Stages PACK and PREPACK: an int8 [vocab_size, embed_dim] table and the layout it is asked in.
 
     PACK goes from values to uint8 bytes ("flat", "linear_weight"); PREPACK from linear-weight bytes
-    to "blocks".
+    to "blocks": on the host ("buffer"), or by the device into a "device_buffer" or a "texture2d".
     """
 
     vocab_size: int
@@ -101,8 +102,15 @@ def check(case: Case) -> Case:
     if wants is None:
         field = {"PACK": "table", "PREPACK": "table", "KERNEL": "dispatch"}.get(case.stage, "program")
         raise ValueError(f"a {case.stage} case needs [{field}]")
-    if case.table is not None and case.table.layout not in LAYOUTS:
-        raise ValueError(f"table.layout {case.table.layout!r} is not one of {', '.join(LAYOUTS)}")
+    if case.table is not None:
+        _check_table(case.table)
     if case.program is not None:
         validate(case.program)
     return case
+
+
+def _check_table(table: Table) -> None:
+    if table.layout not in LAYOUTS:
+        raise ValueError(f"table.layout {table.layout!r} is not one of {', '.join(LAYOUTS)}")
+    if table.storage not in STORAGES:
+        raise ValueError(f"table.storage {table.storage!r} is not one of {', '.join(STORAGES)}")

@@ -122,6 +122,13 @@ def _laid_over(base: Any, top: Any) -> Any:
     return copy.deepcopy(top)
 
 
+def _named(value: Any) -> str:
+    """How a value is written in an id: sizes as 2x3, names as a-b, truth in lower case."""
+    if isinstance(value, list):
+        return ("-" if value and isinstance(value[0], str) else "x").join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _expand(row: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
     """Yield the row, or one row for each combination of the lists in its ``each`` table."""
     each = row.get("each", {})
@@ -136,7 +143,7 @@ def _expand(row: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
             for parent in parents:
                 table = table.setdefault(parent, {})
             table[leaf] = value
-            names[leaf] = "x".join(map(str, value)) if isinstance(value, list) else str(value)
+            names[leaf] = _named(value)
         for text in ("id", "shows"):
             if text in filled and each:
                 try:

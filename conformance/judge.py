@@ -6,7 +6,7 @@ Source: docs/contract.md; each oracle names its section.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from reference.bfloat16 import dtype_name
 from reference.evaluate import evaluate
 from reference.fusibility import violations
 from reference.program_spec import Dequantize, Linear, Lookup, ProgramSpec
+from reference.values import tensor_values
 
 #: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
 TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
@@ -132,14 +133,22 @@ def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
 
 
 def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMismatch | None:
-    """Every output: the reference's bits, or for a linear those of the program that was not rewritten (5.7)."""
+    """Every output: the reference's bits, or for a linear those of the program that was not rewritten (5.7).
+
+    A linear of other bits was rewritten, for a delegate: contract 3.6 bounds it.
+    """
     expected, groups = evaluate(spec), _group_sizes(spec)
-    linear = {s.name for s in spec.steps if isinstance(s, Linear)}
+    linear = {s.name: s for s in spec.steps if isinstance(s, Linear)}
     for name in spec.outputs():
         want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
         if name not in graph.outputs:
             return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
-        if wrong := compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0)):
+        wrong: ArrayMismatch | DtypeShapeMismatch | None
+        wrong = compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0))
+        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(want) == "float32":
+            host = replace(graph, facts={"execution_modes": "RoundingModeRTE 32"})
+            wrong = judge_pte.judge_linear(spec, linear[name], host, tensor_values(spec), delegated=True)
+        if wrong:
             return wrong
     return None
 
@@ -167,6 +176,8 @@ def _pack(case: Case, observation: Arrays) -> Finding:
     if name not in observation.arrays:
         return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
     values = table_values(case.table)
+    if wrong := _fences(name, observation.arrays[name], observation.facts):
+        return Finding(wrong)
     expected = _PACKERS[case.table.layout](values)
     return Finding(compare.same_codes(name, observation.arrays[name], expected, values, case.table.layout))
 
@@ -175,21 +186,28 @@ def _kernel(case: Case, observation: Arrays) -> Finding:
     """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
     assert case.dispatch is not None  # noqa: S101 - conformance.case.check saw to it
     facts = observation.facts
-    if facts.get("guards", "intact") != "intact":
-        return Finding(Mutated(f"guard band ({facts['guards']})", "guard_band"))
     if "out" not in observation.arrays:
         return Finding(DtypeShapeMismatch("out", "an array", "missing", "missing"))
     given, got = operands(case), observation.arrays["out"]
     shape = (*given.indices.shape, given.values.shape[1])
     if wrong := compare.dtype_shape("out", got, case.dispatch.output_dtype, shape):
         return Finding(wrong)
-    if unwritten := facts.get("unwritten"):
-        index = tuple(int(i) for i in np.unravel_index(int(unwritten), shape))
-        return Finding(ArrayMismatch("out", index, "never written", ("any allowed value",), 1, got.size, "unwritten"))
+    if broken := _fences("out", got, facts):
+        return Finding(broken)
     modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
     allowed = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, modes)
     strict = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, HOST)
     return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
+
+
+def _fences(name: str, got: Any, facts: Mapping[str, str]) -> Mutated | ArrayMismatch | None:
+    """Contract 7.4: the guard bands are whole, and every element of the output was written."""
+    if facts.get("guards", "intact") != "intact":
+        return Mutated(f"guard band ({facts['guards']})", "guard_band")
+    if unwritten := facts.get("unwritten"):
+        index = tuple(int(i) for i in np.unravel_index(int(unwritten), got.shape))
+        return ArrayMismatch(name, index, "never written", ("any allowed value",), 1, got.size, "unwritten")
+    return None
 
 
 def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtype: str, modes: FloatModes) -> AcceptSet:

@@ -64,7 +64,7 @@ def judge_run(case: Case, graph: Graph) -> tuple[Mismatch | None, bool]:
         if step.name not in graph.outputs:
             wrong = DtypeShapeMismatch(step.name, "an array", "missing", "missing")
         elif isinstance(step, Linear):
-            wrong = _linear(spec, step, graph, tensors, places[step.name][0] == "vulkan")
+            wrong = judge_linear(spec, step, graph, tensors, delegated=places[step.name][0] == "vulkan")
         elif step.name not in expected:
             continue  # max_norm: nothing of the contract depends on how a norm is summed
         elif fused.get(step.name):
@@ -145,9 +145,10 @@ def _accepted(
     return compare.accepted(step.name, got, accept_products(values[rows], scales[rows], dtype_name(got), modes))
 
 
-def _linear(
-    spec: ProgramSpec, step: Linear, graph: Graph, tensors: dict[str, Array], delegated: bool
+def judge_linear(
+    spec: ProgramSpec, step: Linear, graph: Graph, tensors: dict[str, Array], *, delegated: bool
 ) -> ArrayMismatch | DtypeShapeMismatch | None:
+    """A linear's output: inside contract 3.6's bound in a delegate, the source program's bits outside of one."""
     got, source = graph.outputs[step.name], graph.source_outputs[step.name]
     if wrong := compare.dtype_shape(step.name, got, dtype_name(source), source.shape):
         return wrong

@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from conformance.case import Case, Dispatch
+from conformance.case import Case, Dispatch, Table
 from conformance.inputs import operands
 from conformance.observation import Arrays, EnvironmentProblem, Refused
 from conformance.subjects._impl_types import Array, Fuse, Pack, telling
 from conformance.subjects._spirv import is_precise
 from impl import packer
-from impl.kernel import Device, KernelResult, Variant, devices, embedding_shader, run_embedding
+from impl.kernel import Device, KernelResult, Variant, devices, embedding_shader, run_embedding, run_prepack
 from impl.vulkan_device import list_devices
 from impl.vulkan_errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
 from impl.vulkan_info import choose_device
 
 _open: list[Device] = []
+_STORAGES: dict[str, Literal["buffer", "texture2d"]] = {"device_buffer": "buffer", "texture2d": "texture2d"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,21 @@ def run_kernel(
     except (VulkanUnavailable, ShaderToolMissing, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
     return Arrays({"out": result.out}, table.facts | facts_of(result, d, precise=is_precise(shader.spirv)))
+
+
+def run_prepack_on_device(table: Table, packed: Array, shader_source: Path | None = None) -> Arrays:
+    """Turn linear-weight bytes into blocks by the prepack shader, in a "device_buffer" or a "texture2d".
+
+    Raises:
+        EnvironmentProblem: no Vulkan driver, device or shader compiler.
+        Exception: whatever the player raises.
+    """
+    try:
+        device = open_device()
+        result = run_prepack(device, packed, _STORAGES[table.storage], shader_source=shader_source)
+    except (VulkanUnavailable, ShaderToolMissing) as error:
+        raise EnvironmentProblem(str(error)) from error
+    return Arrays({"blocks": result.out}, _written(result))
 
 
 def variant_of(dispatch: Dispatch) -> Variant:
@@ -164,11 +181,18 @@ def journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
 
 def facts_of(result: KernelResult, dispatch: Dispatch, *, precise: bool) -> dict[str, str]:
     """What the judge has to know of a dispatch: declared modes, fences, and on what it ran."""
-    facts = {
+    return {
         "execution_modes": ",".join(result.float_modes),
         "precise": "1" if precise else "0",
         "io_storage": dispatch.io_storage,
         "spirv_sha256": result.spirv_sha256,
+        **_written(result),
+    }
+
+
+def _written(result: KernelResult) -> dict[str, str]:
+    """What the fences and the poison around and in the output say, and where it ran."""
+    facts = {
         "device": result.device,
         "driver": result.driver,
         "guards": "intact" if result.guards_intact else result.damage,

@@ -63,6 +63,10 @@ def run_pack(case: Case, pack: Pack | None = None, prepare: Pack | None = None) 
 
     assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
     values = table_values(case.table)
+    if case.table.storage != "buffer":
+        from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+
+        return _impl_kernel.run_prepack_on_device(case.table, (prepare or packer.pack_linear_weight)(values))
     if case.table.layout == "blocks":
         return Arrays({"blocks": (pack or packer.pack_blocks)((prepare or packer.pack_linear_weight)(values))})
     own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[case.table.layout]

@@ -24,13 +24,16 @@ from conformance.prove_domain import Domain
 from conformance.prove_files import Journal
 from conformance.prove_target import Array, Target
 from reference.accept import CODES, HOST, FloatModes, accept_products
-from reference.exhaustive_rows import FIRST, Refused, Tally, judge_rows
+from reference.exhaustive_rows import BLOCK, FIRST, Refused, Tally, judge_rows
 
 #: Scales of a chunk at most; 256 MiB of float32 results.
 MOST = 1 << 22
 SLOTS = 2
 #: Scales that one thread judges at a time; divides every segment.
 _PART = 1 << 16
+#: Threads of the oracle at most, and from how many on it takes larger blocks: numpy's calls take turns at
+#: Python's lock, and on 16 cores six threads with blocks of 2**15 judge more than sixteen do (docs/proofs.md).
+_THREADS, _MANY, _LARGE_BLOCK = 6, 3, 1 << 15
 _MODULUS = 1 << 64
 
 
@@ -71,7 +74,8 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
     Raises:
         What the target raises.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or min(_THREADS, os.cpu_count() or 1)
+    block = _LARGE_BLOCK if threads >= _MANY else BLOCK
     modes, output_dtype = modes_of(target.facts), target.facts["output_dtype"]
     done = 16 * sum(record["stop"] - record["start"] for record in journal.records)
     last = time.perf_counter()
@@ -96,7 +100,7 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
             spent = {stage: target.seconds[stage] - before[stage] for stage in before}
             waiting = _Chunk(start, stop, number % SLOTS, got.damage, began, spent)
             waiting.parts = [
-                pool.submit(_judge, scales[at : at + _PART], output_dtype, modes, got.bits[at : at + _PART])
+                pool.submit(_judge, scales[at : at + _PART], output_dtype, modes, got.bits[at : at + _PART], block)
                 for at in range(0, stop - start, _PART)
             ]
             queue.append(waiting)
@@ -104,9 +108,9 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
             finish(queue.popleft())
 
 
-def _judge(scales: Array, output_dtype: str, modes: FloatModes, bits: Array) -> tuple[Tally, float]:
+def _judge(scales: Array, output_dtype: str, modes: FloatModes, bits: Array, block: int) -> tuple[Tally, float]:
     started = time.thread_time()
-    tally = judge_rows(scales, output_dtype, modes, bits)
+    tally = judge_rows(scales, output_dtype, modes, bits, block=block)
     return tally, time.thread_time() - started
 
 

@@ -77,3 +77,9 @@ def bench(session: nox.Session) -> None:
     if what not in known:
         session.error(f"unknown bench {what!r}; there is {', '.join(known)}")
     _run(session, "python", "-m", f"bench.{what}_bench", *options)
+
+
+@nox.session(venv_backend="none")
+def bisect(session: nox.Session) -> None:
+    """Find what broke a red case: -- stage CASE | commit CASE --repo PATH --good REV --bad REV | shape CASE --axis NAME."""
+    _run(session, "python", "-m", "conformance", "bisect", *session.posargs)

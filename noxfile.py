@@ -81,5 +81,5 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bisect(session: nox.Session) -> None:
-    """Find what broke a red case: -- stage CASE | commit CASE --repo PATH --good REV --bad REV | shape CASE --axis NAME."""
+    """Find what broke a red case: -- stage CASE | commit CASE --repo PATH --good A --bad B | shape CASE --axis NAME."""
     _run(session, "python", "-m", "conformance", "bisect", *session.posargs)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from conformance.case import STAGES
+from conformance.case import STAGES, Case
 from conformance.toml_io import from_table
 from conformance.verdict import ERROR, FAIL, PASS, XFAIL, XPASS, Verdict
 
@@ -32,12 +32,13 @@ _NOT_KNOWABLE = ("EnvironmentProblem", "BadObservation")
 class Known:
     """One known failure.
 
-    ``defect``: the short name that failures are grouped by. ``case``: patterns (fnmatch) of case ids.
-    ``versions``: package -> pattern of the versions that have the defect; others are expected to pass.
+    ``defect``: the short name that failures are grouped by. ``signature``: how it shows, one for each
+    stage. ``case``: patterns (fnmatch) of the ids of the cases that fail. ``versions``: package ->
+    pattern of the versions that have the defect; with others the cases are expected to pass.
     """
 
     defect: str
-    signature: str
+    signature: tuple[str, ...]
     case: tuple[str, ...]
     reason: str
     link: str
@@ -46,23 +47,23 @@ class Known:
 
 @dataclass(frozen=True)
 class Expectations:
-    """The entries that hold for the installed versions, by case id."""
+    """The entries that hold for the installed versions, and the signature expected, by case id."""
 
-    by_case: Mapping[str, Known] = field(default_factory=dict)
+    by_case: Mapping[str, tuple[Known, str]] = field(default_factory=dict)
 
     def apply(self, verdict: Verdict) -> Verdict:
         """Return ``verdict`` as it counts beside what was expected of its case."""
-        known = self.by_case.get(verdict.case)
-        if known is None:
+        if verdict.case not in self.by_case:
             return verdict
+        known, signature = self.by_case[verdict.case]
         if verdict.outcome == PASS:
-            reason = f"expected {known.signature} ({known.defect}), but it passes: remove the expectation"
+            reason = f"expected {signature} ({known.defect}), but it passes: remove the expectation"
             return replace(verdict, outcome=XPASS, reason=reason, defect=known.defect)
         if verdict.outcome not in {FAIL, ERROR}:
             return verdict
-        if verdict.signature == known.signature:
+        if verdict.signature == signature:
             return replace(verdict, outcome=XFAIL, defect=known.defect)
-        return replace(verdict, reason=f"{verdict.reason} [expected {known.signature} ({known.defect}) instead]")
+        return replace(verdict, reason=f"{verdict.reason} [expected {signature} ({known.defect}) instead]")
 
 
 NONE = Expectations()
@@ -74,29 +75,32 @@ def for_subject(subject: str) -> Path | None:
     return path if re.fullmatch(r"[a-z0-9\-]+", subject) and path.is_file() else None
 
 
-def load(path: Path, case_ids: Iterable[str], versions: Mapping[str, str]) -> Expectations:
+def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expectations:
     """Return the expectations of ``path`` that hold for ``versions``.
 
     Args:
         path: a file of [[known]] entries.
-        case_ids: every id of the catalogue, selected or not.
+        cases: the whole catalogue, selected or not.
         versions: installed versions by package (``conformance.runner.versions``).
 
     Raises:
         ValueError: not TOML; an entry with a missing, empty or malformed field; a pattern that matches no
             case; two entries for one case. Names the file and the entry.
     """
-    ids = tuple(case_ids)
-    by_case: dict[str, Known] = {}
+    stages = {case.id: case.stage for case in cases}
+    by_case: dict[str, tuple[Known, str]] = {}
     for number, known in enumerate(read(path), 1):
         where = f"{path}: known {number} ({known.defect})"
-        matched = _matched(known, ids, where)
+        matched = _matched(known, tuple(stages), where)
         if not all(fnmatch.fnmatchcase(versions.get(name, ""), want) for name, want in known.versions.items()):
             continue
         for name in matched:
             if name in by_case:
-                raise ValueError(f"{where}: case {name} is expected twice, by {by_case[name].defect} too")
-            by_case[name] = known
+                raise ValueError(f"{where}: case {name} is expected twice, by {by_case[name][0].defect} too")
+            signature = next((s for s in known.signature if s.startswith(f"{stages[name]}/")), None)
+            if signature is None:
+                raise ValueError(f"{where}: no signature is of stage {stages[name]}, which case {name} asks")
+            by_case[name] = known, signature
     return Expectations(by_case)
 
 
@@ -133,10 +137,14 @@ def _entry(row: Any, where: str) -> Known:
             raise ValueError(f"{where}: {name} is empty; say why the case fails and where that can be read")
     if not _DEFECT.fullmatch(known.defect):
         raise ValueError(f"{where}: defect {known.defect!r} must be a short name such as zero-point-ignored")
-    if not _SIGNATURE.fullmatch(known.signature) or known.signature.rpartition("/")[2] in _NOT_KNOWABLE:
-        raise ValueError(f"{where}: signature {known.signature!r} is not one that a subject's failure can have")
-    if not known.case:
-        raise ValueError(f"{where}: case has no pattern")
+    for signature in known.signature:
+        if not _SIGNATURE.fullmatch(signature) or signature.rpartition("/")[2] in _NOT_KNOWABLE:
+            raise ValueError(f"{where}: signature {signature!r} is not one that a subject's failure can have")
+    stages = [signature.partition("/")[0] for signature in known.signature]
+    if len(set(stages)) != len(stages):
+        raise ValueError(f"{where}: two signatures of one stage; write an entry for each")
+    if not known.case or not known.signature:
+        raise ValueError(f"{where}: case and signature need a list with at least one of them")
     return replace(known, versions=dict(versions))
 
 
@@ -158,7 +166,7 @@ def grouped(verdicts: Iterable[Verdict], expectations: Expectations) -> list[str
             found.setdefault(verdict.defect, []).append(verdict)
     lines = [f"known failures: {sum(map(len, found.values()))} cases, {len(found)} defects"] if found else []
     for defect, there in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-        known = expectations.by_case[there[0].case]
+        known, _ = expectations.by_case[there[0].case]
         lines.append(f"  {len(there):4} {defect}: {known.reason}")
         lines.append(f"       {known.link}")
     return lines

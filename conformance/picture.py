@@ -63,7 +63,8 @@ def draw(got: Array, right: Array, group: int = 0, wrong: Array | None = None) -
     ``wrong``: bool of that shape, where the comparison found them wrong (by default: where bits differ).
     """
     columns = got.shape[-1] if got.ndim else 1
-    mine, theirs = (np.ascontiguousarray(a).reshape(-1, columns) for a in (got, right))
+    rows = got.size // columns if columns else 0
+    mine, theirs = (np.ascontiguousarray(a).reshape(rows, columns) for a in (got, right))
     differs = _differs(mine, theirs) if wrong is None else wrong.reshape(mine.shape)
     kinds = differs.astype(np.int8)
     if 0 < mine.size <= _RECOGNISABLE and mine.dtype.kind in "iuf":

@@ -70,7 +70,7 @@ def expected_of(subject: str, file: str = "", *, off: bool = False) -> Expectati
     path = Path(file) if file else expectations.for_subject(subject)
     if off or path is None:
         return expectations.NONE
-    return expectations.load(path, (c.id for c in load()), versions())
+    return expectations.load(path, load(), versions())
 
 
 def run_case(

@@ -1,7 +1,7 @@
 """Case: one question to a subject, complete in itself; and the stages and levels there are.
 
-A case carries everything its replay needs: a ProgramSpec (QUANTIZE, EXPORT, MATCH, LOWER, RUN), a
-table to pack (PACK, PREPACK) or a dispatch (KERNEL). A KERNEL case with a program takes table,
+A case carries everything its replay needs: a ProgramSpec (EXPORT, MATCH, LOWER, RUN), a table to
+quantize (QUANTIZE) or to pack (PACK, PREPACK) or a dispatch (KERNEL). A KERNEL case with a program takes table,
 scales and indices from the program after matching and packing: the whole journey but the file.
 
 Source: docs/architecture.md, "The nouns"; docs/contract.md sections 1, 5 and 7.
@@ -20,6 +20,7 @@ STAGES = ("QUANTIZE", "EXPORT", "MATCH", "PACK", "LOWER", "PREPACK", "KERNEL", "
 #: Each level includes the ones before it.
 LEVELS = ("smoke", "gate", "deep")
 STORAGES = ("buffer", "device_buffer", "texture2d")
+METHODS = ("symmetric", "no_clipping", "hqq", "qat")
 LAYOUTS = ("flat", "linear_weight", "blocks")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.\-]*(/[a-z0-9][a-z0-9_.\-]*)+")
@@ -39,6 +40,22 @@ class Table:
     values: Values
     layout: str = "linear_weight"
     storage: str = "buffer"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Stage QUANTIZE: a float [vocab_size, embed_dim] table and torchao's way of quantizing it to int4.
+
+    ``method``: "symmetric", "no_clipping" (its mapping without clipping), "hqq" (scales only) or "qat"
+    (prepared, converted back and then quantized). ``group_size`` 0 is one scale a row.
+    """
+
+    method: str = "symmetric"
+    vocab_size: int = 9
+    embed_dim: int = 64
+    group_size: int = 32
+    dtype: str = "float32"
+    values: Values = Values("weights", 21)
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,7 @@ class Case:
     program: ProgramSpec | None = None
     table: Table | None = None
     dispatch: Dispatch | None = None
+    quantize: Quantization | None = None
     version: int = CASE_VERSION
 
 
@@ -98,15 +116,22 @@ def check(case: Case) -> Case:
         raise ValueError(f"source {case.source!r} must be a section of docs/contract.md, such as 5.3")
     if not case.shows.strip():
         raise ValueError("shows must say which bug the case would show")
-    wants = {"PACK": case.table, "PREPACK": case.table, "KERNEL": case.dispatch}.get(case.stage, case.program)
-    if wants is None:
-        field = {"PACK": "table", "PREPACK": "table", "KERNEL": "dispatch"}.get(case.stage, "program")
+    _check_inputs(case)
+    return case
+
+
+def _check_inputs(case: Case) -> None:
+    """The stage's own input is there, and what there is is well formed."""
+    fields = {"QUANTIZE": "quantize", "PACK": "table", "PREPACK": "table", "KERNEL": "dispatch"}
+    field = fields.get(case.stage, "program")
+    if getattr(case, field) is None:
         raise ValueError(f"a {case.stage} case needs [{field}]")
+    if case.quantize is not None and case.quantize.method not in METHODS:
+        raise ValueError(f"quantize.method {case.quantize.method!r} is not one of {', '.join(METHODS)}")
     if case.table is not None:
         _check_table(case.table)
     if case.program is not None:
         validate(case.program)
-    return case
 
 
 def _check_table(table: Table) -> None:

@@ -33,7 +33,9 @@ from reference.bfloat16 import dtype_name
 from reference.evaluate import evaluate
 from reference.fusibility import violations
 from reference.program_spec import Dequantize, Linear, Lookup, ProgramSpec
-from reference.values import tensor_values
+from reference.quantization import quantize_symmetric
+from reference.quantization_variants import quantize_hqq, quantize_no_clipping
+from reference.values import tensor_values, values_array
 
 #: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
 TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
@@ -41,6 +43,14 @@ _PACKERS = {
     "flat": nibble_layouts.pack_flat,
     "linear_weight": nibble_layouts.pack_linear_weight,
     "blocks": nibble_layouts.pack_blocks,
+}
+
+
+_QUANTIZERS = {
+    "symmetric": quantize_symmetric,
+    "no_clipping": quantize_no_clipping,
+    "hqq": quantize_hqq,
+    "qat": quantize_symmetric,  # what is trained is the float table; converting quantizes it as ever
 }
 
 
@@ -86,7 +96,15 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
         refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
         return verdict(FAIL, refused, refused.line())
     oracles: dict[str, Callable[[Case, Any], Finding]]
-    oracles = {"MATCH": _match, "PACK": _pack, "LOWER": _lower, "PREPACK": _pack, "KERNEL": _kernel, "RUN": _run}
+    oracles = {
+        "QUANTIZE": _quantize,
+        "MATCH": _match,
+        "PACK": _pack,
+        "LOWER": _lower,
+        "PREPACK": _pack,
+        "KERNEL": _kernel,
+        "RUN": _run,
+    }
     oracle = oracles.get(case.stage)
     if oracle is None:
         return verdict(ERROR, reason=f"stage {case.stage} has no oracle yet")
@@ -100,6 +118,20 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
     if finding.mismatch is None:
         return verdict(PASS, strict=finding.strict)
     return verdict(FAIL, finding.mismatch, finding.mismatch.line(), finding.strict)
+
+
+def _quantize(case: Case, observation: Arrays) -> Finding:
+    """Contract 4: torchao's codes, scales and zero points, bit for bit."""
+    given = case.quantize
+    assert given is not None  # noqa: S101 - conformance.case.check saw to it
+    weights = values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim))
+    expected = _QUANTIZERS[given.method](weights, given.group_size)
+    for name, want in zip(("scale", "qdata", "zero_point"), (expected[1], expected[0], expected[2]), strict=True):
+        if name not in observation.arrays:
+            return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
+        if wrong := compare.same_bits(name, observation.arrays[name], want):
+            return Finding(wrong)
+    return Finding(None)
 
 
 def _match(case: Case, graph: Graph) -> Finding:

@@ -16,6 +16,7 @@ from conformance.inputs import table_values
 from conformance.observation import Arrays, Graph, Observation, Refused
 from conformance.subjects import _lowered
 from conformance.subjects._impl_types import Fuse, Pack, telling
+from conformance.subjects._quantize import run_quantize
 
 
 class SubjectUnderTest:
@@ -25,10 +26,13 @@ class SubjectUnderTest:
         """Return why the case cannot be asked: a stage that the player does not have."""
         if case.stage in {"LOWER", "RUN"}:
             return _lowered.reason(case)
-        return None if case.stage in {"MATCH", "PACK", "PREPACK", "KERNEL"} else f"impl has no stage {case.stage} yet"
+        own = {"QUANTIZE", "MATCH", "PACK", "PREPACK", "KERNEL"}
+        return None if case.stage in own else f"impl has no stage {case.stage} yet"
 
     def run(self, case: Case) -> Observation:
         """Do what the case asks."""
+        if case.stage == "QUANTIZE":
+            return run_quantize(case)
         if case.stage == "MATCH":
             return run_match(case)
         if case.stage in {"PACK", "PREPACK"}:

@@ -1,0 +1,12 @@
+"""Stage QUANTIZE: every case of the catalogue that asks it."""
+
+from collections.abc import Callable
+
+from conformance.case import Case
+
+STAGE = "QUANTIZE"
+
+
+def test_quantize(case: Case, verdict_on: Callable[[Case], None]) -> None:
+    """The subject's answer holds the contract."""
+    verdict_on(case)

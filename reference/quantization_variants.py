@@ -5,10 +5,10 @@
 >>> scale.tolist(), q.tolist()  # max(8/8, 4/7) and max(3/8, 7/7): nothing falls outside [-8, 7]
 ([[1.0], [1.0]], [[-8, 4, 2, 0], [7, -3, 1, 0]])
 >>> q, scale, _ = quantize_hqq(np.float32([[-12, 6, 3, 1]]), 4)
->>> q.tolist(), scale[0, 0] == np.float32(127 / 85)  # 12*8 + 6*4 + 3*2 + 1*1 over 8*8 + 4*4 + 2*2 + 1*1
+>>> q.tolist(), bool(scale[0, 0] == np.float32(127 / 85))  # 12*8 + 6*4 + 3*2 + 1*1 over 8*8 + 4*4 + 2*2 + 1*1
 ([[-8, 4, 2, 1]], True)
 
-Source: docs/contract.md section 4; IntxWeightOnlyConfig's mapping_type and intx_choose_qparams_algorithm, torchao 0.18.0.
+Source: docs/contract.md section 4; IntxWeightOnlyConfig (mapping_type, intx_choose_qparams_algorithm), torchao 0.18.0.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 
     cli_report.add_commands(commands)
     cli_models.add_commands(commands)
+    commands.add_parser("kit", add_help=False, help="cases as files for other runtimes: kit export | play | run")
+    commands.add_parser("judge", add_help=False, help="verdicts on the outputs of kits that were played elsewhere")
     commands.add_parser("bisect", add_help=False, help="what broke a red case: bisect stage | commit | shape")
     commands.add_parser("prove", add_help=False, help="prove the numbers and the addressing; prove --check FILE")
     return top
@@ -94,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from conformance import bisect_cli  # noqa: PLC0415 - the same
 
         return bisect_cli.main(words[1:])
+    if words[:1] in (["kit"], ["judge"]):
+        from conformance import kit_cli  # noqa: PLC0415 - the same
+
+        return kit_cli.main(words)
     try:
         given = parser().parse_args(words)
         own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices}

@@ -4,7 +4,7 @@ What counts of it are the Vulkan backend's Python, the Python it stands on (exir
 schemas, the shader generator and the embedding's shaders. A copy of those, under the hash of their contents,
 is what is imported; the tree itself is only read.
 
-Source: docs/gate-your-repo.md.
+Source: docs/executorch-src.md.
 """
 
 from __future__ import annotations

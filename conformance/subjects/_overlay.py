@@ -3,7 +3,7 @@
 Three packages are taken from the tree's copy as a whole: exir, backends/vulkan and backends/transforms.
 Everything else, compiled parts and flatc included, stays the wheel's.
 
-Source: docs/gate-your-repo.md.
+Source: docs/executorch-src.md.
 """
 
 from __future__ import annotations

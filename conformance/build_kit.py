@@ -1,0 +1,171 @@
+"""Writes kits: builds a case's program, lowers it, and puts down everything that a runtime and the judge need.
+
+Source: docs/kits.md; docs/contract.md section 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformance.build_program import BuiltProgram, build
+from conformance.build_tensors import to_numpy, to_torch
+from conformance.case import Case
+from conformance.kit_format import FORMAT
+from conformance.kit_readme import README
+from conformance.toml_io import case_to_toml
+from reference.bfloat16 import dtype_name
+from reference.dot_bound import dot_bound
+from reference.evaluate import evaluate
+from reference.fusibility import violations
+from reference.nibble_layouts import unpack_flat
+from reference.program_spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Step
+from reference.values import tensor_values
+
+Array = np.ndarray[Any, Any]
+#: A lowering: a program of torch.export in, the bytes of a ``.pte`` out.
+Lower = Callable[[Any], bytes]
+
+
+class NotLowered(Exception):  # noqa: N818 - it names what the lowering did
+    """The lowering raised; one line with what it said."""
+
+
+def lowering(name: str) -> Lower:
+    """Return the lowering of that name: "impl" or "executorch".
+
+    Raises:
+        ValueError: neither.
+    """
+    from conformance.subjects import executorch, impl  # noqa: PLC0415 - they load torch
+
+    known: dict[str, Lower] = {"impl": impl.lower, "executorch": executorch.lower}
+    if name not in known:
+        raise ValueError(f"--lower-with {name!r} is not one of {', '.join(known)}")
+    return known[name]
+
+
+def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str]) -> Path:
+    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it.
+
+    Raises:
+        ValueError: the case cannot be a kit, or its directory is there already; says why.
+        NotLowered: the lowering raised.
+    """
+    spec = case.program
+    if spec is None or spec.route == "synthetic":
+        raise ValueError(f"{case.id}: only programs of torch.export can be kits")
+    target = folder / case.id.replace("/", "__")
+    if target.exists():
+        raise ValueError(f"{target}: is there already; export into an empty directory")
+    built = build(spec)
+    try:
+        data = lowering(lower_with)(built.exported)
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise NotLowered(f"{case.id}: {lower_with} does not lower it: {type(error).__name__}: {said}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+    try:
+        _write(scratch, case, built, data, lower_with, versions)
+        scratch.chmod(0o755)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    readme = folder / "README.md"
+    if not readme.exists():
+        readme.write_text(README, encoding="utf-8")
+    return target
+
+
+def _write(
+    folder: Path, case: Case, built: BuiltProgram, data: bytes, lower_with: str, versions: Mapping[str, str]
+) -> None:
+    def put(name: str, array: Array) -> dict[str, Any]:
+        raw = np.ascontiguousarray(array).tobytes()
+        (folder / name).write_bytes(raw)
+        digest = hashlib.sha256(raw).hexdigest()
+        return {"file": name, "dtype": dtype_name(array), "shape": list(array.shape), "sha256": digest}
+
+    (folder / "model.pte").write_bytes(data)
+    (folder / "case.toml").write_text(case_to_toml(case), encoding="utf-8")
+    inputs = [put(f"input_{i}.bin", to_numpy(t)) for i, t in enumerate(built.inputs)]
+    outputs, first = [], {}
+    for step in built.spec.steps:
+        if isinstance(step, Dequantize):
+            continue
+        position = built.outputs[step.name]
+        way, parts, shown = _right(built.spec, step)
+        described = {part: put(f"{part}_{position}.bin", array) for part, array in parts.items()}
+        shape, dtype = list(shown.shape), dtype_name(shown)
+        first[position] = shown
+        entry = {"name": step.name, "file": f"output_{position}.bin", "dtype": dtype, "shape": shape, "judged_by": way}
+        outputs.append({**entry, **described})
+    about = {
+        "kit": FORMAT,
+        "case": case.id,
+        "source": case.source,
+        "shows": case.shows,
+        "method": "forward",
+        "model": {"file": "model.pte", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "inputs": inputs,
+        "outputs": sorted(outputs, key=lambda o: str(o["file"])),
+        "lowered_with": lower_with,
+        "versions": dict(versions),
+    }
+    (folder / "case.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    _bundle(folder, built, [first[i] for i in sorted(first)])
+
+
+def _right(spec: ProgramSpec, step: Step) -> tuple[str, dict[str, Array], Array]:
+    """How a step's output is judged, with what, and an array of its dtype and shape."""
+    tensors, expected = tensor_values(spec), evaluate(spec)
+    if isinstance(step, Linear):
+        values, scales = _operands(spec, step.table, tensors)
+        weights = values.astype(np.float64) * np.repeat(scales, values.shape[1] // scales.shape[1], axis=1)
+        exact, bound = dot_bound(tensors[step.x], weights, nearest=False)
+        return "dot", {"exact": exact, "bound": bound}, exact.astype(np.float32)
+    if step.name not in expected:  # max_norm: nothing of the contract depends on how a norm is summed
+        raise ValueError(f"step {step.name} has no value that the contract fixes; it cannot be in a kit")
+    want = expected[step.name]
+    if not isinstance(step, Lookup | PackedLookup) or violations(spec)[step.name]:
+        return "bits", {"expected": want}, want
+    values, scales = _operands(spec, step if isinstance(step, PackedLookup) else step.table, tensors)
+    rows = tensors[step.indices].astype(np.int64)
+    chosen, row_scales = values[rows], scales[rows]
+    with np.errstate(invalid="ignore"):  # infinity times zero is NaN, and meant
+        product = chosen * np.repeat(row_scales, values.shape[1] // scales.shape[1], axis=-1).astype(np.float64)
+    return "product", {"values": chosen, "scales": row_scales, "product": product}, want
+
+
+def _operands(spec: ProgramSpec, table: str | PackedLookup, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
+    if isinstance(table, PackedLookup):
+        return unpack_flat(tensors[table.weight]), tensors[table.scale]
+    step = spec.dequantize(table)
+    return tensors[step.weight], tensors[step.scale]
+
+
+def _bundle(folder: Path, built: BuiltProgram, expected: list[Array]) -> None:
+    """ExecuTorch's own bundle of program, inputs and outputs; its runner compares with a tolerance: no verdict."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
+        from executorch.devtools import BundledProgram  # noqa: PLC0415 - takes seconds to load
+        from executorch.devtools.bundled_program.config import MethodTestCase, MethodTestSuite  # noqa: PLC0415 - the same
+        from executorch.devtools.bundled_program.serialize import (  # noqa: PLC0415 - the same
+            serialize_from_bundled_program_to_flatbuffer,
+        )
+
+        outputs = [to_torch(array.copy()) for array in expected]
+        suite = MethodTestSuite("forward", [MethodTestCase(list(built.inputs), outputs)])
+        bundle = BundledProgram(
+            executorch_program=None, method_test_suites=[suite], pte_file_path=str(folder / "model.pte")
+        )
+        (folder / "model.bpte").write_bytes(serialize_from_bundled_program_to_flatbuffer(bundle))

@@ -62,7 +62,8 @@ class Quantization:
 class Dispatch:
     """Stage KERNEL: a shader variant (contract 7.1) and what it is given.
 
-    ``index_values`` draws indices in [0, vocab_size) unless its bounds say otherwise.
+    ``index_values`` draws indices in [0, vocab_size) unless its bounds say otherwise. ``beyond`` names a
+    limit of the device that the dispatch may lie beyond: refusing it by that name is right too (7.5).
     With a program on the case, only the variant's fields are read.
     """
 
@@ -80,6 +81,7 @@ class Dispatch:
     values: Values = Values("uniform", 1, -8, 7)
     scales: Values = Values("scales", 2)
     index_values: Values = Values("uniform", 3)
+    beyond: str = ""
 
 
 @dataclass(frozen=True)

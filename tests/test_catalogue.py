@@ -3,22 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import re
 from pathlib import Path
 
 import pytest
 
-from conformance.case import STAGES, Case
+from conformance.case import STAGES, Case, Dispatch, Table
 from conformance.catalogue import load, load_file, select
 from conformance.toml_io import case_from_toml, case_to_toml
+from conformance.trust import mistrusted
 from reference.fusibility import violations
+from reference.program_spec import Values
 
 CASES = load()
 CONTRACT = (Path(__file__).parent.parent / "docs" / "contract.md").read_text()
 
 
-def test_at_least_sixty_distinct_questions() -> None:
+#: Cases whose inputs cannot show a bug, because they are about exactly that: pattern of ids -> why that is so.
+ABOUT = {
+    "kernel/*-buffer/empty": "no index is looked up",
+    "match/torchao/empty-indices": "lookup lookup0: no index is looked up",
+    "match/values/out-of-range-refused": "lookup lookup0: every value is the same",  # but one, which nobody looks up
+}
+#: Sections that only define, and the one that is about a caller's option, not about what comes out.
+WITHOUT_CASES = {"3", "3.7", "5", "6", "7"}
+
+
+def musts() -> list[str]:
+    """Every numbered section of the contract that demands something of an implementation."""
+    found = re.findall(r"^(?:## |- )?([1-7](?:\.\d)?) ", CONTRACT, re.MULTILINE)
+    assert set(found) >= WITHOUT_CASES
+    return sorted(set(found) - WITHOUT_CASES)
+
+
+def test_at_least_a_thousand_distinct_questions_at_gate() -> None:
     questions = {dataclasses.replace(c, id="x", shows="x", source="x", level="gate") for c in CASES}
-    assert len(questions) == len(CASES) >= 60
+    assert len(questions) == len(CASES)
+    assert len(select(CASES, level="gate")) >= 1000
+
+
+@pytest.mark.parametrize("section", musts())
+def test_every_section_with_a_must_has_cases(section: str) -> None:
+    assert any(c.source == section for c in CASES)
+
+
+def test_every_case_could_show_a_bug() -> None:
+    reasons = {c.id: why for c in CASES if (why := mistrusted(c))}
+    for pattern, expected in ABOUT.items():
+        about = fnmatch.filter(list(reasons), pattern)
+        assert about, f"{pattern} is trusted by now, or gone"
+        assert {reasons.pop(name) for name in about} == {expected}
+    assert not reasons
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        (Table(4, 8, Values("zeros")), "every value is the same"),
+        (Table(4, 2, Values("literal", data="01010202ffff0000")), "both nibbles of every byte are equal"),
+        (Table(2, 4, Values("literal", data="0102010203040304")), "every byte of a row is the same"),
+        (Table(2, 4, Values("literal", data="0102030401020304")), "every row is the same"),
+        (Table(8, 4, Values("ramp", low=-8, high=7), "blocks"), "both halves of every block are the same"),
+        (Table(2, 4, Values("literal", data="01020304ff020304")), None),
+    ],
+)
+def test_untrustworthy_tables_are_named(table: Table, why: str | None) -> None:
+    stage = "PREPACK" if table.layout == "blocks" else "PACK"
+    assert mistrusted(Case("a/b", stage, "1", "x", table=table)) == why
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "why"),
+    [
+        (Dispatch(), None),
+        (Dispatch(values=Values("zeros")), "every value is the same"),
+        (Dispatch(scales=Values("constant", value=0.5)), "the groups of each row share one scale"),
+        (Dispatch(scales=Values("zeros")), "every scale is zero"),
+        (Dispatch(group_size=64, scales=Values("constant", value=0.5)), "the rows share their scales"),
+        (Dispatch(index_values=Values("constant", value=0.0)), "only row 0 is looked up"),
+        (Dispatch(index_values=Values("constant", value=3.0)), "every index is the same"),
+        (Dispatch(indices_shape=(0,)), "no index is looked up"),
+        (Dispatch(index_values=Values("constant", value=99.0)), "every index is outside the table"),
+    ],
+)
+def test_untrustworthy_dispatches_are_named(dispatch: Dispatch, why: str | None) -> None:
+    assert mistrusted(Case("a/b", "KERNEL", "7.1", "x", dispatch=dispatch)) == why
 
 
 def test_at_least_thirty_start_from_torchao() -> None:

@@ -14,7 +14,9 @@ from conformance.child import answer
 from conformance.judge import judge
 from conformance.toml_io import case_to_toml
 from conformance.verdict import FAIL, PASS, Verdict
-from tests.planted.subjects import ALL, Planted
+from tests.planted.sections import ALL, BY_SECTION
+from tests.planted.subjects import Planted
+from tests.test_catalogue import musts
 
 CASES = select(load(), level="gate")
 
@@ -49,4 +51,9 @@ def test_other_stages_do_not_see_it(stage: str) -> None:
 
 def test_there_are_at_least_twelve_in_python_and_glsl() -> None:
     assert len(ALL) >= 12
-    assert {b.stage for b in ALL} == {"PACK", "PREPACK", "MATCH", "KERNEL"}
+    assert {b.stage for b in ALL} == {"QUANTIZE", "PACK", "PREPACK", "MATCH", "LOWER", "KERNEL", "RUN"}
+
+
+def test_every_section_with_a_must_has_its_own() -> None:
+    assert set(BY_SECTION) == set(musts())
+    assert len(set(BY_SECTION.values())) == len(BY_SECTION)

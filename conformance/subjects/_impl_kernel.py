@@ -18,7 +18,7 @@ from conformance.subjects._spirv import is_precise
 from impl import packer
 from impl.kernel import Device, KernelResult, Variant, devices, embedding_shader, run_embedding, run_prepack
 from impl.vulkan_device import list_devices
-from impl.vulkan_errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
+from impl.vulkan_errors import DeviceLacksFeature, DeviceLimitExceeded, ShaderToolMissing, VulkanUnavailable
 from impl.vulkan_info import choose_device
 
 _open: list[Device] = []
@@ -90,6 +90,8 @@ def run_kernel(
         )
     except (VulkanUnavailable, ShaderToolMissing, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
+    except DeviceLimitExceeded as error:
+        return Refused("device_limit", str(error))
     return Arrays({"out": result.out}, table.facts | facts_of(result, d, precise=is_precise(shader.spirv)))
 
 

@@ -61,6 +61,7 @@ def lower(program: Any) -> bytes:
     )
     from executorch.exir import to_edge_transform_and_lower  # noqa: PLC0415 - the same
 
+    remember_pattern_graphs()
     try:
         manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner()])
         return bytes(manager.to_executorch().buffer)

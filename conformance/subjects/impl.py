@@ -42,8 +42,10 @@ class SubjectUnderTest:
 
 def lower(program: Any) -> bytes:
     """Lower a program of torch.export by impl.lowering, with its default options."""
+    from conformance.subjects.executorch import remember_pattern_graphs  # noqa: PLC0415 - only here
     from impl.lowering import lower_to_vulkan  # noqa: PLC0415 - torch and executorch take seconds to load
 
+    remember_pattern_graphs()
     return bytes(lower_to_vulkan(program).buffer)
 
 

@@ -149,36 +149,38 @@ class MissingCheck(MatchBug):
 
 class NoZeroPointCheck(MissingCheck):
     reasons = ("zero_point_nonzero",)
+    near = "synthetic/zero-point"
     signatures = ("MATCH/decision/undue_fusion:zero_point_nonzero",)
 
 
 class NoRangeCheck(MissingCheck):
     reasons = ("qmin_qmax",)
-    near = "qrange"
+    near = "synthetic/qrange"
     signatures = ("MATCH/decision/undue_fusion:qmin_qmax",)
 
 
 class NoGroupCheck(MissingCheck):
     reasons = ("group_size_not_multiple_of_4",)
-    near = "torchao/g"
+    near = "synthetic/torchao/g"
     signatures = ("MATCH/decision/undue_fusion:group_size_not_multiple_of_4",)
 
 
 class NoWidthCheck(MissingCheck):
     reasons = ("embed_dim_not_multiple_of_32",)
-    near = "torchao/d"
+    near = "synthetic/torchao/d"
     signatures = ("MATCH/decision/undue_fusion:embed_dim_not_multiple_of_32",)
 
 
 class NoWriteCheck(MissingCheck):
     reasons = ("weight_written",)
-    near = "source/"
+    near = "table-from-mutated"
     signatures = ("MATCH/decision/undue_fusion:weight_written",)
 
 
 class FusesNothing(MatchBug):
     """Refuses every lookup, which is safe and useless."""
 
+    near = "synthetic/torchao/v"
     signatures = ("MATCH/decision/missed_fusion:",)
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
@@ -220,7 +222,7 @@ class DoublePack(MatchBug):
 class FirstGroupSizeForAll(MatchBug):
     """One table under several group sizes: the first one is used for every lookup."""
 
-    near = "several"
+    near = "uses/float32-groups"
     signatures = ("MATCH/array/values", "MATCH/raised/ValueError")
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
@@ -236,7 +238,7 @@ class FirstGroupSizeForAll(MatchBug):
 class PackedForOtherConsumer(MatchBug):
     """The table's other consumer gets the packed bytes: the constant is overwritten where the caller sees it."""
 
-    near = "other-consumer"
+    near = "uses/torchao-read"
     signatures = ("MATCH/array/values", "MATCH/mutated/source")
 
     def fuse(self, program: Any) -> tuple[Any, Any]:

@@ -1,0 +1,304 @@
+"""Planted bugs, a further set: one for each sentence of the contract that ``subjects`` leaves without one.
+
+The arithmetic ones change the player's output after the fact, so that nothing but the accept sets can see them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from conformance.case import Case
+from conformance.observation import Arrays, Observation, Refused
+from tests.planted import subjects
+from tests.planted.subjects import MatchBug, Planted, ShaderBug
+
+
+class OutputBug(Planted):
+    """Changes the output of cases whose id has ``near`` in it."""
+
+    stage = "KERNEL"
+    signatures = ("KERNEL/array/values",)
+
+    def wrong(self, out: Any) -> Any:
+        raise NotImplementedError
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if case.stage != "KERNEL" or self.near not in case.id or not isinstance(found, Arrays):
+            return found
+        return replace(found, arrays={"out": self.wrong(found.arrays["out"].copy())})
+
+
+class RoundsToHalfFirst(OutputBug):
+    """A float16 scale's product is rounded to float16 on its way to float32 (3.1)."""
+
+    near = "f16-f32/bits"
+
+    def wrong(self, out: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return out.astype(np.float16).astype(np.float32)
+
+
+class OneUlp(OutputBug):
+    """One float32 product is the second neighbour: outside of either rounding (3.2)."""
+
+    near = "f32-f32/scales"
+
+    def wrong(self, out: Any) -> Any:
+        flat = out.reshape(-1)
+        at = np.flatnonzero(flat)[-1]
+        flat.view(np.uint32)[at] += 2
+        return out
+
+
+class HalfUlps(OutputBug):
+    """Every float16 result two neighbours away (3.3)."""
+
+    near = "f16/scales"
+
+    def wrong(self, out: Any) -> Any:
+        usual = np.isfinite(out) & (out != 0)
+        out.view(np.uint16)[usual] ^= 2
+        return out
+
+
+class SubnormalBecomesNormal(OutputBug):
+    """A subnormal result becomes the smallest normal: neither it, nor a zero, nor its neighbour (3.4)."""
+
+    near = "no-modes/flat-buffer-buffer/float32-float32/special"
+
+    def wrong(self, out: Any) -> Any:
+        tiny = np.finfo(np.float32).tiny
+        out[(np.abs(out) < tiny / 4) & (out != 0)] = tiny
+        return out
+
+
+class InfinityBecomesLargest(OutputBug):
+    """Infinities are cut to the largest finite number where the shader declares that it keeps them (3.5)."""
+
+    near = "specials"
+
+    def wrong(self, out: Any) -> Any:
+        limit = np.finfo(out.dtype).max
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isinf(out), np.copysign(limit, out), out)
+
+
+class IgnoresLimit(Planted):
+    """Beyond an image's width it returns what fits, and zeros (7.5)."""
+
+    stage = "KERNEL"
+    near = "limit/"
+    signatures = ("KERNEL/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if isinstance(found, Refused) and found.reason == "device_limit" and case.dispatch is not None:
+            shape = (*case.dispatch.indices_shape, case.dispatch.embed_dim)
+            return Arrays({"out": np.zeros(shape, case.dispatch.output_dtype)})
+        return found
+
+
+class RefusesWithoutTheLimit(IgnoresLimit):
+    """Refuses what is too large, without saying which limit it was (7.5)."""
+
+    signatures = ("KERNEL/raised/device_limit",)
+
+    def run(self, case: Case) -> Observation:
+        found = Planted.run(self, case)
+        return replace(found, detail="too large") if isinstance(found, Refused) else found
+
+
+class ShaderPlaneOrder(ShaderBug):
+    """Planes of an index tensor of rank 3 in another order (7.2)."""
+
+    bug = "plane_order"
+    near = "texture3d/shape"
+    signatures = ("KERNEL/array/",)
+
+
+class ShaderNegativeIndex(ShaderBug):
+    """An index below zero is not refused by the shader (7.3)."""
+
+    bug = "negative_index"
+    near = "out-of-range"
+    signatures = ("KERNEL/array/values",)
+
+
+class ShaderIndexLane(ShaderBug):
+    """Two neighbouring indices of a texel exchanged (7.1)."""
+
+    bug = "index_lane"
+    near = "texture3d"
+    signatures = ("KERNEL/array/values",)
+
+
+class PrepackShaderColumns(Planted):
+    """The prepack shader's two columns of a byte exchanged (7.1)."""
+
+    stage = "PREPACK"
+    near = "texture2d"
+    signatures = ("PREPACK/layout/",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if case.table is None or case.table.storage == "buffer" or not isinstance(found, Arrays):
+            return found
+        bits = found.arrays["blocks"].view(np.uint32)
+        swapped = ((bits >> 8) & 0x00FF00FF) | ((bits & 0x00FF00FF) << 8)
+        return replace(found, arrays={"blocks": swapped.view(np.int32)})
+
+
+class SecondRunAddsAClone(MatchBug):
+    """Every run adds a node: fusing a fused program changes it (5.6)."""
+
+    near = "torchao/control"
+    signatures = ("MATCH/mutated/second_run",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        import torch
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        name = f"left_over_{len(fused.state_dict)}"
+        fused.state_dict[name] = torch.zeros(1)
+        return fused, report
+
+
+class NibblesOfThePackedDialect(MatchBug):
+    """embedding_4bit's flat bytes are taken over without exchanging their nibbles (section 4)."""
+
+    near = "embedding_4bit"
+    signatures = ("MATCH/array/values",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl import matcher, matcher_rewrite
+
+        with mock.patch.object(matcher_rewrite, "flat_to_linear_weight", lambda data: data.clone()):
+            return matcher.fuse_q4_embeddings(program)
+
+
+class RoundsHalvesUp(Planted):
+    """torchao's codes with halves rounded up instead of to even, by one where a code could be (section 4)."""
+
+    stage = "QUANTIZE"
+    signatures = ("QUANTIZE/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if case.stage != "QUANTIZE" or not isinstance(found, Arrays):
+            return found
+        codes = found.arrays["qdata"].copy()
+        codes.reshape(-1)[int(np.argmin(np.abs(codes)))] += 1
+        return replace(found, arrays={**found.arrays, "qdata": codes})
+
+
+class FusesNothingToLower(Planted):
+    """Lowers without delegating any lookup (6.1)."""
+
+    stage = "LOWER"
+    near = "lower/control"
+    signatures = ("LOWER/decision/missed_delegation",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects import _lowered
+        from conformance.subjects.impl import lower
+        from impl import lowering
+        from impl.matcher import FusionReport
+
+        if case.stage != self.stage:
+            return super().run(case)
+
+        def nothing(program: Any, *_: Any) -> tuple[Any, Any]:
+            return program, FusionReport((), ())
+
+        with mock.patch.object(lowering, "fuse_all_but", nothing):
+            return _lowered.ask(case, lower)
+
+
+class LowersLikeTheWheel(Planted):
+    """Group sizes that 4 does not divide are delegated, as the wheel's own partitioner does (6.2)."""
+
+    stage = "LOWER"
+    near = "lower/g3-refused"
+    signatures = ("LOWER/decision/undue_delegation:group_size_not_multiple_of_4",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects import _lowered, executorch
+
+        return _lowered.ask(case, executorch.lower) if case.stage == self.stage else super().run(case)
+
+
+class HandsOverFloat32(LowersLikeTheWheel):
+    """A delegate that hands float32 to a float16 program, as the wheel's own does (6.3)."""
+
+    near = "lower/float16"
+    signatures = ("LOWER/decision/dtype",)
+
+
+class DotProductOfAnotherScale(Planted):
+    """A tied linear's result is off by a factor in one row (3.6)."""
+
+    stage = "RUN"
+    near = "run/tied-before"
+    signatures = ("RUN/array/dot_product",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if case.stage != self.stage:
+            return found
+        outputs = {k: v.copy() for k, v in found.outputs.items()}  # type: ignore[union-attr]  # RUN answers Graph
+        outputs["linear"][0, 0] *= np.float32(1.001)
+        return replace(found, outputs=outputs)  # type: ignore[call-arg]  # see above
+
+
+class OneBitOfARun(Planted):
+    """One bit of a whole file's float16 output (5.7)."""
+
+    stage = "RUN"
+    near = "run/float16"
+    signatures = ("RUN/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if case.stage != self.stage:
+            return found
+        outputs = {k: v.copy() for k, v in found.outputs.items()}  # type: ignore[union-attr]  # RUN answers Graph
+        outputs["lookup0"].reshape(-1)[-1:].view(np.uint16)[0] ^= 4
+        return replace(found, outputs=outputs)  # type: ignore[call-arg]  # see above
+
+
+#: For every section of the contract with a "must", the bug that its cases kill.
+BY_SECTION: dict[str, type[Planted]] = {
+    "1": subjects.NibbleOrder,
+    "2": subjects.ShaderNibbleOrder,
+    "3.1": RoundsToHalfFirst,
+    "3.2": OneUlp,
+    "3.3": HalfUlps,
+    "3.4": SubnormalBecomesNormal,
+    "3.5": InfinityBecomesLargest,
+    "3.6": DotProductOfAnotherScale,
+    "4": NibblesOfThePackedDialect,
+    "5.1": subjects.Asserts,
+    "5.2": subjects.PackedForOtherConsumer,
+    "5.3": subjects.FusesNothing,
+    "5.4": subjects.NoGroupCheck,
+    "5.5": subjects.FirstGroupSizeForAll,
+    "5.6": SecondRunAddsAClone,
+    "5.7": OneBitOfARun,
+    "6.1": FusesNothingToLower,
+    "6.2": LowersLikeTheWheel,
+    "6.3": HandsOverFloat32,
+    "7.1": subjects.ShaderGroupIndex,
+    "7.2": ShaderPlaneOrder,
+    "7.3": ShaderNegativeIndex,
+    "7.4": subjects.ShaderWritesBehind,
+    "7.5": IgnoresLimit,
+}
+MORE = (RefusesWithoutTheLimit, ShaderIndexLane, PrepackShaderColumns, RoundsHalvesUp)
+ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conformance import diff, expectations, report, timing
+from conformance import diff, expectations, generate_shards, report, timing
 from conformance.case import Case
 from conformance.catalogue import load
 from conformance.expectations import Expectations
@@ -63,7 +63,7 @@ def finish(folder: Path, expected: Expectations) -> list[str]:
     stream = stream_of(folder)
     verdicts = stream.verdicts
     report.write(folder, [stream], load())
-    lines = expectations.grouped(verdicts, expected)
+    lines = expectations.grouped(verdicts, expected) + generate_shards.summed(verdicts)
     lines += [f"report: {folder}/verdicts.jsonl, summary.md, report.html", report.strict_line(verdicts)]
     if counts(verdicts)[UNSUPPORTED] == len(verdicts):
         lines.append("nothing was judged: every case is unsupported, or none matched")

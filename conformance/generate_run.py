@@ -36,6 +36,10 @@ class Found:
     examined: int
 
 
+#: How many programs to try while shrinking a failure that costs a child process (5 s) or a time limit each.
+_TRIES = {"Died": 20, "Timeout": 3, "EnvironmentProblem": 0, "Untestable": 0}
+
+
 class _Failed(Exception):  # noqa: N818 - never leaves this module
     """What tells Hypothesis that an example fails."""
 
@@ -92,9 +96,11 @@ def search(
     )
     @given(programs())
     def examine(spec: ProgramSpec) -> None:
+        if first:
+            raise _Failed  # Hypothesis runs a failing example once more
         found = signature(spec)
         if found and found not in ignore:
-            first[:] = first or [(spec, found)]
+            first.append((spec, found))
             raise _Failed
 
     with contextlib.suppress(_Failed):
@@ -102,5 +108,6 @@ def search(
     if not first:
         return None
     spec, wanted = first[0]
-    smallest = shrink(spec, lambda candidate: signature(candidate) == wanted)
+    tries = _TRIES.get(wanted.rpartition("/")[2], 1000)
+    smallest = shrink(spec, lambda candidate: signature(candidate) == wanted, tries)
     return Found(generated_case(smallest), wanted, examined)

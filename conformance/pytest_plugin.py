@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conformance import cli_report, runner
+from conformance import cli_report, generate_shards, runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import load, nearest, select
 from conformance.expectations import Expectations
@@ -26,6 +26,7 @@ from conformance.worker import CASE_SECONDS, Worker
 
 _SUITE = Path(__file__).parent / "suite"
 _CASES = pytest.StashKey[tuple[Case, ...]]()
+_SHARDS = pytest.StashKey[tuple[generate_shards.Shard, ...]]()
 _EXPECTED = pytest.StashKey[Expectations]()
 _RUN = pytest.StashKey["Run"]()
 _VERDICT = pytest.StashKey[Verdict]()
@@ -68,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         check_name(config.getoption("--subject"))
-        config.stash[_CASES] = _selected(config)
+        config.stash[_CASES], config.stash[_SHARDS] = _selected(config)
         given = (config.getoption(f"--{o}") for o in ("subject", "expectations"))
         config.stash[_EXPECTED] = runner.expected_of(*given, off=config.getoption("--no-expectations"))
         if (device := config.getoption("--device")) and _is_controller(config):
@@ -87,18 +88,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.maxfail = config.getoption("--max-failures") or config.option.maxfail
         subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
         try:
-            config.stash[_RUN] = Run(report, runner.header(subject, device, level))
+            seed = {"seed": config.getoption("--seed")}
+            config.stash[_RUN] = Run(report, runner.header(subject, device, level) | seed)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
 
 
-def _selected(config: pytest.Config) -> tuple[Case, ...]:
+def _selected(config: pytest.Config) -> tuple[tuple[Case, ...], tuple[generate_shards.Shard, ...]]:
     stages = tuple(s.strip() for s in config.getoption("--stages").split(",") if s.strip())
     level = config.getoption("--level")
     nearest("level", level, LEVELS)
     cases = select(load(), level=level, stages=stages)
     last = getattr(config.option, "last_failed", "")
-    return cli_report.only_failed(cases, Path(last)) if last else cases
+    if last:
+        return cli_report.only_failed(cases, Path(last)), ()
+    return cases, generate_shards.shards(level, stages, config.getoption("--seed"))
 
 
 def _is_suite(config: pytest.Config) -> bool:
@@ -113,7 +117,11 @@ def _is_controller(config: pytest.Config) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a suite module's test the cases of its STAGE."""
+    """Give a suite module's test the cases of its STAGE, or the shards of generated programs."""
+    if "shard" in metafunc.fixturenames and _SHARDS in metafunc.config.stash:
+        shards = metafunc.config.stash[_SHARDS]
+        metafunc.parametrize("shard", shards, ids=[s.id for s in shards])
+        return
     stage = getattr(metafunc.module, "STAGE", None)
     if stage is None or "case" not in metafunc.fixturenames or _CASES not in metafunc.config.stash:
         return
@@ -141,17 +149,33 @@ def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_ver
     def run(case: Case) -> None:
         report = Path(request.config.getoption("--report"))
         verdict = runner.run_case(subject_worker, case, report, known_versions, request.config.stash[_EXPECTED])
-        request.node.stash[_VERDICT] = verdict
-        named = {"contract": case.source, "outcome": verdict.outcome, "signature": verdict.signature}
-        request.node.user_properties.extend(named.items())  # what junit.xml tells of the case
-        if verdict.outcome == XFAIL:
-            pytest.xfail(f"{verdict.defect}: {verdict.reason}")
-        if verdict.outcome in UNEXPECTED:
-            pytest.fail(runner.describe(case, verdict), pytrace=False)
-        if verdict.outcome == UNSUPPORTED:
-            pytest.skip(verdict.reason)
+        _conclude(request, case, verdict)
 
     return run
+
+
+@pytest.fixture
+def verdict_on_shard(request: pytest.FixtureRequest, subject_worker: Worker, known_versions: dict[str, str]) -> Any:
+    """The same for a shard of generated programs."""
+
+    def run(shard: generate_shards.Shard) -> None:
+        report, known = Path(request.config.getoption("--report")), request.config.stash[_EXPECTED].signatures()
+        _conclude(request, *generate_shards.run_shard(subject_worker, shard, report, known_versions, known))
+
+    return run
+
+
+def _conclude(request: pytest.FixtureRequest, case: Case | None, verdict: Verdict) -> None:
+    """Record a verdict, and end the test as it says; ``case`` is what failed, if something did."""
+    request.node.stash[_VERDICT] = verdict
+    named = {"contract": verdict.source, "outcome": verdict.outcome, "signature": verdict.signature}
+    request.node.user_properties.extend(named.items())  # what junit.xml tells of the case
+    if verdict.outcome == XFAIL:
+        pytest.xfail(f"{verdict.defect}: {verdict.reason}")
+    if verdict.outcome in UNEXPECTED:
+        pytest.fail(runner.describe(case, verdict) if case else verdict.reason, pytrace=False)
+    if verdict.outcome == UNSUPPORTED:
+        pytest.skip(verdict.reason)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -38,12 +38,16 @@ def write(folder: Path, case: Case, verdict: Verdict, versions: Mapping[str, str
     """Write the replay file of one verdict into ``folder`` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(case.id)
-    head = {"subject": verdict.subject, "signature": verdict.signature, "versions": dict(versions)}
-    text = tomli_w.dumps({"replay": head, "case": to_table(case)})
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text(case, verdict.subject, verdict.signature, versions), encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def text(case: Case, subject: str, signature: str, versions: Mapping[str, str]) -> str:
+    """Return what a replay file says."""
+    head = {"subject": subject, "signature": signature, "versions": dict(versions)}
+    return tomli_w.dumps({"replay": head, "case": to_table(case)})
 
 
 def read(path: Path) -> Replay:

@@ -20,6 +20,7 @@ from conformance.case import Case
 from conformance.catalogue import load
 from conformance.expectations import Expectations
 from conformance.judge import judge
+from conformance.observation import Observation
 from conformance.verdict import ERROR, FAIL, XFAIL, Verdict
 from conformance.worker import Worker
 
@@ -81,14 +82,19 @@ def run_case(
     expected: Expectations = expectations.NONE,
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
-    started = time.perf_counter()
-    observation = worker.run(case)
-    seconds = time.perf_counter() - started
+    observation, seconds = timed(worker, case)
     verdict = expected.apply(judge(case, observation, worker.subject, seconds))
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
     path = replay.write(report / "replay", case, verdict, known_versions)
     return replace(verdict, replay=f"python -m conformance replay {path}")
+
+
+def timed(worker: Worker, case: Case) -> tuple[Observation, float]:
+    """Return what the subject makes of a case, and the seconds it took on the clock on the wall."""
+    started = time.perf_counter()
+    observation = worker.run(case)
+    return observation, time.perf_counter() - started
 
 
 def describe(case: Case, verdict: Verdict) -> str:

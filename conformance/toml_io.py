@@ -31,13 +31,20 @@ def to_table(value: Any) -> Any:
         table: dict[str, Any] = {"op": _STEP_NAMES[type(value)]} if type(value) in _STEP_NAMES else {}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            if item is None or (item == field.default and field.name != "version"):
+            if item is None or (_same(item, field.default) and field.name != "version"):
                 continue
             table[field.name] = to_table(item)
         return table
     if isinstance(value, tuple):
         return [to_table(v) for v in value]
     return value
+
+
+def _same(item: Any, default: Any) -> bool:
+    """Whether a field may be left out; -0.0 equals 0.0, and is another value."""
+    return bool(item == default) and not (
+        isinstance(item, float) and math.copysign(1, item) != math.copysign(1, default)
+    )
 
 
 def from_table(kind: type[T], table: Any, where: str = "") -> T:

@@ -97,7 +97,8 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
+            # A child each core is parallel enough; threads of their own would only get in each other's way.
+            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
             start_new_session=True,  # so that a hung child's own children die with it
         )
         os.close(child_in)

@@ -186,8 +186,6 @@ class _Planner:
         for operand in self.judge.operands(table):
             if isinstance(operand, Constant):
                 self.plan.support.extend(operand.path)
-        if table.dequantize is not None:
-            self.plan.support.append(table.dequantize)
 
 
 def _is_dequantized(operand: Any) -> bool:

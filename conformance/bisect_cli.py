@@ -1,4 +1,4 @@
-"""``python -m conformance bisect stage | commit | shape``: from a red case to what broke it.
+"""``python -m conformance bisect stage | commit | version | shape``: from a red case to what broke it.
 
 Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import bisect_commit, bisect_from, bisect_shape, bisect_stage, replay
+from conformance import bisect_commit, bisect_from, bisect_shape, bisect_stage, bisect_version, replay
 from conformance.bisect_commit import Found, SearchEnded
 from conformance.bisect_search import Search, Step
 from conformance.case import Case
@@ -64,7 +64,14 @@ def parser() -> argparse.ArgumentParser:
         "--subject", default="impl", help="impl | executorch | executorch-src:PATH[@REV] | path.py:Class"
     )
 
-    for way in (stage, commit, shape):
+    version = ways.add_parser("version", help="which release of executorch or torchao broke a case")
+    version.add_argument("case", help="a case id, or a replay file")
+    version.add_argument("--package", default="executorch", choices=bisect_version.PACKAGES)
+    version.add_argument("--good", required=True, help="a version where it passes")
+    version.add_argument("--bad", required=True, help="a version where it fails")
+    version.add_argument("--wheels", type=Path, help="a directory of wheels, to work offline")
+
+    for way in (stage, commit, shape, version):
         way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
     return top
 
@@ -88,6 +95,9 @@ def main(words: Sequence[str]) -> int:
         if given.way == "commit":
             return _commit(given, tuple(command))
         case, recorded = _case(given.case)
+        if given.way == "version":
+            ends_named = (given.good, given.bad)
+            return bisect_version.show(case, given.package, ends_named, given.wheels, recorded, given.case_seconds)
         check_name(given.subject)
         if given.way == "stage":
             return bisect_stage.show(case, given.subject, given.case_seconds)

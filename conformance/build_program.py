@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from conformance.build_speed import operators_listed_once
 from conformance.build_tensors import Array, all_tensors, identifiers, to_torch, user_inputs
 from reference.program_spec import Dequantize, Lookup, ProgramSpec
 from reference.values import tensor_values
@@ -85,7 +86,7 @@ def _through_export(
         facts["unwrapped_by"] = "torchao.utils.unwrap_tensor_subclass"
     # torch.export does not accept a renorm of its own making as a core operator: the caller has to name it.
     renorm = [torch.ops.aten.embedding_renorm.default]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), operators_listed_once():
         warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
         exported = torch.export.export(
             module, _example(spec, inputs), dynamic_shapes=_dynamic_shapes(spec), strict=spec.strict

@@ -64,4 +64,7 @@ def run_run(case: Case, lower: Lower) -> Graph:
 
 def ask(case: Case, lower: Lower) -> File | Graph:
     """Answer a LOWER or a RUN case."""
-    return run_lower(case, lower) if case.stage == "LOWER" else run_run(case, lower)
+    from conformance.build_speed import operators_listed_once  # noqa: PLC0415 - torch takes seconds to load
+
+    with operators_listed_once():
+        return run_lower(case, lower) if case.stage == "LOWER" else run_run(case, lower)

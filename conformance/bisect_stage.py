@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conformance import inputs, replay, runner
-from conformance.case import STAGES, Case, Dispatch, Table
+from conformance.case import STAGES, Case, Dispatch, Quantization, Table
 from conformance.judge import judge
 from conformance.verdict import PASS, UNSUPPORTED, Verdict
 from conformance.worker import Worker
@@ -26,17 +26,22 @@ def siblings(case: Case) -> tuple[Case, ...]:
     """Return the case at every stage that can be derived from it, in hand-over order, itself among them."""
     found = {case.stage: case}
     if case.program is not None:
-        for stage in ("QUANTIZE", "EXPORT", "MATCH", "LOWER", "RUN"):
-            if stage != "QUANTIZE" or case.program.tables:
-                found.setdefault(stage, replace(case, id=_id(case, stage), stage=stage))
+        for stage in ("EXPORT", "MATCH", "LOWER", "RUN"):
+            found.setdefault(stage, replace(case, id=_id(case, stage), stage=stage))
+        for table in case.program.tables[:1]:  # the first lookup's, as with the dispatch below
+            size = Quantization(
+                "symmetric", table.vocab_size, table.embed_dim, table.group_size, table.dtype, table.values
+            )
+            bare = replace(case, program=None, dispatch=None)
+            found.setdefault("QUANTIZE", replace(bare, id=_id(case, "QUANTIZE"), stage="QUANTIZE", quantize=size))
         if (dispatch := _dispatch(case.program)) is not None:
             found.setdefault("KERNEL", replace(case, id=_id(case, "KERNEL"), stage="KERNEL", dispatch=dispatch))
-    table = case.table or _table(found.get("KERNEL"))
-    if table is not None:
-        packed = replace(table, layout="flat" if table.layout == "flat" else "linear_weight")
+    packable = case.table or _table(found.get("KERNEL"))
+    if packable is not None:
+        packed = replace(packable, layout="flat" if packable.layout == "flat" else "linear_weight")
         bare = replace(case, program=None, dispatch=None)
         found.setdefault("PACK", replace(bare, id=_id(case, "PACK"), stage="PACK", table=packed))
-        blocks = replace(table, layout="blocks")
+        blocks = replace(packable, layout="blocks")
         found.setdefault("PREPACK", replace(bare, id=_id(case, "PREPACK"), stage="PREPACK", table=blocks))
     return tuple(found[stage] for stage in STAGES if stage in found)
 

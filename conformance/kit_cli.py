@@ -91,7 +91,7 @@ def _cases(given: argparse.Namespace) -> tuple[Case, ...]:
 def _export(given: argparse.Namespace) -> int:
     from conformance.build_kit import NotLowered, export, lowering  # noqa: PLC0415 - loads torch
 
-    logging.getLogger().setLevel(logging.WARNING)  # the wheel's partitioner tells what it takes
+    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(given.lower_with)
     cases = _cases(given)
     written = 0

@@ -85,6 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
         report = Path(config.getoption("--report") or tempfile.mkdtemp(prefix="q4gsw-report-"))
         config.option.report = str(report)
         config.option.xmlpath = config.option.xmlpath or str(report / "junit.xml")
+        if config.option.reportchars == "a":  # known failures are listed by defect, not one by one
+            config.option.reportchars = "fEs"
         config.option.maxfail = config.getoption("--max-failures") or config.option.maxfail
         subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
         try:

@@ -56,6 +56,8 @@ class SingleTable:
     scale_source: str = "buffer"
     zero_point_source: str = "buffer"
     weight_ops: tuple[str, ...] = ()
+    scale_ops: tuple[str, ...] = ()
+    zero_point_ops: tuple[str, ...] = ()
     table_ops: tuple[str, ...] = ()
     lookups: int = 1
     share_dequantize: bool = False
@@ -172,6 +174,8 @@ def _dequantize(p: SingleTable, name: str, group_size: int) -> Dequantize:
         p.weight_dtype,
         p.output_dtype or p.dtype,
         p.weight_ops,
+        p.scale_ops,
+        p.zero_point_ops,
     )
 
 

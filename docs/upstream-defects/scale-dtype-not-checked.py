@@ -1,0 +1,76 @@
+"""bfloat16 scales are fused.
+
+The shader has float16 and float32 variants only.
+Exits 1 while the defect is there, 0 once it is fixed. Needs torch, torchao and executorch 1.5.1 only.
+"""
+
+import sys
+import warnings
+
+import torch
+import torchao  # noqa: F401 - registers torchao.dequantize_affine
+from executorch.backends.vulkan import custom_ops_lib  # noqa: F401 - registers et_vk.embedding_q4gsw
+from executorch.backends.vulkan._passes.fuse_patterns import FusePatternsPass
+from executorch.backends.vulkan.vulkan_preprocess import apply_passes
+from executorch.exir import EdgeCompileConfig, to_edge
+
+warnings.simplefilter("ignore")
+INDICES = torch.tensor([0, 3, 1])
+
+
+def dequantize(weight, scale, zero_point=None, group=32, dtype=torch.float32):
+    """Dequantize as torchao's weight-only int4 configuration does."""
+    bounds = (torch.int8, -8, 7)
+    return torch.ops.torchao.dequantize_affine(weight, [1, group], scale, zero_point, *bounds, output_dtype=dtype)
+
+
+def edge(model, *inputs):
+    """Export the model and take it to the edge dialect."""
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    return to_edge(torch.export.export(model, inputs), compile_config=config).exported_program()
+
+
+def fuse(model, *inputs):
+    """Apply the Vulkan backend's own pattern pass."""
+    return apply_passes(edge(model, *inputs), [FusePatternsPass()])
+
+
+def is_fused(program):
+    """Tell whether a lookup became et_vk.embedding_q4gsw."""
+    return any("embedding_q4gsw" in str(node.target) for node in program.graph.nodes)
+
+
+def table(rows=8, columns=64):
+    """Make int8 values in [-8, 7]."""
+    return (torch.arange(rows * columns) * 7 % 16 - 8).to(torch.int8).reshape(rows, columns)
+
+
+class Model(torch.nn.Module):
+    """A module whose buffers are given by name."""
+
+    def __init__(self, **buffers):
+        super().__init__()
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+
+class Lookup(Model):
+    """Look rows up in the table."""
+
+    def forward(self, indices):
+        """Dequantize and gather."""
+        return torch.nn.functional.embedding(indices, dequantize(self.weight, self.scale))
+
+
+def main():
+    """Fuse a table with bfloat16 scales."""
+    program = fuse(Lookup(weight=table(), scale=torch.rand(8, 2).bfloat16()), INDICES)
+    if is_fused(program):
+        print("DEFECT: bfloat16 scales were fused; the shader reads float16 or float32")
+        return 1
+    print("fixed: bfloat16 scales are left alone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A table that the program writes to is packed as it was at export.
+
+Every call but the first returns stale rows.
+Exits 1 while the defect is there, 0 once it is fixed. Needs torch, torchao and executorch 1.5.1 only.
+"""
+
+import sys
+import warnings
+
+import torch
+import torchao  # noqa: F401 - registers torchao.dequantize_affine
+from executorch.backends.vulkan import custom_ops_lib  # noqa: F401 - registers et_vk.embedding_q4gsw
+from executorch.backends.vulkan._passes.fuse_patterns import FusePatternsPass
+from executorch.backends.vulkan.vulkan_preprocess import apply_passes
+from executorch.exir import EdgeCompileConfig, to_edge
+
+warnings.simplefilter("ignore")
+INDICES = torch.tensor([0, 3, 1])
+
+
+def dequantize(weight, scale, zero_point=None, group=32, dtype=torch.float32):
+    """Dequantize as torchao's weight-only int4 configuration does."""
+    bounds = (torch.int8, -8, 7)
+    return torch.ops.torchao.dequantize_affine(weight, [1, group], scale, zero_point, *bounds, output_dtype=dtype)
+
+
+def edge(model, *inputs):
+    """Export the model and take it to the edge dialect."""
+    config = EdgeCompileConfig(_check_ir_validity=False)
+    return to_edge(torch.export.export(model, inputs), compile_config=config).exported_program()
+
+
+def fuse(model, *inputs):
+    """Apply the Vulkan backend's own pattern pass."""
+    return apply_passes(edge(model, *inputs), [FusePatternsPass()])
+
+
+def is_fused(program):
+    """Tell whether a lookup became et_vk.embedding_q4gsw."""
+    return any("embedding_q4gsw" in str(node.target) for node in program.graph.nodes)
+
+
+def table(rows=8, columns=64):
+    """Make int8 values in [-8, 7]."""
+    return (torch.arange(rows * columns) * 7 % 16 - 8).to(torch.int8).reshape(rows, columns)
+
+
+class Model(torch.nn.Module):
+    """A module whose buffers are given by name."""
+
+    def __init__(self, **buffers):
+        super().__init__()
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+
+class Lookup(Model):
+    """Look rows up, then negate the table."""
+
+    def forward(self, indices):
+        """Dequantize, gather and write."""
+        rows = torch.nn.functional.embedding(indices, dequantize(self.weight, self.scale))
+        self.weight.copy_(-1 - self.weight)
+        return rows
+
+
+def main():
+    """Fuse a lookup into a table that changes."""
+    program = fuse(Lookup(weight=table(), scale=torch.rand(8, 2)), INDICES)
+    written = list(program.graph_signature.buffers_to_mutate.values())
+    if is_fused(program):
+        print(f"DEFECT: the program writes to {written}, and its lookup was fused with the bytes of the export")
+        return 1
+    print("fixed: a table that is written to is left alone")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -46,7 +46,8 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Judge a subject: -- [--subject NAME] [--level smoke|gate|deep] [--stages A,B] [--device NAME] [--report DIR]."""
-    _run(session, "python", "-m", "pytest", "conformance/suite", "-q", "-n", WORKERS, "-p", "no:cacheprovider", *session.posargs)
+    suite = ("-m", "pytest", "conformance/suite", "-q", "-n", WORKERS, "-p", "no:cacheprovider")
+    _run(session, "python", *suite, *session.posargs)
 
 
 @nox.session(venv_backend="none")

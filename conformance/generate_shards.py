@@ -128,4 +128,4 @@ def summed(verdicts: Iterable[Verdict]) -> list[str]:
     programs, known = (sum(int(v.facts.get(name, 0)) for v in there) for name in ("programs", "known_failures"))
     seeds = ", ".join(dict.fromkeys(v.facts.get("seed", "?") for v in there))
     excused = f", {known} of them known failures" if known else ""
-    return [f"generated programs: {programs}{excused}; seed {seeds}; {len(there)} shards, each a test below"]
+    return [f"generated programs: {programs}{excused}; seed {seeds}; {len(there)} shards, each counted as one test"]

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--domain", default="all", help="all | boundary | START:STOP, bit patterns (default: all)")
     which.add_argument("--range", dest="domain", help="START:STOP, bit patterns of the scale's dtype")
     arithmetic.add_argument("--resume", action="store_true", help="go on with the journal beside the certificate")
-    arithmetic.add_argument("--threads", type=int, default=0, help="threads of the oracle (default: the cores, 6 at most)")
+    arithmetic.add_argument("--threads", type=int, default=0, help="threads of the oracle (default: cores, at most 6)")
     arithmetic.add_argument("--chunk", type=int, default=prove_arithmetic.MOST, help="scales a chunk at most")
     indexing = kinds.add_parser("indexing", help="which code, scale and index every output element reads")
     _target(indexing)

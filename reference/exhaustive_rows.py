@@ -119,7 +119,7 @@ def _factors(count: int) -> Array:
 def _all_normal(scales: Array) -> bool:
     """Whether every product but the zeros is a normal float16, where numpy's own cast is quick (and nearest even)."""
     size = np.abs(scales)
-    return bool(scales.size and size.min() >= 2.0**-14 and size.max() < 65504 / 8)  # noqa: PLR2004 - float16's normal range
+    return bool(scales.size and size.min() >= 2.0**-14 and size.max() < 65504 / 8)
 
 
 def _one_row(scales: Array, output_dtype: str, words: Array, block: int) -> bool:

@@ -48,7 +48,7 @@ def test_the_player_passes_and_leaves_no_journal(tmp_path: Path) -> None:
     assert verdict.facts["programs"] == "12"
     assert not list((tmp_path / "journal").iterdir())
     assert verdict.digest == ran(impl.run_match, tmp_path)[1].digest
-    assert summed([verdict]) == ["generated programs: 12; seed 0; 1 shards, each a test below"]
+    assert summed([verdict]) == ["generated programs: 12; seed 0; 1 shards, each counted as one test"]
 
 
 @pytest.mark.parametrize(("kind", "outcome"), [("KeyError", FAIL), ("Died", ERROR)])

@@ -1,0 +1,1 @@
+"""Planted bugs: subjects and shaders with one mistake each."""

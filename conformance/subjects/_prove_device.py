@@ -8,6 +8,7 @@ Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,7 +51,7 @@ def open_target(_subject: str, variant: str, device: str, shader: Path | None) -
     if shader is not None and not shader.is_file():
         raise ValueError(f"no shader file {shader}")
     try:
-        opened = Device(device or None)
+        opened = Device(device or None, validate=os.environ.get("Q4GSW_VALIDATE") == "1")
     except VulkanUnavailable as error:
         raise EnvironmentProblem(str(error)) from error
     try:

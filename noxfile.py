@@ -72,7 +72,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure: -- kernel | packer | matcher | size [options]; `-- kernel --help` lists the options."""
+    """Measure: -- kernel | packer | matcher | size | generate [options]; `-- kernel --help` lists the options."""
     what, *options = session.posargs or ["kernel", "--quick"]
     known = sorted(p.stem.removesuffix("_bench") for p in (ROOT / "bench").glob("*_bench.py"))
     if what not in known:

@@ -109,5 +109,7 @@ def describe(case: Case, verdict: Verdict) -> str:
         lines.append(f"  defect:    {verdict.defect}")
     if case.stage == "KERNEL" and verdict.facts.get("device"):
         lines.append(f"  device:    {verdict.facts['device']} ({verdict.facts.get('driver', 'driver unknown')})")
+    if verdict.facts.get("binding"):
+        lines.append(f"  binding:   as {verdict.facts['binding']} of the tree has it")
     lines.append(f"  replay:    {verdict.replay}")
     return "\n".join(lines)

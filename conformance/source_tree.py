@@ -26,10 +26,13 @@ NEEDED = "backends/vulkan/__init__.py"
 ROOTS = ("backends/vulkan", "backends/transforms", "exir")
 GENERATOR = "backends/vulkan/runtime/gen_vulkan_spv.py"
 GLSL = "backends/vulkan/runtime/graph/ops/glsl"
+#: The host code whose bindings a tree's shaders are dispatched with.
+HOST = "backends/vulkan/runtime/graph/ops/impl/EmbeddingQ4gsw.cpp"
 _WANTED = re.compile(
     r"(backends/vulkan|backends/transforms|exir)/(?!(.*/)?(tests?|third-party|tools|runtime)/).*\.(py|pyi|fbs|yaml|json)"
     rf"|{GENERATOR}"
     r"|schema/[a-z_]+\.fbs"
+    rf"|{HOST}"
     rf"|{GLSL}/((embedding_q4gsw|pack_q4_linear_weight)\.(glsl|yaml)|[a-z0-9_]+\.glslh)"
 )
 _KEPT = 24

@@ -13,8 +13,9 @@ from conformance import cli
 from conformance.case import Case, Dispatch, Table
 from conformance.git_read import GitProblem, commit_of
 from conformance.judge import judge
-from conformance.source_tree import copy_of, listing, source_tree, tree_hash
+from conformance.source_tree import HOST, copy_of, listing, source_tree, tree_hash
 from conformance.subject import check_name, load, resolved
+from conformance.subjects._src_kernel import host_line
 from conformance.templates import SingleTable, single_table
 from conformance.worker import Worker
 from reference.program_spec import Values
@@ -151,3 +152,10 @@ def test_a_relative_path_is_recorded_in_full(monkeypatch: pytest.MonkeyPatch) ->
         assert worker.subject == f"executorch-src:{TREE}"
     flat = Case("test/flat", "PACK", "1", "a test", table=Table(9, 64, CODES, "flat"))
     assert "flat" in str(load(worker.subject).supports(flat))
+
+
+def test_a_failure_cites_the_line_of_the_host_code_that_its_binding_follows(tmp_path: Path) -> None:
+    assert host_line(tmp_path) == ""
+    (tmp_path / HOST).parent.mkdir(parents=True)
+    (tmp_path / HOST).write_text("void bind() {\n  graph.add(new DynamicDispatchNode(\n")
+    assert host_line(tmp_path) == f"{HOST}:2"

@@ -12,6 +12,7 @@ from typing import Literal
 from conformance.case import Case
 from conformance.inputs import table_values
 from conformance.observation import Arrays, EnvironmentProblem, Observation, Refused, Unsupported, Untestable
+from conformance.source_tree import HOST
 from conformance.subjects import _impl_kernel
 from conformance.subjects._impl_types import Array, Fuse
 from conformance.subjects._spirv import bindings, is_precise
@@ -41,8 +42,10 @@ def shaders_of(folder: Path) -> dict[str, Shader]:
         raise Untestable(f"the tree's shaders cannot be made: {' '.join(str(error).split())}") from error
 
 
-def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse) -> Observation:
+def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, binding: str = "") -> Observation:
     """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left.
+
+    ``binding`` is the host code's line that the binding follows, for the report.
 
     Raises:
         EnvironmentProblem: no Vulkan driver, device or feature; names what to install or choose.
@@ -82,7 +85,17 @@ def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse) -> Ob
     except (VulkanUnavailable, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
     facts = _impl_kernel.facts_of(result, d, precise=is_precise(shader.spirv))
-    return Arrays({"out": result.out}, table.facts | facts)
+    return Arrays({"out": result.out}, table.facts | facts | {"binding": binding})
+
+
+def host_line(folder: Path) -> str:
+    """Where the tree's host code binds and dispatches the embedding shader, as file:line; "" where it is not found."""
+    path = folder / HOST
+    if path.is_file():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if "DispatchNode(" in line:
+                return f"{HOST}:{number}"
+    return ""
 
 
 def run_prepack_case(case: Case, shaders: Mapping[str, Shader]) -> Observation:

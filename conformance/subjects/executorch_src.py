@@ -91,7 +91,7 @@ class SubjectUnderTest:
         shaders = _src_kernel.shaders_of(folder)
         if case.stage == "PREPACK":
             return _src_kernel.run_prepack_case(case, shaders)
-        return _src_kernel.run_kernel_case(case, shaders, _fuse)
+        return _src_kernel.run_kernel_case(case, shaders, _fuse, _src_kernel.host_line(folder))
 
 
 def _fuse(program: Any) -> tuple[Any, Any]:

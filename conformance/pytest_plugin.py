@@ -96,6 +96,18 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell each xdist worker the report directory: workers parse their options anew, and this one was filled in."""
+    node.workerinput["q4gsw_report"] = node.config.option.report
+
+
+def _report(config: pytest.Config) -> Path:
+    """The run's report directory, on the controller and on workers."""
+    given = getattr(config, "workerinput", {}).get("q4gsw_report") or config.getoption("--report")
+    return Path(given)
+
+
 def _selected(config: pytest.Config) -> tuple[tuple[Case, ...], tuple[generate_shards.Shard, ...]]:
     stages = tuple(s.strip() for s in config.getoption("--stages").split(",") if s.strip())
     level = config.getoption("--level")
@@ -154,7 +166,7 @@ def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_ver
     """A function that runs and judges a case, records the verdict, and fails or skips accordingly."""
 
     def run(case: Case) -> None:
-        report = Path(request.config.getoption("--report"))
+        report = _report(request.config)
         verdict = runner.run_case(subject_worker, case, report, known_versions, request.config.stash[_EXPECTED])
         _conclude(request, case, verdict)
 
@@ -166,7 +178,7 @@ def verdict_on_shard(request: pytest.FixtureRequest, subject_worker: Worker, kno
     """The same for a shard of generated programs."""
 
     def run(shard: generate_shards.Shard) -> None:
-        report, known = Path(request.config.getoption("--report")), request.config.stash[_EXPECTED].signatures()
+        report, known = _report(request.config), request.config.stash[_EXPECTED].signatures()
         _conclude(request, *generate_shards.run_shard(subject_worker, shard, report, known_versions, known))
 
     return run
@@ -229,7 +241,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if run is None or config.getoption("collectonly"):
         return
     try:
-        lines = cli_report.finish(Path(config.getoption("--report")), config.stash[_EXPECTED])
+        lines = cli_report.finish(_report(config), config.stash[_EXPECTED])
     except ValueError as error:
         lines = [f"error: {error}"]
     print("\n".join(lines))  # noqa: T201 - the run's last lines

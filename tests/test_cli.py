@@ -136,6 +136,19 @@ def test_workers_do_not_change_verdicts(tmp_path: Path) -> None:
     assert len(outcomes[0]) == PACKED
 
 
+def test_xdist_workers_leave_replay_files_in_the_run_s_own_new_directory(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", str(ROOT / "conformance" / "suite"), "-q", "-p", "no:cacheprovider"]
+    options = ["-n", "2", "--subject", f"{MINIATURES}:Raises", *PACK, "--level", "smoke", "--rootdir", str(ROOT)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120
+    )
+    report = next(line for line in done.stdout.splitlines() if line.startswith("report: "))
+    folder = Path(report.removeprefix("report: ").split("/verdicts.jsonl")[0])
+    assert list((folder / "replay").glob("*.toml"))
+    assert not (tmp_path / "replay").exists()
+
+
 def test_list_shows_each_case_once() -> None:
     done = conformance("list")
     ids = [line.split()[0] for line in done.stdout.splitlines()[:-1]]

@@ -35,15 +35,14 @@ class Planted(SubjectUnderTest):
 class PackBug(Planted):
     stage = "PACK"
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         raise NotImplementedError
 
     def run(self, case: Case) -> Observation:
         if case.stage != self.stage:
             return super().run(case)
         observation = run_pack(case)
-        values = None
-        return replace(observation, arrays={k: self.wrong(v, values) for k, v in observation.arrays.items()})
+        return replace(observation, arrays={k: self.wrong(v) for k, v in observation.arrays.items()})
 
 
 class NibbleOrder(PackBug):
@@ -51,7 +50,7 @@ class NibbleOrder(PackBug):
 
     signatures = ("PACK/layout/nibble_order",)
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         return (packed >> 4) | (packed << 4)
 
 
@@ -60,7 +59,7 @@ class Offset(PackBug):
 
     signatures = ("PACK/layout/offset",)
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         return packed ^ 0x88
 
 
@@ -69,7 +68,7 @@ class LastByte(PackBug):
 
     signatures = ("PACK/layout/codes", "PACK/layout/nibble_order")
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         packed.reshape(-1)[-1:] ^= 0x10
         return packed
 
@@ -79,7 +78,7 @@ class SignedBytes(PackBug):
 
     signatures = ("PACK/dtype_shape/dtype",)
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         return packed.view(np.int8)
 
 
@@ -89,7 +88,7 @@ class RowWithinBlock(PackBug):
     stage = "PREPACK"
     signatures = ("PREPACK/layout/row_order", "PREPACK/layout/codes")
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         bits = packed.view(np.uint32)
         return (((bits >> 4) & 0x0F0F0F0F) | ((bits & 0x0F0F0F0F) << 4)).view(np.int32)
 
@@ -109,7 +108,7 @@ class PaddingRows(PackBug):
                 last[:, row & 3] &= np.uint32(0xF0F0F0F0 if row < 4 else 0x0F0F0F0F)
         return observation
 
-    def wrong(self, packed: Any, values: Any) -> Any:
+    def wrong(self, packed: Any) -> Any:
         return packed
 
 

@@ -26,7 +26,8 @@ def siblings(case: Case) -> tuple[Case, ...]:
     """Return the case at every stage that can be derived from it, in hand-over order, itself among them."""
     found = {case.stage: case}
     if case.program is not None:
-        for stage in ("EXPORT", "MATCH", "LOWER", "RUN"):
+        exported = () if case.program.route == "synthetic" else ("EXPORT",)
+        for stage in (*exported, "MATCH", "LOWER", "RUN"):
             found.setdefault(stage, replace(case, id=_id(case, stage), stage=stage))
         for table in case.program.tables[:1]:  # the first lookup's, as with the dispatch below
             size = Quantization(

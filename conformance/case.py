@@ -134,6 +134,10 @@ def _check_inputs(case: Case) -> None:
         _check_table(case.table)
     if case.program is not None:
         validate(case.program)
+        if case.stage == "EXPORT" and case.program.route == "synthetic":
+            raise ValueError(
+                "an EXPORT case needs program.route export or torchao: a synthetic program is not exported"
+            )
 
 
 def _check_table(table: Table) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance import compare, judge_pte
+from conformance import compare, judge_export, judge_pte
 from conformance.case import Case
 from conformance.inputs import operands, table_values
 from conformance.mismatch import (
@@ -101,6 +101,7 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
     oracles: dict[str, Callable[[Case, Any], Finding]]
     oracles = {
         "QUANTIZE": _quantize,
+        "EXPORT": _export,
         "MATCH": _match,
         "PACK": _pack,
         "LOWER": _lower,
@@ -108,10 +109,8 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
         "KERNEL": _kernel,
         "RUN": _run,
     }
-    oracle = oracles.get(case.stage)
-    if oracle is None:
-        return verdict(ERROR, reason=f"stage {case.stage} has no oracle yet")
-    expected_kind = {"MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
+    oracle = oracles[case.stage]
+    expected_kind = {"EXPORT": Graph, "MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
     if not isinstance(observation, expected_kind):
         wrong = RaisedMismatch(
             "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
@@ -135,6 +134,11 @@ def _quantize(case: Case, observation: Arrays) -> Finding:
         if wrong := compare.same_bits(name, observation.arrays[name], want):
             return Finding(wrong)
     return Finding(None)
+
+
+def _export(case: Case, graph: Graph) -> Finding:
+    """Contract 4: how the program is spelled, and what it computes."""
+    return Finding(judge_export.judge_export(case, graph))
 
 
 def _match(case: Case, graph: Graph) -> Finding:

@@ -41,8 +41,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Graph:
-    """Stages EXPORT and MATCH: the rewritten program, observed.
+    """Stages EXPORT, MATCH and RUN: a program, observed.
 
+    At EXPORT there are no decisions, and ``source_outputs`` is what the quantized steps read, by "STEP.operand".
     ``outputs``: what the rewritten program computes, by step name, fused nodes through the
     reference operator. ``source_outputs``: what the same runtime computes for the program that was
     not rewritten. ``changed``: names of what the subject touched in the source program (graph,

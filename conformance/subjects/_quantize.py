@@ -1,4 +1,4 @@
-"""Stage QUANTIZE for any subject: what torchao's quantize_ makes of an nn.Embedding.
+"""Stages QUANTIZE and EXPORT for any subject: what torchao, torch.export and to_edge make of a case.
 
 Source: docs/contract.md section 4.
 """
@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from conformance.case import Case, Quantization
-from conformance.observation import Arrays
+from conformance.observation import Arrays, Graph
 
 
 def run_quantize(case: Case) -> Arrays:
@@ -37,6 +37,17 @@ def run_quantize(case: Case) -> Arrays:
     weight = module[0].weight
     parts = {name: to_numpy(getattr(weight, name)) for name in ("qdata", "scale", "zero_point")}
     return Arrays(parts, {"tensor_type": type(weight).__name__, "quantized_by": "torchao.quantization.quantize_"})
+
+
+def run_export(case: Case) -> Graph:
+    """Take the case's program to the edge dialect and report how it is spelled and what it computes.
+
+    Raises:
+        Exception: whatever torchao, torch.export or to_edge raises.
+    """
+    from conformance.observe_export import run_export as observe  # noqa: PLC0415 - torch takes seconds to load
+
+    return observe(case)
 
 
 def _configs(given: Quantization) -> list[Any]:

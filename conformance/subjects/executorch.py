@@ -23,7 +23,7 @@ from conformance.case import Case, Dispatch
 from conformance.inputs import operands, table_values
 from conformance.observation import Arrays, Graph, Observation, Refused
 from conformance.subjects import _lowered
-from conformance.subjects._quantize import run_quantize
+from conformance.subjects._quantize import run_export, run_quantize
 from reference.nibble_layouts import pack_flat, pack_linear_weight
 
 
@@ -32,7 +32,7 @@ class SubjectUnderTest:
 
     def supports(self, case: Case) -> str | None:
         """Return why the case cannot be asked of the wheel, or None."""
-        if case.stage in {"QUANTIZE", "MATCH"}:
+        if case.stage in {"QUANTIZE", "EXPORT", "MATCH"}:
             return None
         if case.stage in {"LOWER", "RUN"}:
             return _lowered.reason(case)
@@ -46,6 +46,8 @@ class SubjectUnderTest:
         """Do what the case asks; assertions of the wheel come out as they are."""
         if case.stage == "QUANTIZE":
             return run_quantize(case)
+        if case.stage == "EXPORT":
+            return run_export(case)
         if case.stage == "MATCH":
             return run_match(case)
         if case.stage in {"LOWER", "RUN"}:

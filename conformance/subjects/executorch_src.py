@@ -1,6 +1,6 @@
 """Subject "executorch-src:PATH[@REVISION]": an ExecuTorch source tree, judged without building it.
 
-MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installed wheel, in the way that subject
+EXPORT, MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installed wheel, in the way that subject
 "executorch" asks the wheel's. KERNEL and PREPACK dispatch the tree's own shaders, made by its own generator and
 bound as its host code binds them; the tables they are given are the reference's bytes, so that only the shader is
 judged. A KERNEL case with a program takes the whole journey: the tree's matcher, its packer, its prepack shader.
@@ -17,6 +17,7 @@ from conformance.case import Case
 from conformance.observation import Observation, Untestable
 from conformance.source_tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
 from conformance.subjects import _lowered, _overlay, executorch
+from conformance.subjects._quantize import run_export
 
 _VULKAN = "executorch.backends.vulkan"
 #: What of the tree each stage calls.
@@ -48,8 +49,8 @@ class SubjectUnderTest:
             return _lowered.reason(case)
         if case.stage == "PACK" and case.table is not None and case.table.layout == "flat":
             return "ExecuTorch has no function that packs flat bytes"
-        if case.stage in {"QUANTIZE", "EXPORT"}:
-            return f"stage {case.stage} is torchao's and torch's, not the source tree's"
+        if case.stage == "QUANTIZE":
+            return "stage QUANTIZE is torchao's, not the source tree's"
         return None
 
     def run(self, case: Case) -> Observation:
@@ -62,8 +63,11 @@ class SubjectUnderTest:
         folder = self._ready()
         if case.stage == "PREPACK" or (case.stage == "KERNEL" and case.program is None):
             return self._on_device(case, folder)
-        for name in ("executorch.exir", _VULKAN, *_CALLED.get(case.stage, ())):
+        vulkan = () if case.stage == "EXPORT" else (_VULKAN,)
+        for name in ("executorch.exir", *vulkan, *_CALLED.get(case.stage, ())):
             _overlay.load(name)
+        if case.stage == "EXPORT":
+            return run_export(case)
         if case.stage == "MATCH":
             return executorch.run_match(case)
         if case.stage == "PACK":

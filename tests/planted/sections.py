@@ -198,6 +198,49 @@ class RoundsHalvesUp(Planted):
         return replace(found, arrays={**found.arrays, "qdata": codes})
 
 
+class ExportBug(Planted):
+    """Changes the exported program before it is observed."""
+
+    stage = "EXPORT"
+
+    def wrong(self, program: Any) -> None:
+        raise NotImplementedError
+
+    def run(self, case: Case) -> Observation:
+        if case.stage != self.stage or case.program is None:
+            return super().run(case)
+        from conformance.build_program import build
+        from conformance.observe_export import observe_export
+
+        built = build(case.program)
+        self.wrong(built.program)
+        return observe_export(built)
+
+
+class ExportsFloat32(ExportBug):
+    """The output dtype that a float16 table needs is left out (section 4)."""
+
+    near = "export/float16"
+    signatures = ("EXPORT/decision/form",)
+
+    def wrong(self, program: Any) -> None:
+        for node in program.graph.nodes:
+            if "dequantize_affine" in str(node.target):
+                node.args = node.args[:7]
+
+
+class ExportsAnotherZeroPoint(ExportBug):
+    """A zero point becomes a zero on the way (section 4)."""
+
+    near = "export/zero-point-one_nonzero"
+    signatures = ("EXPORT/array/values",)
+
+    def wrong(self, program: Any) -> None:
+        for name, tensor in (program.state_dict | program.constants).items():
+            if "zero_point" in name:
+                tensor.zero_()
+
+
 class FusesNothingToLower(Planted):
     """Lowers without delegating any lookup (6.1)."""
 
@@ -300,5 +343,12 @@ BY_SECTION: dict[str, type[Planted]] = {
     "7.4": subjects.ShaderWritesBehind,
     "7.5": IgnoresLimit,
 }
-MORE = (RefusesWithoutTheLimit, ShaderIndexLane, PrepackShaderColumns, RoundsHalvesUp)
+MORE = (
+    RefusesWithoutTheLimit,
+    ShaderIndexLane,
+    PrepackShaderColumns,
+    RoundsHalvesUp,
+    ExportsFloat32,
+    ExportsAnotherZeroPoint,
+)
 ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE)))

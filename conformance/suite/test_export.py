@@ -1,0 +1,12 @@
+"""Stage EXPORT: every case of the catalogue that asks it."""
+
+from collections.abc import Callable
+
+from conformance.case import Case
+
+STAGE = "EXPORT"
+
+
+def test_export(case: Case, verdict_on: Callable[[Case], None]) -> None:
+    """The subject's answer holds the contract."""
+    verdict_on(case)

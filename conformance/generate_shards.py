@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from conformance import replay, runner
+from conformance import replay, runner, timing
 from conformance.case import Case
 from conformance.judge import judge
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Verdict
+from conformance.whole_files import make_folder, write_whole
 from conformance.worker import Worker
 
 STAGE = "MATCH"
@@ -79,13 +80,15 @@ def run_shard(
     excused: Counter[str] = Counter()
     reasons: list[str] = []
     digests, seconds = hashlib.sha256(), 0.0
-    journal = report / "journal" / f"shard-{shard.number}.toml"
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    first: dict[str, str] = {}
+    journal = make_folder(report / "journal") / f"shard-{shard.number}.toml"
 
     def check(case: Case) -> str:
         nonlocal seconds
-        journal.write_text(replay.text(case, worker.subject, "", versions), encoding="utf-8")
+        write_whole({journal: replay.text(case, worker.subject, "", versions)})
         observation, taken = runner.timed(worker, case)
+        if worker.first and not first:
+            first[timing.FIRST] = f"{taken:.4f}"
         verdict = judge(case, observation, worker.subject, taken)
         if seen[FAIL]:
             return verdict.signature  # it is being shrunk
@@ -100,7 +103,7 @@ def run_shard(
 
     found = search(check, seed=shard.seed, shard=shard.number, count=shard.programs, ignore=known)
     journal.unlink(missing_ok=True)
-    facts = {"programs": str(seen.total()), "seed": str(shard.seed), "known_failures": str(seen[XFAIL])}
+    facts = {"programs": str(seen.total()), "seed": str(shard.seed), "known_failures": str(seen[XFAIL]), **first}
     whole = Verdict(shard.id, STAGE, worker.subject, PASS, seconds=round(seconds, 4), facts=facts, source="5.3")
     if found is not None:
         smallest = runner.run_case(worker, found.case, report, versions)

@@ -1,7 +1,7 @@
 """The files of a report beside verdicts.jsonl: summary.md for a pull request, report.html for a browser.
 
 Both come from the verdict stream alone, so ``python -m conformance report DIR --html`` makes them anew.
-Each is written whole or not at all.
+They are written whole and together, or not at all.
 
 Source: docs/architecture.md, "Report directory"; docs/reading-a-report.md.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from conformance.case import STAGES, Case
 from conformance.picture import KINDS, Picture
 from conformance.picture import decode as decode_picture
 from conformance.verdict import OUTCOMES, UNEXPECTED, XFAIL, Stream, Verdict, counts, last_line
+from conformance.whole_files import write_whole
 
 _PAGE = Path(__file__).parent / "report_page.html"
 #: Failures that summary.md names one by one.
@@ -37,8 +37,7 @@ def write(folder: Path, streams: Sequence[Stream], cases: Iterable[Case] = ()) -
     """
     verdicts = [v for stream in streams for v in stream.verdicts]
     paths = folder / "summary.md", folder / "report.html"
-    _replace(paths[0], summary(verdicts, streams[0].header if streams else {}))
-    _replace(paths[1], page(streams, cases))
+    write_whole({paths[0]: summary(verdicts, streams[0].header if streams else {}), paths[1]: page(streams, cases)})
     return paths
 
 
@@ -102,7 +101,10 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         ],
         "verdicts": [_row(v, *shows.get(v.case, (v.source, ""))) for v in verdicts],
         "known": _known(verdicts),
-        "timing": [[t.stage, t.cases, f"{t.seconds:.2f}", f"{t.rate:.1f}"] for t in timing.by_stage(verdicts)],
+        "timing": [
+            [t.stage, t.cases, f"{t.seconds:.2f}", f"{t.first:.2f}", f"{timing.together(t):.1f}"]
+            for t in timing.by_stage(verdicts)
+        ],
         "environment": [row for s in streams for row in _environment(s)],
     }
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
@@ -168,13 +170,3 @@ def _cell(text: object, most: int = 120) -> str:
     """Text that neither ends a table's cell nor a code span, nor opens an element."""
     plain = " ".join(str(text).split()).replace("|", "/").replace("`", "'").replace("<", "&lt;")
     return plain if len(plain) <= most else plain[:most] + "..."
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); give --report another directory") from error

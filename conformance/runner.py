@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from conformance import expectations, replay
+from conformance import expectations, replay, timing
 from conformance.case import Case
 from conformance.catalogue import load
 from conformance.expectations import Expectations
@@ -84,6 +84,8 @@ def run_case(
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     observation, seconds = timed(worker, case)
     verdict = expected.apply(judge(case, observation, worker.subject, seconds))
+    if worker.first:
+        verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{seconds:.4f}"})
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
     path = replay.write(report / "replay", case, verdict, known_versions)

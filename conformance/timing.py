@@ -11,36 +11,65 @@ from dataclasses import dataclass
 from conformance.case import STAGES
 from conformance.verdict import UNSUPPORTED, Verdict
 
+#: The fact of a verdict that says how long its child's first case of the stage took.
+FIRST = "first_seconds"
+_MOST = 1e12
+
 
 @dataclass(frozen=True)
 class StageTime:
-    """``seconds``: in the subject's process and on the way to it, over all workers; ``first``: the slowest case's."""
+    """What a stage cost in the subjects' processes and on the way to them, over all children.
+
+    ``cases``: with each generated program counted, not its shard. ``first``: seconds of each child's first case of the
+    stage, which imports what the stage needs; ``children``: how many of those there are.
+    """
 
     stage: str
     cases: int
     seconds: float
     first: float
+    children: int
 
     @property
     def rate(self) -> float:
-        """Cases a second of one worker, the slowest one, which imports, left out; 0 where there is only that one."""
-        return (self.cases - 1) / warm if (warm := self.seconds - self.first) > 0 else 0.0
+        """Cases a second of one child, the first of each left out; 0 where there are no others."""
+        warm = self.seconds - self.first
+        return (self.cases - self.children) / warm if warm > 0 and self.cases > self.children else 0.0
 
 
 def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
     """Return the time of each stage that was asked, in hand-over order; what is unsupported is left out."""
     found = []
     for stage in STAGES:
-        there = [v.seconds for v in verdicts if v.stage == stage and v.outcome != UNSUPPORTED]
+        there = [v for v in verdicts if v.stage == stage and v.outcome != UNSUPPORTED]
         if there:
-            found.append(StageTime(stage, len(there), sum(there), max(there)))
+            first = [_number(v, FIRST) for v in there if FIRST in v.facts]
+            cases = sum(int(_number(v, "programs")) if "programs" in v.facts else 1 for v in there)
+            found.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), len(first)))
     return tuple(found)
 
 
 def lines(verdicts: Sequence[Verdict], slowest: int = 10) -> list[str]:
     """Return the table that ``report --timing`` prints."""
-    table = ["stage      cases   seconds   slowest   cases/s a worker, without the slowest"]
-    table += [f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:9.2f} {t.rate:9.1f}" for t in by_stage(verdicts)]
+    table = ["stage      cases   seconds  importing  children  cases/s a child  cases/s together"]
+    table += [
+        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.children:9} {t.rate:16.1f} {together(t):17.1f}"
+        for t in by_stage(verdicts)
+    ]
     table.append("slowest cases:")
     slow = sorted(verdicts, key=lambda v: -v.seconds)[:slowest]
     return table + [f"  {v.seconds:8.3f} s  {v.case}" for v in slow]
+
+
+def together(stage: StageTime) -> float:
+    """Return the cases a second of all children at work side by side."""
+    return stage.rate * max(stage.children, 1)
+
+
+def _number(verdict: Verdict, name: str) -> float:
+    """A fact that is a number; 0 where it is not: a stream may come from anywhere."""
+    try:
+        number = float(verdict.facts[name])
+    except ValueError:
+        return 0.0
+    return number if 0 <= number < _MOST else 0.0

@@ -43,6 +43,9 @@ class Worker:
         self._replies = -1
         self._log: IO[bytes] | None = None
         self._warm = False
+        self._asked: set[str] = set()
+        #: Whether the last case was its child's first of that stage: the one that imports what the stage needs.
+        self.first = False
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +59,8 @@ class Worker:
         """Return the subject's observation of ``case``; death and hanging are observations too."""
         if self._child is None:
             self._start()
+        self.first = case.stage not in self._asked
+        self._asked.add(case.stage)
         limit = self.seconds if self._warm else max(START_SECONDS, self.seconds)
         deadline = time.monotonic() + limit
         try:
@@ -104,6 +109,7 @@ class Worker:
         os.close(child_in)
         os.close(child_out)
         self._warm = False
+        self._asked = set()
 
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,18 @@ def test_diff_exits_1_on_new_failures_only(tmp_path: Path) -> None:
     assert conformance("diff", good, "nowhere").returncode == 2
 
 
-def test_timing_leaves_the_importing_case_out_of_the_rate() -> None:
-    (found,) = timing.by_stage([verdict(f"a/{i}", seconds=s) for i, s in enumerate((3.0, 0.1, 0.1))])
+def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
+    def took(case: str, seconds: float, **facts: str) -> Verdict:
+        return replace(verdict(case, seconds=seconds), facts=facts)
+
+    first = {"first_seconds": "3.0"}
+    warm = [took(f"a/{i}", 0.1) for i in range(4)]
+    (found,) = timing.by_stage([took("a/x", 3.0, **first), took("a/y", 3.0, **first), *warm])
+    assert (found.cases, found.children, found.first) == (6, 2, 6.0)
     assert found.rate == pytest.approx(10.0)
+    assert timing.together(found) == pytest.approx(20.0)
+    (shard,) = timing.by_stage([took("gen/seed-0/shard-0/50-programs", 3.4, programs="5", **first)])
+    assert shard.rate == pytest.approx(10.0)
     assert timing.lines([verdict("a/1")])[1].split()[:2] == ["PACK", "1"]
+    (odd,) = timing.by_stage([took("a/z", 1.0, first_seconds="much", programs="nan")])
+    assert (odd.cases, odd.first) == (0, 0.0)

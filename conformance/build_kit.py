@@ -22,6 +22,7 @@ from conformance.case import Case
 from conformance.kit_format import FORMAT
 from conformance.kit_readme import README
 from conformance.toml_io import case_to_toml
+from conformance.whole_files import write_whole
 from reference.bfloat16 import dtype_name
 from reference.dot_bound import dot_bound
 from reference.evaluate import evaluate
@@ -82,7 +83,7 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
         shutil.rmtree(scratch, ignore_errors=True)
     readme = folder / "README.md"
     if not readme.exists():
-        readme.write_text(README, encoding="utf-8")
+        write_whole({readme: README})
     return target
 
 

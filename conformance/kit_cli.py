@@ -14,7 +14,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from conformance.kit_format import Kit, check_model, kits, read_kit
 from conformance.kit_judge import judge_kit, read_profile
 from conformance.observation import EnvironmentProblem
 from conformance.verdict import ERROR, FAIL, PASS, Verdict, exit_code, last_line
+from conformance.whole_files import DISK, check_writable, new_folder, unwritable
 from conformance.worker import CASE_SECONDS
 
 _TAIL = 500
@@ -80,7 +80,9 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = str(error.filename or getattr(given, "outputs", None) or getattr(given, "folder", "standard output"))
+        told = unwritable(where, error) if error.errno in DISK else f"{where}: {error.strerror}"
+        print(f"error: {told}", file=sys.stderr)
         return 2
 
 
@@ -94,6 +96,7 @@ def _export(given: argparse.Namespace) -> int:
     logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(given.lower_with)
     cases = _cases(given)
+    check_writable(given.folder)
     written = 0
     for case in cases:
         try:
@@ -146,12 +149,12 @@ def _run(given: argparse.Namespace) -> int:
             f"--subject-command {given.subject_command!r} needs {{pte}} and {{out}} (and may have {{inputs}})"
         )
     facts = _facts(given.device_profile)
-    scratch = Path(tempfile.mkdtemp(prefix="q4gsw-kits-"))
+    scratch = new_folder("q4gsw-kits-")
     code = 0
     if given.kits is None:
         given.folder = scratch / "kits"
         code = _export(given)
-        if not given.folder.is_dir():
+        if not any(given.folder.iterdir()):
             return 1
     folder = given.kits or given.folder
     verdicts = []

@@ -27,6 +27,7 @@ from conformance import (
 )
 from conformance.observation import EnvironmentProblem
 from conformance.prove_files import Journal, JournalRefused
+from conformance.whole_files import DISK, check_writable, unwritable
 
 OUT = Path("report/certificates")
 
@@ -82,12 +83,20 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = parser().parse_args(words)
         run = {"arithmetic": _arithmetic, "indexing": _indexing, "layout": _layout, "all": _all, "check": _check}
+        if given.kind != "check":
+            check_writable(given.out)
         return run[given.kind](given)
     except JournalRefused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, EnvironmentProblem) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename or getattr(given, "out", "standard output")
+        print(f"error: {unwritable(where, error)}", file=sys.stderr)
         return 2
 
 

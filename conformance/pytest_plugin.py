@@ -7,8 +7,8 @@ Source: docs/architecture.md, "Public surface".
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,20 @@ import pytest
 from conformance import cli_report, generate_shards, runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import load, nearest, select
-from conformance.expectations import Expectations
 from conformance.observation import EnvironmentProblem
+from conformance.pytest_run import EXPECTED, RUN, Run, error_verdict
 from conformance.subject import check_name
-from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, Writer, exit_code
+from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict
+from conformance.whole_files import Unwritable, new_folder
 from conformance.worker import CASE_SECONDS, Worker
 
+pytest_plugins = ("conformance.pytest_controller",)
 _SUITE = Path(__file__).parent / "suite"
 _CASES = pytest.StashKey[tuple[Case, ...]]()
 _SHARDS = pytest.StashKey[tuple[generate_shards.Shard, ...]]()
-_EXPECTED = pytest.StashKey[Expectations]()
-_RUN = pytest.StashKey["Run"]()
 _VERDICT = pytest.StashKey[Verdict]()
-#: The controller's configuration, for the one hook that pytest does not pass it to.
-_ACTIVE: list[pytest.Config] = []
-
-
-class Run:
-    """The controller's view of a run: the report directory and every verdict."""
-
-    def __init__(self, report: Path, header: dict[str, object]) -> None:
-        self.verdicts: list[Verdict] = []
-        self.writer = Writer(report / "verdicts.jsonl", header)
+#: Why a case's replay file or journal cannot be written, where that ended its test.
+_TROUBLE = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -71,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         check_name(config.getoption("--subject"))
         config.stash[_CASES], config.stash[_SHARDS] = _selected(config)
         given = (config.getoption(f"--{o}") for o in ("subject", "expectations"))
-        config.stash[_EXPECTED] = runner.expected_of(*given, off=config.getoption("--no-expectations"))
+        config.stash[EXPECTED] = runner.expected_of(*given, off=config.getoption("--no-expectations"))
         if (device := config.getoption("--device")) and _is_controller(config):
             from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
 
@@ -82,18 +74,26 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--validate"):
         os.environ["Q4GSW_VALIDATE"] = "1"
     if _is_controller(config):
-        report = Path(config.getoption("--report") or tempfile.mkdtemp(prefix="q4gsw-report-"))
-        config.option.report = str(report)
-        config.option.xmlpath = config.option.xmlpath or str(report / "junit.xml")
-        if config.option.reportchars == "a":  # known failures are listed by defect, not one by one
-            config.option.reportchars = "fEs"
-        config.option.maxfail = config.getoption("--max-failures") or config.option.maxfail
-        subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
         try:
-            seed = {"seed": config.getoption("--seed")}
-            config.stash[_RUN] = Run(report, runner.header(subject, device, level) | seed)
+            _start(config)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
+
+
+def _start(config: pytest.Config) -> None:
+    """Open the report, and fill in what pytest's own options are told of it."""
+    report = Path(config.getoption("--report") or new_folder("q4gsw-report-"))
+    config.option.report = str(report)
+    config.option.xmlpath = config.option.xmlpath or str(report / "junit.xml")
+    if config.option.reportchars == "a":  # known failures are listed by defect, not one by one
+        config.option.reportchars = "fEs"
+    if most := config.getoption("--max-failures"):
+        config.option.maxfail = most
+        if getattr(config.option, "maxschedchunk", 1) is None:
+            config.option.maxschedchunk = 1  # or xdist's workers would first run what they were given in advance
+    given = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
+    header = runner.header(*given) | {"seed": config.getoption("--seed")}
+    config.stash[RUN] = Run(report, header, (*config.stash[_CASES], *config.stash[_SHARDS]))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -166,8 +166,9 @@ def verdict_on(request: pytest.FixtureRequest, subject_worker: Worker, known_ver
     """A function that runs and judges a case, records the verdict, and fails or skips accordingly."""
 
     def run(case: Case) -> None:
-        report = _report(request.config)
-        verdict = runner.run_case(subject_worker, case, report, known_versions, request.config.stash[_EXPECTED])
+        report, expected = _report(request.config), request.config.stash[EXPECTED]
+        with _writing(request):
+            verdict = runner.run_case(subject_worker, case, report, known_versions, expected)
         _conclude(request, case, verdict)
 
     return run
@@ -178,10 +179,22 @@ def verdict_on_shard(request: pytest.FixtureRequest, subject_worker: Worker, kno
     """The same for a shard of generated programs."""
 
     def run(shard: generate_shards.Shard) -> None:
-        report, known = _report(request.config), request.config.stash[_EXPECTED].signatures()
-        _conclude(request, *generate_shards.run_shard(subject_worker, shard, report, known_versions, known))
+        report, known = _report(request.config), request.config.stash[EXPECTED].signatures()
+        with _writing(request):
+            case, verdict = generate_shards.run_shard(subject_worker, shard, report, known_versions, known)
+        _conclude(request, case, verdict)
 
     return run
+
+
+@contextlib.contextmanager
+def _writing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End the test where its replay file or journal cannot be written; the controller then ends the run."""
+    try:
+        yield
+    except Unwritable as error:
+        request.node.stash[_TROUBLE] = str(error)
+        pytest.fail(str(error), pytrace=False)
 
 
 def _conclude(request: pytest.FixtureRequest, case: Case | None, verdict: Verdict) -> None:
@@ -203,45 +216,24 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Send the verdict along with pytest's report, from whatever process it was made in."""
     report = yield
-    if call.when == "call" and (verdict := item.stash.get(_VERDICT, None)) is not None:
+    if trouble := item.stash.get(_TROUBLE, ""):
+        vars(report)["q4gsw_trouble"] = trouble
+        return report
+    verdict = item.stash.get(_VERDICT, None)
+    if verdict is None and report.failed:  # the harness's own mistake; without a verdict the case would be missing
+        if verdict := _unjudged(item, call):
+            item.stash[_VERDICT] = verdict
+            vars(report)["q4gsw_verdict"] = vars(verdict)
+    elif call.when == "call" and verdict is not None:
         vars(report)["q4gsw_verdict"] = vars(verdict)
     return report
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Collect verdicts on the controller as they arrive."""
-    data = getattr(report, "q4gsw_verdict", None)
-    if data is not None and _ACTIVE and _RUN in _ACTIVE[0].stash:
-        verdict = Verdict(**data)
-        run = _ACTIVE[0].stash[_RUN]
-        run.verdicts.append(verdict)
-        run.writer.add(verdict)
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the controller's configuration for the report hook."""
-    if _is_controller(session.config):
-        _ACTIVE[:] = [session.config]
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Close the stream; a run that judged nothing fails."""
-    run = session.config.stash.get(_RUN, None)
-    if run is None or session.config.getoption("collectonly"):
-        return
-    run.writer.close()
-    if session.exitstatus == pytest.ExitCode.OK and exit_code(run.verdicts):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """End with the line that names every outcome."""
-    run = config.stash.get(_RUN, None)
-    if run is None or config.getoption("collectonly"):
-        return
-    try:
-        lines = cli_report.finish(_report(config), config.stash[_EXPECTED])
-    except ValueError as error:
-        lines = [f"error: {error}"]
-    print("\n".join(lines))  # noqa: T201 - the run's last lines
+def _unjudged(item: pytest.Item, call: pytest.CallInfo[None]) -> Verdict | None:
+    """The verdict on a case whose test raised instead of judging; None for a test that has no case."""
+    given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    asked = given.get("case") or given.get("shard")
+    if call.excinfo is None or not isinstance(asked, Case | generate_shards.Shard):
+        return None
+    said = call.excinfo.exconly().partition("\n")[0]
+    return error_verdict(asked, item.config.getoption("--subject"), "Harness", f"not judged, the harness raised {said}")

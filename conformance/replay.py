@@ -18,6 +18,7 @@ import tomli_w
 from conformance.case import Case, check
 from conformance.toml_io import from_table, to_table
 from conformance.verdict import Verdict
+from conformance.whole_files import make_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ def file_name(case_id: str) -> str:
 
 
 def write(folder: Path, case: Case, verdict: Verdict, versions: Mapping[str, str]) -> Path:
-    """Write the replay file of one verdict into ``folder`` and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(case.id)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text(case, verdict.subject, verdict.signature, versions), encoding="utf-8")
-    partial.replace(path)
+    """Write the replay file of one verdict into ``folder`` and return its path.
+
+    Raises:
+        ValueError: it cannot be written; names it.
+    """
+    path = make_folder(folder) / file_name(case.id)
+    write_whole({path: text(case, verdict.subject, verdict.signature, versions)})
     return path
 
 

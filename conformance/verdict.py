@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conformance.whole_files import append_line, make_folder, unwritable
+
 PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = "PASS", "FAIL", "ERROR", "UNSUPPORTED", "XFAIL", "XPASS"
 OUTCOMES = (PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS)
 #: Outcomes that make a run fail.
@@ -87,31 +89,40 @@ class Writer:
         Raises:
             ValueError: the file is there already, or cannot be written; names it and what to do.
         """
+        make_folder(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
         except FileExistsError as error:
             raise ValueError(f"{path}: another run's report is there; give --report an empty directory") from error
         except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be written ({error.strerror}); give --report another directory"
-            ) from error
+            raise unwritable(path, error) from error
         self._path = path
         self._verdicts: list[Verdict] = []
-        self._line({"header": {"format": FORMAT, **header}})
+        try:
+            self._line({"header": {"format": FORMAT, **header}})
+        except ValueError:
+            path.unlink()  # or the next run, with room enough, would find another run's report
+            raise
 
     def add(self, verdict: Verdict) -> None:
-        """Append one verdict."""
-        self._verdicts.append(verdict)
+        """Append one verdict.
+
+        Raises:
+            ValueError: it cannot be written; the stream ends with the verdict before.
+        """
         self._line(vars(verdict))
+        self._verdicts.append(verdict)
 
     def close(self) -> None:
-        """Write the footer."""
+        """Write the footer.
+
+        Raises:
+            ValueError: it cannot be written; the stream reads as truncated.
+        """
         self._line({"footer": {"counts": counts(self._verdicts), "tests": len(self._verdicts)}})
 
     def _line(self, data: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(data, default=dict) + "\n")
+        append_line(self._path, json.dumps(data, default=dict))
 
 
 def read(path: Path) -> Stream:

@@ -1,0 +1,115 @@
+"""Files that are written whole or not at all, and the one line that says why one cannot be.
+
+Source: docs/architecture.md, "Report directory"; docs/reading-a-report.md, "When it cannot be written".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_OTHER = "write to another directory"
+_ADVICE = {
+    errno.ENOSPC: f"free some space there, or {_OTHER}",
+    errno.EDQUOT: f"free some of the quota there, or {_OTHER}",
+    errno.EFBIG: f"raise the limit on a file's size (ulimit -f), or {_OTHER}",
+    errno.EEXIST: "it is a file; name a directory",
+    errno.ENOTDIR: "a part of that path is a file; name a directory",
+}
+#: What a disk, and nothing that a program did wrong, answers a write with.
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+class Unwritable(ValueError):  # noqa: N818 - says what the path is
+    """A file or directory that cannot be written; one line: what, why and what to do."""
+
+
+def unwritable(path: Path | str, error: OSError) -> Unwritable:
+    """Return the error that says that ``path`` cannot be written.
+
+    >>> str(unwritable("r/summary.md", OSError(28, "No space left on device")))
+    'r/summary.md: cannot be written (No space left on device); free some space there, or write to another directory'
+    """
+    return Unwritable(f"{path}: cannot be written ({error.strerror}); {_ADVICE.get(error.errno or 0, _OTHER)}")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a directory, with its parents, unless it is there; return it.
+
+    Raises:
+        Unwritable: it cannot be made, or a file is there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def check_writable(path: Path) -> Path:
+    """Make a directory unless it is there, try to write into it, and return it: before work whose result goes there.
+
+    Raises:
+        Unwritable: no.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=make_folder(path)):
+            return path
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def new_folder(prefix: str) -> Path:
+    """Make a new directory for what a run leaves behind and return it.
+
+    Raises:
+        Unwritable: the directory for temporary files is full or cannot be written.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise unwritable(tempfile.gettempdir(), error) from error
+
+
+def write_whole(texts: Mapping[Path, str]) -> None:
+    """Put texts into files: all of them, or none where one does not fit; what was there stays until then.
+
+    Raises:
+        Unwritable: names the first file that cannot be written.
+    """
+    partial = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    path = Path()
+    try:
+        for path, text in texts.items():
+            partial[path].write_text(text, encoding="utf-8")
+        for path, beside in partial.items():
+            beside.replace(path)
+    except OSError as error:
+        for beside in partial.values():
+            with contextlib.suppress(OSError):
+                beside.unlink()
+        raise unwritable(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file: the whole line, or nothing of it.
+
+    Raises:
+        Unwritable: it does not fit; the file ends where it ended before.
+    """
+    left = memoryview(f"{line}\n".encode())
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise unwritable(path, error) from error

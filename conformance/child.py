@@ -10,6 +10,7 @@ Source: docs/architecture.md, "Subject".
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import struct
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> None:
     name, fd_in, fd_out = arguments[0], int(arguments[1]), int(arguments[2])
     with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
         subject: Subject | None = None
+        settled = False
         while (frame := read_frame(requests)) is not None:
             if subject is None:
                 try:
@@ -82,6 +84,9 @@ def main(arguments: list[str]) -> None:
             except Exception as error:  # noqa: BLE001 - a subject may return anything
                 data = encode(Raised("BadObservation", f"{type(reply).__name__} cannot be encoded: {error!r}"))
             write_frame(replies, data)
+            if not settled:
+                gc.freeze()  # what was imported stays: walking torch's modules again and again would cost a tenth
+                settled = True
 
 
 if __name__ == "__main__":

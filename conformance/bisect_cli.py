@@ -23,6 +23,7 @@ from conformance.observation import EnvironmentProblem
 from conformance.source_tree import NEEDED
 from conformance.subject import check_name
 from conformance.toml_io import case_to_toml
+from conformance.version_environments import PACKAGES
 from conformance.worker import CASE_SECONDS
 
 
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
     version = ways.add_parser("version", help="which release of executorch or torchao broke a case")
     version.add_argument("case", help="a case id, or a replay file")
-    version.add_argument("--package", default="executorch", choices=bisect_version.PACKAGES)
+    version.add_argument("--package", default="executorch", choices=PACKAGES)
     version.add_argument("--good", required=True, help="a version where it passes")
     version.add_argument("--bad", required=True, help="a version where it fails")
     version.add_argument("--wheels", type=Path, help="a directory of wheels, to work offline")

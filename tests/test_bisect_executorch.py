@@ -10,7 +10,8 @@ import pytest
 from conformance import bisect_version
 from conformance.bisect_cli import main
 from conformance.bisect_search import steps
-from conformance.bisect_version import Asked, Unsatisfiable, environment, releases, search
+from conformance.bisect_version import Asked, search
+from conformance.version_environments import Unsatisfiable, environment, releases
 from tests.bisect_repositories import linear
 
 MINIATURE = Path(__file__).parent / "miniature_executorch"

@@ -25,6 +25,7 @@ _FLOATS = ("float32", "float16")
 def siblings(case: Case) -> tuple[Case, ...]:
     """Return the case at every stage that can be derived from it, in hand-over order, itself among them."""
     found = {case.stage: case}
+    case = replace(case, force_fp16=False)  # what is asked of a lowering alone
     if case.program is not None:
         exported = () if case.program.route == "synthetic" else ("EXPORT",)
         for stage in (*exported, "MATCH", "LOWER", "RUN"):

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from conformance.build_tensors import to_numpy, to_torch
 from conformance.case import Case
 from conformance.kit_format import FORMAT
 from conformance.kit_readme import README
+from conformance.subjects._lowered import Lower
 from conformance.toml_io import case_to_toml
 from conformance.whole_files import write_whole
 from reference.bfloat16 import dtype_name
@@ -32,8 +33,6 @@ from reference.program_spec import Dequantize, Linear, Lookup, PackedLookup, Pro
 from reference.values import tensor_values
 
 Array = np.ndarray[Any, Any]
-#: A lowering: a program of torch.export in, the bytes of a ``.pte`` out.
-Lower = Callable[[Any], bytes]
 
 
 class NotLowered(Exception):  # noqa: N818 - it names what the lowering did
@@ -69,7 +68,7 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
         raise ValueError(f"{target}: is there already; export into an empty directory")
     built = build(spec)
     try:
-        data = lowering(lower_with)(built.exported)
+        data = lowering(lower_with)(built.exported, {})
     except Exception as error:
         said = str(error).strip().partition("\n")[0]
         raise NotLowered(f"{case.id}: {lower_with} does not lower it: {type(error).__name__}: {said}") from error

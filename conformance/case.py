@@ -86,7 +86,10 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class Case:
-    """One case. ``source`` is a section of docs/contract.md, ``shows`` the bug it would show."""
+    """One case. ``source`` is a section of docs/contract.md, ``shows`` the bug it would show.
+
+    ``force_fp16`` gives a LOWER case's lowering the compile option of that name (contract 3.7).
+    """
 
     id: str
     stage: str
@@ -97,6 +100,7 @@ class Case:
     table: Table | None = None
     dispatch: Dispatch | None = None
     quantize: Quantization | None = None
+    force_fp16: bool = False
     version: int = CASE_VERSION
 
 
@@ -128,6 +132,8 @@ def _check_inputs(case: Case) -> None:
     field = fields.get(case.stage, "program")
     if getattr(case, field) is None:
         raise ValueError(f"a {case.stage} case needs [{field}]")
+    if case.force_fp16 and case.stage != "LOWER":
+        raise ValueError(f"force_fp16 is for stage LOWER, not {case.stage}")
     if case.quantize is not None and case.quantize.method not in METHODS:
         raise ValueError(f"quantize.method {case.quantize.method!r} is not one of {', '.join(METHODS)}")
     if case.table is not None:

@@ -36,7 +36,7 @@ def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> dict[str, s
 
     Returns:
         Facts: "places" (JSON: step -> [place, operator]), "copies" (JSON: table tensor -> form -> how often its bytes
-        are in the file), "problems" (JSON: the audit's problems), "size".
+        are in the file), "problems" (JSON: the audit's problems), "notes" (JSON: its notes), "size".
     """
     found = audit(file)
     return {
@@ -44,6 +44,7 @@ def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> dict[str, s
         "places": json.dumps({s: [p.place, p.operator] for s, p in places(built, file).items()}),
         "copies": json.dumps(copies(built.spec, data)),
         "problems": json.dumps([[p.severity, p.kind, p.where, p.detail] for p in found.problems]),
+        "notes": json.dumps(found.notes),
         "size": str(file.size),
     }
 

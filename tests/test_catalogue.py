@@ -27,8 +27,8 @@ ABOUT = {
     "match/found/empty-table-refused": "lookup lookup0: no index is looked up",
     "match/values/out-of-range-refused": "lookup lookup0: every value is the same",  # but one, which nobody looks up
 }
-#: Sections that only define, and the one that is about a caller's option, not about what comes out.
-WITHOUT_CASES = {"3", "3.7", "5", "6", "7"}
+#: Sections that only introduce others.
+WITHOUT_CASES = {"3", "5", "6", "7"}
 
 
 def musts() -> list[str]:

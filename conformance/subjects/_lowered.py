@@ -6,15 +6,16 @@ Source: docs/contract.md section 6; docs/architecture.md, "Subject".
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from conformance.case import Case
-from conformance.observation import File, Graph
+from conformance.observation import File, Graph, Refused
 
-#: A lowering: a program of torch.export in, the bytes of a ``.pte`` out.
-Lower = Callable[[Any], bytes]
+#: A lowering: a program of torch.export and the Vulkan partitioner's compile options in, the bytes of a ``.pte`` out.
+Lower = Callable[[Any, Mapping[str, Any]], bytes]
+_FORCE_FP16 = "force_fp16"
 
 
 def reason(case: Case) -> str | None:
@@ -24,8 +25,8 @@ def reason(case: Case) -> str | None:
     return None
 
 
-def run_lower(case: Case, lower: Lower) -> File:
-    """Build, lower, write the file under its digest, and report what it holds.
+def run_lower(case: Case, lower: Lower) -> File | Refused:
+    """Build, lower, write the file under its digest, and report what it holds; refusing force_fp16 is an answer.
 
     Raises:
         Exception: whatever ``lower`` raises.
@@ -36,7 +37,12 @@ def run_lower(case: Case, lower: Lower) -> File:
 
     assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
     built = build(case.program)
-    data = lower(built.exported)
+    try:
+        data = lower(built.exported, {_FORCE_FP16: True} if case.force_fp16 else {})
+    except ValueError as error:
+        if case.force_fp16 and _FORCE_FP16 in str(error):
+            return Refused(_FORCE_FP16, str(error))
+        raise
     file = read_pte(data)
     folder = Path(tempfile.gettempdir()) / "q4gsw-lowered"
     folder.mkdir(exist_ok=True)
@@ -59,10 +65,10 @@ def run_run(case: Case, lower: Lower) -> Graph:
 
     assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
     built = build(case.program)
-    return observe_run(built, read_pte(lower(built.exported)))
+    return observe_run(built, read_pte(lower(built.exported, {})))
 
 
-def ask(case: Case, lower: Lower) -> File | Graph:
+def ask(case: Case, lower: Lower) -> File | Graph | Refused:
     """Answer a LOWER or a RUN case."""
     from conformance.build_speed import operators_listed_once  # noqa: PLC0415 - torch takes seconds to load
 

@@ -14,6 +14,7 @@ import copy
 import functools
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ class SubjectUnderTest:
         return run_pack(case) if case.stage == "PACK" else run_kernel(case)
 
 
-def lower(program: Any) -> bytes:
-    """Lower a program of torch.export as the wheel's users do: its partitioner, with default options."""
+def lower(program: Any, options: Mapping[str, Any]) -> bytes:
+    """Lower a program of torch.export as the wheel's users do: by its partitioner."""
     import executorch.kernels.quantized  # noqa: F401, PLC0415 - registers the CPU's quantized embeddings
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import (  # noqa: PLC0415 - takes seconds to load
         VulkanPartitioner,
@@ -65,7 +66,7 @@ def lower(program: Any) -> bytes:
 
     remember_pattern_graphs()
     try:
-        manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner()])
+        manager = to_edge_transform_and_lower(program, partitioner=[VulkanPartitioner(dict(options))])
         return bytes(manager.to_executorch().buffer)
     except Exception as error:
         raise plain_error(error) from error

@@ -8,6 +8,7 @@ Source: docs/architecture.md, "Subject".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ class SubjectUnderTest:
         return _lowered.ask(case, lower) if case.stage in {"LOWER", "RUN"} else run_kernel(case)
 
 
-def lower(program: Any) -> bytes:
-    """Lower a program of torch.export by impl.lowering, with its default options."""
+def lower(program: Any, options: Mapping[str, Any]) -> bytes:
+    """Lower a program of torch.export by impl.lowering."""
     from conformance.subjects.executorch import remember_pattern_graphs  # noqa: PLC0415 - only here
     from impl.lowering import lower_to_vulkan  # noqa: PLC0415 - torch and executorch take seconds to load
 
     remember_pattern_graphs()
-    return bytes(lower_to_vulkan(program).buffer)
+    return bytes(lower_to_vulkan(program, compile_options=options).buffer)
 
 
 def run_match(case: Case, fuse: Fuse | None = None) -> Graph:

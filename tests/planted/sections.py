@@ -241,6 +241,22 @@ class ExportsAnotherZeroPoint(ExportBug):
                 tensor.zero_()
 
 
+class LosesAnOption(Planted):
+    """force_fp16 is dropped without a word (3.7)."""
+
+    stage = "LOWER"
+    near = "force-fp16"
+    signatures = ("LOWER/decision/force_fp16",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects import _lowered
+        from conformance.subjects.impl import lower
+
+        if case.stage != self.stage:
+            return super().run(case)
+        return _lowered.ask(case, lambda program, _: lower(program, {}))
+
+
 class FusesNothingToLower(Planted):
     """Lowers without delegating any lookup (6.1)."""
 
@@ -326,6 +342,7 @@ BY_SECTION: dict[str, type[Planted]] = {
     "3.4": SubnormalBecomesNormal,
     "3.5": InfinityBecomesLargest,
     "3.6": DotProductOfAnotherScale,
+    "3.7": LosesAnOption,
     "4": NibblesOfThePackedDialect,
     "5.1": subjects.Asserts,
     "5.2": subjects.PackedForOtherConsumer,

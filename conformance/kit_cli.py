@@ -8,28 +8,24 @@ Source: docs/kits.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from conformance import runner
+from conformance import cli_report, runner
 from conformance.case import LEVELS, Case
 from conformance.catalogue import load, select
-from conformance.kit_format import Kit, check_model, kits, read_kit
+from conformance.kit_call import run_kit, words_of
+from conformance.kit_format import Kit, kits, read_kit
 from conformance.kit_judge import judge_kit, read_profile
 from conformance.observation import EnvironmentProblem
-from conformance.verdict import ERROR, FAIL, PASS, Verdict, exit_code, last_line
+from conformance.verdict import PASS, Verdict, Writer, exit_code
 from conformance.whole_files import DISK, check_writable, new_folder, unwritable
 from conformance.worker import CASE_SECONDS
-
-_TAIL = 500
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,13 +47,22 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
     run.add_argument("--kits", type=Path, help="kits that were exported before (default: export now)")
     run.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
-    run.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
+    _judging(run)
     _selection(run)
     judge = commands.add_parser("judge", help="verdicts on outputs that were made elsewhere")
     judge.add_argument("folder", type=Path, help="a kit, or a directory of kits")
     judge.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
-    judge.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
+    _judging(judge)
     return top
+
+
+def _judging(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
+    command.add_argument(
+        "--report", default="", help="directory for verdicts.jsonl, summary.md, report.html (default: new)"
+    )
+    command.add_argument("--expectations", default="", metavar="FILE", help="the runner's known failures")
+    command.add_argument("--subject-name", default="", metavar="NAME", help="what the report calls the runner")
 
 
 def _selection(command: argparse.ArgumentParser) -> None:
@@ -74,7 +79,7 @@ def main(words: Sequence[str]) -> int:
         return int(stop.code or 0)
     try:
         if given.command == "judge":
-            return _judge(given.folder, given.outputs, "outputs", _facts(given.device_profile))
+            return _judge(given)
         return {"export": _export, "play": _play, "play-one": _play_one, "run": _run}[given.way](given)
     except (ValueError, EnvironmentProblem) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -129,11 +134,17 @@ def _facts(profile: Path | None) -> dict[str, str] | None:
     return None if profile is None else read_profile(profile)
 
 
-def _judge(folder: Path, outputs: Path, subject: str, facts: Mapping[str, str] | None) -> int:
+def _judge(given: argparse.Namespace) -> int:
+    folder, outputs, facts = given.folder, given.outputs, _facts(given.device_profile)
     if not outputs.is_dir():
         raise ValueError(f"{outputs}: no such directory")
     found = [read_kit(path) for path in kits(folder)]
-    return _tell([judge_kit(kit, _answers(kit, outputs, len(found)), subject, facts) for kit in found])
+    telling = _Telling(given, "outputs")
+    for kit in found:
+        answers = _answers(kit, outputs, len(found))
+        verdict = judge_kit(kit, answers, "outputs", facts)
+        telling.add(replace(verdict, replay=_command(["judge", str(kit.folder), str(answers)], given)))
+    return telling.finish()
 
 
 def _answers(kit: Kit, outputs: Path, count: int) -> Path:
@@ -143,12 +154,9 @@ def _answers(kit: Kit, outputs: Path, count: int) -> Path:
 
 
 def _run(given: argparse.Namespace) -> int:
-    words = shlex.split(given.subject_command)
-    if not words or "{pte}" not in given.subject_command or "{out}" not in given.subject_command:
-        raise ValueError(
-            f"--subject-command {given.subject_command!r} needs {{pte}} and {{out}} (and may have {{inputs}})"
-        )
+    words = words_of(given.subject_command)
     facts = _facts(given.device_profile)
+    telling = _Telling(given, "command")
     scratch = new_folder("q4gsw-kits-")
     code = 0
     if given.kits is None:
@@ -156,58 +164,46 @@ def _run(given: argparse.Namespace) -> int:
         code = _export(given)
         if not any(given.folder.iterdir()):
             return 1
-    folder = given.kits or given.folder
-    verdicts = []
-    for path in kits(folder):
+    for path in kits(given.kits or given.folder):
         kit = read_kit(path)
-        out = scratch / "out" / path.name
-        out.mkdir(parents=True)
-        started = time.perf_counter()
-        trouble = _call(words, kit, out, given.case_seconds)
-        seconds = round(time.perf_counter() - started, 4)
-        if trouble:
-            verdicts.append(Verdict(kit.case, "RUN", "command", *trouble, seconds=seconds))
-        else:
-            verdicts.append(replace(judge_kit(kit, out, "command", facts), seconds=seconds))
+        verdict = run_kit(kit, words, scratch / "out" / path.name, given.case_seconds, facts)
+        again = ["kit", "run", "--kits", str(path), "--subject-command", given.subject_command]
+        telling.add(replace(verdict, replay=_command(again, given)))
     print(f"outputs: {scratch / 'out'}")
-    return max(_tell(verdicts), code)
+    return max(telling.finish(), code)
 
 
-def _call(words: list[str], kit: Kit, out: Path, seconds: float) -> tuple[str, str, str] | None:
-    """Call the runner; what went wrong as outcome, signature and reason, or None."""
-    values = {"{pte}": str(check_model(kit).resolve()), "{out}": str(out)}
-    inputs = [str((kit.folder / tensor.file).resolve()) for tensor in kit.inputs]
-    command: list[str] = []
-    for word in words:
-        if word == "{inputs}":
-            command += inputs
-            continue
-        for place, value in values.items():
-            word = word.replace(place, value)  # noqa: PLW2901 - a word with its places filled in
-        command.append(word)
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    except OSError as error:
-        raise ValueError(f"--subject-command: {command[0]} cannot be run: {error.strerror}") from error
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return ERROR, "RUN/raised/Timeout", f"no answer within {seconds:g} s"
-    if process.returncode:
-        tail = " ".join(said.decode(errors="replace").split())[-_TAIL:]
-        code = process.returncode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return FAIL, f"RUN/raised/{'Died' if code < 0 else 'Command'}", f"the runner ended with {how}: {tail}"
-    return None
+def _command(words: list[str], given: argparse.Namespace) -> str:
+    profile = ["--device-profile", str(given.device_profile)] if given.device_profile else []
+    return shlex.join(["python", "-m", "conformance", *words, *profile])
 
 
-def _tell(verdicts: list[Verdict]) -> int:
-    for verdict in verdicts:
+class _Telling:
+    """Verdicts as they come: printed, beside what is expected, and written to the report."""
+
+    def __init__(self, given: argparse.Namespace, subject: str) -> None:
+        name = given.subject_name or subject
+        self.subject = name
+        self.expected = runner.expected_of(name, given.expectations)
+        self.folder = Path(given.report) if given.report else new_folder("q4gsw-report-")
+        self.writer = Writer(self.folder / "verdicts.jsonl", runner.header(name, "", getattr(given, "level", "kits")))
+        self.verdicts: list[Verdict] = []
+
+    def add(self, given: Verdict) -> None:
+        case = _by_id().get(given.case)
+        source = case.source if case else given.source
+        verdict = self.expected.apply(replace(given, subject=self.subject, source=source))
+        self.writer.add(verdict)
+        self.verdicts.append(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
-        print(f"{verdict.outcome:5} {verdict.case}{why}")
-    print(last_line(verdicts))
-    return exit_code(verdicts)
+        print(f"{verdict.outcome:5} {verdict.case}{why}", flush=True)
+
+    def finish(self) -> int:
+        self.writer.close()
+        print("\n".join(cli_report.finish(self.folder, self.expected)))
+        return exit_code(self.verdicts)
+
+
+@functools.cache
+def _by_id() -> Mapping[str, Case]:
+    return {case.id: case for case in load()}

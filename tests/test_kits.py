@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from conformance import cli
+from conformance.cli_report import stream_of as verdict_stream
 from conformance.kit_format import read_kit
 from reference.accept import HOST, accept_products
 
@@ -237,6 +238,36 @@ def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.C
     words = ["kit", "run", "--kits", str(folder), "--subject-command", f"sh {runner} {{pte}} {{out}} {{inputs}}"]
     assert cli.main(words) == 0
     assert "PASS  hand/made" in capsys.readouterr().out
+
+
+def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = by_hand(tmp_path)
+    about = folder / "case.json"
+    about.write_text(about.read_text().replace("hand/made", "run/control"))
+    right, wrong = answer(folder, tmp_path / "right"), answer(folder, tmp_path / "wrong", lambda a: a * np.float32(2))
+    named, known = ("--subject-name", "my runtime"), tmp_path / "known.toml"
+    assert judged(folder, wrong, *named, "--report", str(tmp_path / "old")) == 1
+    (verdict,) = verdict_stream(tmp_path / "old").verdicts
+    assert (verdict.subject, verdict.source, verdict.signature) == ("my runtime", "5.7", "RUN/array/values")
+    assert {p.name for p in (tmp_path / "old").iterdir()} == {"verdicts.jsonl", "summary.md", "report.html"}
+    capsys.readouterr()
+    assert cli.main(shlex.split(verdict.replay)[3:]) == 1, verdict.replay
+    assert "RUN/array/values" in capsys.readouterr().out
+    known.write_text(
+        '[[known]]\ndefect = "doubled"\nsignature = ["RUN/array/values"]\ncase = ["run/control"]\n'
+        'reason = "it adds the row twice"\nlink = "https://example.org/1"\n'
+    )
+    expected = (*named, "--expectations", str(known))
+    assert judged(folder, wrong, *expected) == 0
+    assert "doubled" in capsys.readouterr().out
+    assert judged(folder, right, *expected) == 1, "an unexpected pass"
+    assert "xpass:1" in capsys.readouterr().out
+    assert judged(folder, right, *named, "--report", str(tmp_path / "old")) == 2, "another run's report"
+    assert judged(folder, right, *named, "--report", str(tmp_path / "new")) == 0
+    assert cli.main(["diff", str(tmp_path / "new"), str(tmp_path / "old")]) == 1
+    assert cli.main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
 
 
 def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:

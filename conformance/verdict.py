@@ -9,9 +9,10 @@ Source: docs/architecture.md, "Public surface".
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def read(path: Path) -> Stream:
             elif "footer" in data:
                 complete = data["footer"]["tests"] == len(verdicts)
             else:
-                verdicts.append(Verdict(**data))
+                verdicts.append(_checked(Verdict(**data)))
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and header is not None:
                 break  # the line that a killed run was writing
@@ -154,3 +155,30 @@ def read(path: Path) -> Stream:
     if header is None or header.get("format") != FORMAT:
         raise ValueError(f"{path}:1: not a verdict stream of format {FORMAT}")
     return Stream(header, tuple(verdicts), truncated=not complete)
+
+
+#: What a field that is not a text has to be.
+_OTHER: Mapping[str, tuple[type, ...]] = {
+    "mismatch": (dict, type(None)),
+    "strict": (bool, type(None)),
+    "seconds": (int, float),
+    "facts": (dict,),
+}
+
+
+def _checked(verdict: Verdict) -> Verdict:
+    """Return ``verdict`` if it can be reported: a stream may come from anywhere.
+
+    Raises:
+        ValueError: a field is not what it has to be; names it.
+    """
+    for name in (f.name for f in fields(Verdict)):
+        if not isinstance(getattr(verdict, name), _OTHER.get(name, (str,))):
+            raise ValueError(f"{name} is {getattr(verdict, name)!r}")
+    if verdict.outcome not in OUTCOMES:
+        raise ValueError(f"outcome is {verdict.outcome!r}, not one of {', '.join(OUTCOMES)}")
+    if not (math.isfinite(verdict.seconds) and verdict.seconds >= 0):
+        raise ValueError(f"seconds is {verdict.seconds}")
+    if not all(isinstance(fact, str) for fact in verdict.facts.values()):
+        raise ValueError(f"facts is {dict(verdict.facts)!r}, not texts alone")
+    return verdict

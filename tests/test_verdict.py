@@ -79,6 +79,31 @@ def test_what_is_no_stream_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        {"case": None},
+        {"reason": ["two", "lines"]},
+        {"seconds": "fast"},
+        {"seconds": float("nan")},
+        {"seconds": -1},
+        {"strict": "yes"},
+        {"mismatch": "picture"},
+        {"facts": ["device"]},
+        {"facts": {"device": 7}},
+        {"outcome": "MAYBE"},
+    ],
+    ids=str,
+)
+def test_a_malformed_field_is_named(tmp_path: Path, odd: dict[str, object]) -> None:
+    write(tmp_path / "v.jsonl", PASS, PASS)
+    lines = (tmp_path / "v.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | odd)
+    (tmp_path / "v.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"v.jsonl:2: not a verdict stream .*{next(iter(odd))} is "):
+        read(tmp_path / "v.jsonl")
+
+
+@pytest.mark.parametrize(
     ("outcomes", "code"),
     [
         ([PASS, UNSUPPORTED, XFAIL], 0),

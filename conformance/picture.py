@@ -126,7 +126,12 @@ def _recognise(kinds: Array, got: Array, right: Array, group: int) -> None:
 
 
 def _same_order(got: Array, right: Array) -> bool:
-    """Whether equal right values have equal results, and larger ones larger (or all of them smaller) ones."""
+    """Whether equal right values have equal results, larger ones larger (or all of them smaller) ones, and zeros zeros.
+
+    Zeros tell another scale from another offset, which keeps the order as well.
+    """
+    if ((got == 0) != (right == 0)).any():
+        return False
     if not (np.isfinite(got).all() and np.isfinite(right).all()) or len(np.unique(right)) < 3:  # noqa: PLR2004 - see above
         return False
     _, mine = np.unique(got, return_inverse=True)

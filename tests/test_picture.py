@@ -40,6 +40,14 @@ def test_the_scale_of_another_group_is_seen_group_by_group() -> None:
     assert (found == ".").all()
 
 
+def test_another_offset_is_not_taken_for_another_scale() -> None:
+    """It keeps the order too; where a group has no -1 and no 0, nothing tells the two apart."""
+    found = letters((CODES + np.int8(1)) * np.repeat(SCALES, G, axis=1))
+    telling = np.isin(CODES, (-1, 0)).reshape(V, -1, G).any(axis=2).repeat(G, axis=1)
+    assert telling.mean() > 0.5
+    assert set(found[telling]) <= {"x", "n"}
+
+
 def test_another_row_is_seen_as_a_row() -> None:
     got = RIGHT.copy()
     got[7] = RIGHT[2]

@@ -105,7 +105,8 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
             [t.stage, t.cases, f"{t.seconds:.2f}", f"{t.first:.2f}", f"{timing.together(t):.1f}"]
             for t in timing.by_stage(verdicts)
         ],
-        "environment": [row for s in streams for row in _environment(s)],
+        "streams": [str(s.header.get("subject", "?")) for s in streams],
+        "environment": _environment(streams),
     }
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     # Inside a script element nothing but "<" can end it or open a comment.
@@ -147,8 +148,12 @@ def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     rows = []
     for (subject, defect), count in found.most_common():
         known = _entries(subject).get(defect)
-        text = {"reason": known.reason, "link": known.link} if known else {"reason": "", "link": ""}
-        rows.append({"cases": count, "defect": defect, **text})
+        if known:
+            text = {"reason": known.reason, "link": known.link}
+        else:  # a shard of generated programs, or an entry of the user's own file
+            example = next(v for v in verdicts if (v.subject, v.defect, v.outcome) == (subject, defect, XFAIL))
+            text = {"reason": f"for example {example.case}: {example.reason}", "link": ""}
+        rows.append({"cases": count, "subject": subject, "defect": defect, **text})
     return rows
 
 
@@ -159,11 +164,17 @@ def _entries(subject: str) -> Mapping[str, expectations.Known]:
     return {known.defect: known for known in expectations.read(path)} if path else {}
 
 
-def _environment(stream: Stream) -> list[list[str]]:
-    rows = [[k, str(v)] for k, v in stream.header.items() if k not in {"versions", "format"}]
-    rows += [[k, str(v)] for k, v in dict(stream.header.get("versions", {})).items()]
-    found = device_of(stream.verdicts)
-    return [*rows, ["Vulkan device", found]] if found else rows
+def _environment(streams: Sequence[Stream]) -> list[list[str]]:
+    """A row for everything that a header names, with a column for each stream."""
+    columns = []
+    for stream in streams:
+        column = {k: str(v) for k, v in stream.header.items() if k not in {"versions", "format", "subject"}}
+        column |= {k: str(v) for k, v in dict(stream.header.get("versions", {})).items()}
+        if found := device_of(stream.verdicts):
+            column["Vulkan device"] = found
+        columns.append(column)
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, "") for column in columns)] for name in names]
 
 
 def _cell(text: object, most: int = 120) -> str:

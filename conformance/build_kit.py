@@ -131,8 +131,9 @@ def _right(spec: ProgramSpec, step: Step) -> tuple[str, dict[str, Array], Array]
     if isinstance(step, Linear):
         values, scales = _operands(spec, step.table, tensors)
         weights = values.astype(np.float64) * np.repeat(scales, values.shape[1] // scales.shape[1], axis=1)
-        exact, bound = dot_bound(tensors[step.x], weights, nearest=False)
-        return "dot", {"exact": exact, "bound": bound}, exact.astype(np.float32)
+        exact, bound = dot_bound(tensors[step.x], weights, nearest=True)
+        _, wider = dot_bound(tensors[step.x], weights, nearest=False)
+        return "dot", {"exact": exact, "bound": bound, "bound_any": wider}, exact.astype(np.float32)
     if step.name not in expected:  # max_norm: nothing of the contract depends on how a norm is summed
         raise ValueError(f"step {step.name} has no value that the contract fixes; it cannot be in a kit")
     want = expected[step.name]

@@ -30,7 +30,12 @@ _NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|pte)")
 _STEP = re.compile(r"[A-Za-z0-9_.]{1,100}")
 _MAX_JSON, _MAX_BYTES, _MAX_RANK, _MAX_TENSORS = 4 << 20, 4 << 30, 8, 256
 #: What each way of judging is told, besides name, file, dtype and shape.
-_PARTS = {"product": ("values", "scales", "product"), "bits": ("expected",), "dot": ("exact", "bound"), "nothing": ()}
+_PARTS = {
+    "product": ("values", "scales", "product"),
+    "bits": ("expected",),
+    "dot": ("exact", "bound", "bound_any"),
+    "nothing": (),
+}
 
 Array = np.ndarray[Any, Any]
 
@@ -165,7 +170,7 @@ def _output(data: Any, field: str, where: Path) -> Output:
     if way == "product":
         _check_product(tensor, parts, field, where)
     if way == "dot" and (tensor.dtype != "float32" or {p.dtype for p in parts.values()} != {"float64"}):
-        raise ValueError(f"{where}: {field} is judged by dot, so it is float32, exact and bound are float64")
+        raise ValueError(f"{where}: {field} is judged by dot, so it is float32, exact, bound and bound_any are float64")
     if way == "bits" and parts["expected"].dtype != tensor.dtype:
         raise ValueError(
             f"{where}: {field}.expected.dtype {parts['expected'].dtype} is not the output's {tensor.dtype}"

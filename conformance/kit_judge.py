@@ -110,7 +110,7 @@ def _wrong(output: Output, given: Mapping[str, Array], got: Array, modes: FloatM
     if output.judged_by == "bits":
         return compare.same_bits(output.name, got, given["expected"])
     if output.judged_by == "dot":
-        return _outside(output.name, got, given["exact"], given["bound"])
+        return _outside(output.name, got, given["exact"], given["bound" if modes.rte32 else "bound_any"])
     return None
 
 

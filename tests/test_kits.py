@@ -240,6 +240,27 @@ def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.C
     assert "PASS  hand/made" in capsys.readouterr().out
 
 
+def test_a_dot_product_has_the_wider_bound_only_where_rounding_is_left_open(tmp_path: Path) -> None:
+    folder = by_hand(tmp_path)
+    about = json.loads((folder / "case.json").read_text())
+    exact, unit = np.array([[1.0]]), np.array([[1e-6]])
+    parts = {"exact": exact, "bound": unit, "bound_any": 2 * unit}
+    described = {name: write(folder, f"{name}_0.bin", part) for name, part in parts.items()}
+    dot = {"name": "linear", "file": "output_0.bin", "dtype": "float32", "shape": [1, 1], "judged_by": "dot"}
+    (folder / "case.json").write_text(json.dumps({**about, "outputs": [dot | described]}))
+    out = tmp_path / "out" / folder.name
+    out.mkdir(parents=True)
+    profile, nearest = tmp_path / "silent.toml", tmp_path / "nearest.toml"
+    profile.write_text("execution_modes = []\n")
+    nearest.write_text('execution_modes = ["RoundingModeRTE 32"]\n')
+    codes = []
+    for off in (0.5e-6, 1.5e-6, 2.5e-6):
+        (out / "output_0.bin").write_bytes(np.float32([[1.0 + off]]).tobytes())
+        chosen = ((), ("--device-profile", str(nearest)), ("--device-profile", str(profile)))
+        codes.append([judged(folder, tmp_path / "out", *more) for more in chosen])
+    assert codes == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
 def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ In each directory:
 | `product_N.bin` | the exact products (float64) that output N holds after one rounding (float32) or two (float16) |
 | `values_N.bin`, `scales_N.bin` | the int8 values and the scales they are products of |
 | `expected_N.bin` | the bits of an output that is no product |
-| `exact_N.bin`, `bound_N.bin` | a dot product's exact value, and how far a float32 sum rounded to nearest even may be off |
+| `exact_N.bin`, `bound_N.bin` | a dot product's exact value, and how far a float32 sum to nearest even may be off |
 | `bound_any_N.bin` | the same where the shader declares no rounding to nearest even for 32 bit |
 | `case.toml` | the case itself: `python -m conformance` can build it again |
 | `model.bpte` | a convenience: program, inputs and rounded outputs as ExecuTorch bundles them; no verdict (see below) |

@@ -50,6 +50,21 @@ def test_a_packer_s_bug_is_the_packer_s_although_the_matcher_calls_it(
     assert "PACK" in capsys.readouterr().out
 
 
+def test_an_export_s_bug_is_named_before_what_it_breaks_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planted = Path(__file__).parent / "planted/sections.py"
+    words = ["bisect", "stage", "match/torchao/float16", "--subject", f"{planted}:ExportsFloat32"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    for stage in ("QUANTIZE", "MATCH", "PACK", "LOWER", "PREPACK", "KERNEL", "RUN"):
+        assert re.search(rf"^  {stage} +PASS$", said, re.MULTILINE), stage
+    assert "first bad: EXPORT (EXPORT/decision/form)" in said
+    assert "expected torchao.dequantize_affine block_size=[1, 32]" in said
+    assert "output_dtype=float16, got torchao.dequantize_affine" in said
+    assert "before:    QUANTIZE PASS" in said
+
+
 def test_every_stage_of_a_program_is_derived_from_it() -> None:
     case = program(route="torchao", dtype="float16")
     found = {c.stage: check(c) for c in siblings(case)}
@@ -64,7 +79,7 @@ def test_every_stage_of_a_program_is_derived_from_it() -> None:
     bare = Case("test/kernel", "KERNEL", "7", "a test", dispatch=Dispatch(weight_layout="flat"))
     assert [c.stage for c in siblings(bare)] == ["PACK", "PREPACK", "KERNEL"]
     odd = program(route="synthetic", dtype="bfloat16")
-    assert "KERNEL" not in {c.stage for c in siblings(odd)}
+    assert not {"EXPORT", "KERNEL"} & {c.stage for c in siblings(odd)}
 
 
 def test_the_first_stage_that_is_wrong_is_the_culprit() -> None:

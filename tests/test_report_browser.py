@@ -156,6 +156,22 @@ def cells(page: Page, table: str) -> list[list[str]]:
     return found
 
 
+def drawn_cells(page: Page, height: int, width: int) -> np.ndarray[Any, np.dtype[np.str_]]:
+    """The colour of each of the picture's cells, or "pale"."""
+    found: list[list[str]] = page.locator("canvas").evaluate(
+        """(canvas, [rows, columns]) => {
+        const {width, height} = canvas, high = height / rows, wide = width / columns;
+        const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+        const place = (i, j) => 4 * (Math.floor((i + .4) * high) * width + Math.floor((j + .4) * wide));
+        const at = (i, j) => data.slice(place(i, j), place(i, j) + 4);
+        const named = ([r, g, b, alpha]) => alpha === 255 ? `rgb(${r}, ${g}, ${b})` : "pale";
+        return [...Array(rows).keys()].map(i => [...Array(columns).keys()].map(j => named(at(i, j))));
+    }""",
+        [height, width],
+    )
+    return np.array(found)
+
+
 def test_without_chromium_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(pytest.fail.Exception, match="Debian's package chromium is missing"):
@@ -248,16 +264,26 @@ def test_the_picture_tells_what_is_wrong(visit: Visit, report: Path, kind: str) 
     expect(legend).to_have_text(KINDS[kind])
     key = legend.locator("span").evaluate("e => getComputedStyle(e).backgroundColor")
     page.get_by_role("img", name=KINDS[kind]).scroll_into_view_if_needed()
-    drawn = page.locator("canvas").evaluate("""canvas => {
-        const {width, height} = canvas, size = width / 24;
-        const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
-        const place = (i, j) => 4 * (Math.floor((i + .4) * size) * width + Math.floor((j + .4) * size));
-        const at = (i, j) => data.slice(place(i, j), place(i, j) + 4);
-        const named = ([r, g, b, alpha]) => alpha === 255 ? `rgb(${r}, ${g}, ${b})` : "pale";
-        return [0, 1, 2, 3].map(i => [...Array(24).keys()].map(j => named(at(i, j))));
-    }""")
-    assert np.array_equal(np.array(drawn), np.where(WRONG[kind] != RIGHT, key, "pale"))
-    expect(page.locator("figcaption")).to_contain_text("4 rows down, 24 columns across; lines every 8 columns")
+    drawn = drawn_cells(page, 4, 24)
+    assert np.array_equal(drawn, np.where(WRONG[kind] != RIGHT, key, "pale"))
+    expect(page.locator("figcaption")).to_contain_text(
+        "4 rows down, 24 columns across; lines every 8 columns, which share a scale"
+    )
+
+
+def test_lines_never_hide_a_wide_picture(visit: Visit, tmp_path: Path) -> None:
+    """4,096 columns in 64 cells: between two lines there would be three pixels."""
+    right = np.ones((8, 4096), np.float16)
+    picture = vars(draw(right + right, right, 32))
+    wide = Verdict("kernel/wide", "KERNEL", "impl", FAIL, "s", mismatch={"picture": picture}, source="7.1")
+    page = visit(written(tmp_path, [Stream({"subject": "impl"}, (wide,), truncated=False)]))
+    expect(page.locator("figcaption")).to_contain_text(
+        "8 rows down, 4096 columns across, shown as 8 x 64 cells; every 32 columns share a scale"
+    )
+    red = page.locator(".key").evaluate("e => getComputedStyle(e).backgroundColor")
+    every_pixel = drawn_cells(page, 8, 64 * 6)
+    assert set(every_pixel.flat) == {red, "pale"}, "cells and the seams between them"
+    assert (every_pixel == red).mean() > 0.8
 
 
 def test_the_matrix_leads_to_its_cases(visit: Visit, report: Path) -> None:

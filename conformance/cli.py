@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from conformance.observation import EnvironmentProblem
 from conformance.subject import check_name
 from conformance.toml_io import case_to_toml
 from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, Writer, exit_code, last_line
+from conformance.whole_files import DISK, new_folder, unwritable
 from conformance.worker import CASE_SECONDS, Worker
 
 
@@ -103,13 +103,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(words)
         own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices}
-        return {**own, **cli_report.COMMANDS, **cli_models.COMMANDS}[given.command](given)
+        commands = {**own, **cli_report.COMMANDS, **cli_models.COMMANDS}
+        code = commands[given.command](given)
+        sys.stdout.flush()
     except (ValueError, EnvironmentProblem) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has enough
         return 0
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {unwritable(error.filename or 'standard output', error)}", file=sys.stderr)
+        if not error.filename:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is left fails once more at exit
+        return 2
+    else:
+        return code
 
 
 def _selected(given: argparse.Namespace) -> tuple[Case, ...]:
@@ -139,7 +150,7 @@ def _run(given: argparse.Namespace) -> int:
         cases = cli_report.only_failed(cases, Path(given.last_failed))
     expected = runner.expected_of(given.subject, given.expectations, off=given.no_expectations)
     _device(given)
-    report = Path(given.report or tempfile.mkdtemp(prefix="q4gsw-report-"))
+    report = Path(given.report or new_folder("q4gsw-report-"))
     writer = Writer(report / "verdicts.jsonl", runner.header(given.subject, given.device, given.level))
     verdicts: list[Verdict] = []
     versions = runner.versions()

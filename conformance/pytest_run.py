@@ -3,7 +3,7 @@
 Every case that pytest collected ends with one verdict, also when the process that was at it is killed:
 xdist replaces that process and goes on, and what was in flight is an ERROR here.
 
-Source: docs/architecture.md, "Public surface"; docs/reading-a-report.md, "Files".
+Source: docs/architecture.md, "Public surface"; docs/reading-a-report.md, "When a run is cut short".
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ class Run:
                 verdict = replace(verdict, replay=f"python -m conformance replay {path}")
             return runner.describe(asked, verdict), verdict
         journal = self.report / "journal" / f"shard-{asked.number}.toml"
-        verdict = error_verdict(
-            asked, self.subject, "WorkerDied", f"{reason}; the program that it was at is in {journal}"
-        )
+        reason = f"{reason}; the program that it was at is in {journal}"
+        verdict = error_verdict(asked, self.subject, "WorkerDied", reason)
         verdict = replace(verdict, replay=f"python -m conformance replay {journal}")
         return f"{ERROR} {asked.id}: {reason}", verdict
 

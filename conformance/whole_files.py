@@ -72,7 +72,7 @@ def new_folder(prefix: str) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=prefix))
     except OSError as error:
-        raise unwritable(tempfile.gettempdir(), error) from error
+        raise unwritable(error.filename or "the directory for temporary files", error) from error
 
 
 def write_whole(texts: Mapping[Path, str]) -> None:

@@ -84,3 +84,9 @@ def bench(session: nox.Session) -> None:
 def bisect(session: nox.Session) -> None:
     """Find what broke a red case: -- stage CASE | commit CASE --repo PATH --good A --bad B | shape CASE --axis NAME."""
     _run(session, "python", "-m", "conformance", "bisect", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def versions(session: nox.Session) -> None:
+    """Judge a subject beside every release: -- [--since V | --versions A,B] [--package torchao] [--level L] [...]."""
+    _run(session, "python", "-m", "conformance", "versions", *session.posargs)

@@ -1,4 +1,4 @@
-"""``python -m conformance``: list, run, replay, devices; cli_report has report and diff.
+"""``python -m conformance``: list, run, replay, devices; the other commands have modules of their own.
 
 Exit codes of ``run`` and ``replay``: 0 as expected, 1 unexpected (FAIL, ERROR, XPASS), 2 usage.
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import cli_models, cli_report, replay, runner
+from conformance import cli_models, cli_report, cli_versions, replay, runner
 from conformance.case import LEVELS, STAGES, Case
 from conformance.catalogue import by_contract, load, select
 from conformance.observation import EnvironmentProblem
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     cli_report.add_commands(commands)
     cli_models.add_commands(commands)
+    cli_versions.add_commands(commands)
     commands.add_parser("kit", add_help=False, help="cases as files for other runtimes: kit export | play | run")
     commands.add_parser("judge", add_help=False, help="verdicts on the outputs of kits that were played elsewhere")
     commands.add_parser("bisect", add_help=False, help="what broke a red case: bisect stage | commit | version | shape")
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(words)
         own = {"list": _list, "run": _run, "replay": _replay, "devices": _devices}
-        commands = {**own, **cli_report.COMMANDS, **cli_models.COMMANDS}
+        commands = {**own, **cli_report.COMMANDS, **cli_models.COMMANDS, **cli_versions.COMMANDS}
         code = commands[given.command](given)
         sys.stdout.flush()
     except (ValueError, EnvironmentProblem) as error:

@@ -53,9 +53,9 @@ def compare(old: Stream, new: Stream) -> Diff:
 
 def lines(diff: Diff) -> list[str]:
     """Return what ``python -m conformance diff`` prints."""
-    text = [f"new failure: {now.case}: {_name(then)} -> {_name(now)}: {now.reason}" for then, now in diff.new_failures]
-    text += [f"fixed: {now.case}: {_name(then)} -> {_name(now)}" for then, now in diff.fixed]
-    text += [f"changed: {now.case}: {_name(then)} -> {_name(now)}" for then, now in diff.other]
+    text = [f"new failure: {now.case}: {named(then)} -> {named(now)}: {now.reason}" for then, now in diff.new_failures]
+    text += [f"fixed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.fixed]
+    text += [f"changed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.other]
     text += [f"other bits, still passing: {now.case}" for _then, now in diff.bits]
     text += [f"not run any more: {case}" for case in diff.gone]
     text += [f"new case: {case}" for case in diff.added]
@@ -70,7 +70,8 @@ def lines(diff: Diff) -> list[str]:
     return [*text, " ".join(f"{name}:{len(there)}" for name, there in counts.items())]
 
 
-def _name(verdict: Verdict | None) -> str:
+def named(verdict: Verdict | None) -> str:
+    """Return an outcome with its signature, as lines name it."""
     if verdict is None:
         return "not run"
     return f"{verdict.outcome} ({verdict.signature})" if verdict.signature else verdict.outcome

@@ -49,6 +49,7 @@ def release(folder: Path, version: str, flip: int = 0, exir: str = "", needs: st
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where reports without a name go
     return tmp_path / "wheels"
 
 
@@ -138,7 +139,7 @@ def test_an_environment_is_whole_and_of_this_wheel(wheels: Path, monkeypatch: py
         (["--stages", "PACKS"], "unknown stage 'PACKS'; did you mean PACK"),
         (["--subject", "executor"], "unknown subject 'executor'; did you mean executorch"),
         (["--expectations", "{folder}/none.toml"], "none.toml"),
-        (["--report", "{folder}"], "{folder}: wheels is there already; give --report an empty directory"),
+        (["--report", "{folder}"], "is there already; give --report an empty directory"),
         (["--report", "{folder}/wheels/torchao-99.0-py3-none-any.whl"], "it is a file; name a directory"),
     ],
 )

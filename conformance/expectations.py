@@ -74,9 +74,14 @@ NONE = Expectations()
 
 
 def for_subject(subject: str) -> Path | None:
-    """Return the file of a built-in subject's expectations, or None where it has none."""
-    path = FOLDER / f"{subject}.toml"
-    return path if re.fullmatch(r"[a-z0-9\-]+", subject) and path.is_file() else None
+    """Return the file of a built-in subject's expectations, or None where it has none.
+
+    >>> for_subject("executorch-src:/home/me/executorch@main").name
+    'executorch-src.toml'
+    """
+    name = subject.partition(":")[0]
+    path = FOLDER / f"{name}.toml"
+    return path if re.fullmatch(r"[a-z0-9\-]+", name) and path.is_file() else None
 
 
 def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expectations:
@@ -108,8 +113,8 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
     return Expectations(by_case)
 
 
-def read(path: Path) -> tuple[Known, ...]:
-    """Return the entries of one file.
+def read(path: Path, *, included: bool = False) -> tuple[Known, ...]:
+    """Return the entries of one file, those of a file beside it that it includes first.
 
     Raises:
         ValueError: as ``load``, as far as the file alone can show it.
@@ -118,10 +123,14 @@ def read(path: Path) -> tuple[Known, ...]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    rows = document.get("known", [])
-    if set(document) - {"known"} or not isinstance(rows, list):
-        raise ValueError(f"{path}: a file of expectations has [[known]] entries and nothing else")
-    entries = []
+    rows, include = document.get("known", []), document.get("include", "")
+    if set(document) - {"known", "include"} or not isinstance(rows, list):
+        raise ValueError(f"{path}: a file of expectations has include and [[known]] entries and nothing else")
+    if not isinstance(include, str) or Path(include).name != include:
+        raise ValueError(f"{path}: include {include!r} is not the name of a file beside it")
+    if include and included:
+        raise ValueError(f"{path}: an included file may not include {include!r} in turn")
+    entries = list(read(path.parent / include, included=True)) if include else []
     for number, row in enumerate(rows, 1):
         name = row.get("defect", "no defect") if isinstance(row, dict) else "no table"
         entries.append(_entry(row, f"{path}: known {number} ({name})"))

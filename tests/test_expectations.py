@@ -72,7 +72,7 @@ def test_other_versions_are_expected_to_pass(tmp_path: Path) -> None:
         ('"PACK/raised/KeyError"', '"PACK/raised/A", "PACK/raised/B"', "two signatures of one stage"),
         ("PACK/raised/KeyError", "MATCH/raised/KeyError", "no signature is of stage PACK"),
         ('["PACK/raised/KeyError"]', "[]", "at least one of them"),
-        ("[[known]]", "[[know]]", "has [[known]] entries and nothing else"),
+        ("[[known]]", "[[know]]", "has include and [[known]] entries and nothing else"),
         ("[[known]]", "[[known]", "line"),
     ],
 )
@@ -81,6 +81,28 @@ def test_an_entry_at_fault_names_its_place(tmp_path: Path, old: str, new: str, m
         loaded(tmp_path, ENTRY.replace(old, new, 1))
     assert message in str(error.value)
     assert "known.toml" in str(error.value)
+
+
+def test_a_file_includes_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(ENTRY)
+    own = ENTRY.replace("one-row-raises", "another").replace('"pack/*/v1", "pack/worked-bytes/*"', '"pack/*/v7"')
+    found = loaded(tmp_path, 'include = "base.toml"\n' + own)
+    assert {known.defect for known, _ in found.by_case.values()} == {"one-row-raises", "another"}
+    for include, said in (
+        ("../base.toml", "not the name of a file beside it"),
+        ("known.toml", "may not include 'known.toml' in turn"),
+        ("gone.toml", "gone.toml"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            loaded(tmp_path, f'include = "{include}"\n')
+        assert "\n" not in str(error.value)
+
+
+def test_a_source_tree_s_subject_has_expectations_whatever_its_path() -> None:
+    path = expectations.for_subject("executorch-src:/home/me/executorch@main")
+    assert path is not None
+    assert path.name == "executorch-src.toml"
+    assert expectations.for_subject("path/to/impl.py:executorch") is None
 
 
 def test_a_case_expected_twice_is_an_error(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ from conformance.subjects._spirv import bindings, is_precise
 from impl.kernel import run_embedding, run_prepack
 from impl.shader_executorch import executorch_shaders, prepack_name, shader_name
 from impl.shaders import Shader
-from impl.vulkan_errors import DeviceLacksFeature, ShaderCompileError, ShaderToolMissing, VulkanUnavailable
+from impl.vulkan_errors import (
+    DeviceLacksFeature,
+    DeviceLimitExceeded,
+    ShaderCompileError,
+    ShaderToolMissing,
+    VulkanUnavailable,
+)
 from reference.nibble_layouts import linear_weight_to_blocks, pack_flat, pack_linear_weight, unpack_linear_weight
 
 #: The resources of contract 7.2: output, indices, weight, scales, sizes; and of the prepack shader.
@@ -82,6 +88,8 @@ def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, bindi
             shader=shader,
             grid="executorch",
         )
+    except DeviceLimitExceeded as error:
+        return Unsupported(f"{error}; the tree's host code, which would have to say so, is not run here")
     except (VulkanUnavailable, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
     facts = _impl_kernel.facts_of(result, d, precise=is_precise(shader.spirv))

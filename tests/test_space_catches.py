@@ -1,4 +1,4 @@
-"""Each condition of contract 5.3, removed from the matcher or from the predicate, is caught by the graph space."""
+"""Each condition of 5.3, removed from matcher or predicate, is caught by the graph space and by the catalogue."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conformance import judge as judging
+from conformance.catalogue import load, select
 from conformance.child import answer
 from conformance.generate_run import generated_case
 from conformance.subjects import impl
@@ -37,6 +38,7 @@ SHOWS = {
 }
 #: So many of the drawn programs at most are looked at for a removed condition.
 BOUND = 2000
+CATALOGUE = [c for c in select(load(), level="gate") if c.stage == "MATCH"]
 _VIOLATIONS = [(spec, violations(spec)) for spec in SPECS[:BOUND]]
 
 
@@ -63,6 +65,19 @@ def test_removed_from_the_matcher(reason: str) -> None:
     found = signatures(reason, Removed())
     expected = SHOWS.get(reason, f"MATCH/decision/undue_fusion:{reason}")
     assert any(s.startswith(expected) for s in found), found
+
+
+@pytest.mark.parametrize("reason", [r for r in REASONS if r not in NOT_IN_THE_SPACE])
+def test_removed_from_the_matcher_a_case_of_the_catalogue_shows_it(reason: str) -> None:
+    class Removed(MissingCheck):
+        reasons = tuple(TOGETHER.get(reason, {reason}))
+
+    wanted = frozenset(TOGETHER.get(reason, {reason}))
+    broken = [c for c in CATALOGUE if c.program is not None and wanted in violations(c.program).values()]
+    broken.sort(key=lambda c: c.program is not None and c.program.route != "synthetic")  # the quick ones first
+    expected = SHOWS.get(reason, f"MATCH/decision/undue_fusion:{reason}")
+    found = (judging.judge(c, answer(Removed(), case_to_toml(c)), "test").signature for c in broken[:5])
+    assert any(s.startswith(expected) for s in found), [c.id for c in broken]
 
 
 @pytest.mark.parametrize("reason", [r for r in REASONS if r not in NOT_IN_THE_SPACE])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from conformance import bisect_version
+from conformance import bisect_version, cli
 from conformance.bisect_cli import main
 from conformance.bisect_search import steps
 from conformance.bisect_version import Asked, search
@@ -73,6 +75,10 @@ def test_a_regression_in_a_source_tree(
     asked = steps(log.parent)
     assert sum(not s.cached for s in asked) <= 3  # good, bad and untestable files: each judged once
     assert any(s.state == "skip" for s in asked)
+    by_hand = dict(re.findall(r"(good|bad) by hand: +python -m conformance (.+)", said))
+    assert all("--no-expectations" in words for words in by_hand.values()), "a known failure is shown as a failure"
+    if signature.startswith("KERNEL"):
+        assert {what: cli.main(shlex.split(words)) for what, words in by_hand.items()} == {"good": 0, "bad": 1}
 
 
 def answers(**states: str) -> dict[str, Asked]:

@@ -1,0 +1,221 @@
+"""The documents are true: commands and options exist, links lead somewhere, examples and the workflow's gate run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # PyYAML is ExecuTorch's own dependency
+
+from tests.documents import DOCUMENTS, ROOT, Command, anchors, blocks, commands, links, wrong_with
+
+GATE = (ROOT / "docs" / "gate-your-repo.md").read_text()
+FIRST = (ROOT / "docs" / "first-failure.md").read_text()
+PACKED = ("--stages", "PACK", "--level", "smoke")
+
+
+@pytest.fixture(scope="module")
+def pytest_options(pytestconfig: pytest.Config) -> set[str]:
+    """Every option that a session under pytest takes, those of the suite's plugin included."""
+    parser = pytestconfig._parser
+    groups = [parser._anonymous, *parser._groups]
+    return {name for group in groups for option in group.options for name in option.names()} | {"--version"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_and_their_options_exist(path: Path, pytest_options: set[str]) -> None:
+    wrong = {c.text: why for c in commands(path.read_text()) if (why := wrong_with(c, pytest_options))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("`python -m conformance run --subjekt impl`", "option --subjekt of run"),
+        ("`python -m conformance kit export KITS --lower impl`", "option --lower of kit"),
+        ("`python -m conformance judge KITS OUT --profile x`", "option --profile of judge"),
+        ("`python -m conformance compare A B`", "command compare"),
+        ("nox -s conformance -- --subject \\\n  x.py:X --stage PACK\n", "option --stage of session conformance"),
+        ("nox/bin/nox -f suite/noxfile.py -s conform -- --level gate", "session conform"),
+        ("`./dev tests -- --wurst`", "option --wurst of session tests"),
+        ("`./dev bench -- kernel --fast`", "option --fast of session bench"),
+        ("`./dev versions -- --form 1.4.0`", "option --form of versions"),
+    ],
+)
+def test_a_wrong_command_is_found(text: str, why: str, pytest_options: set[str]) -> None:
+    """Planted: what a typing mistake or a renamed option would leave in a document."""
+    assert [wrong_with(c, pytest_options) for c in commands(text)] == [why]
+
+
+def test_commands_are_seen_at_all() -> None:
+    asked = "nox/bin/nox -f suite/noxfile.py -s conformance -- --report R \\\n  --stages PACK || code=$?"
+    words = ("-f", "suite/noxfile.py", "-s", "conformance", "--", "--report", "R", "--stages", "PACK")
+    assert list(commands(asked)) == [Command("nox", words)]
+    assert sum(len(list(commands(path.read_text()))) for path in DOCUMENTS) > 60
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for name, anchor in links(path.read_text()):
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target.read_text()), f"{name}#{anchor}"
+
+
+def workflow() -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """The workflow's only job, and the steps that replace one of its own for other subjects."""
+    whole, *others = (yaml.safe_load(text) for text in blocks(GATE, "yaml"))
+    assert set(whole[True]) == {"pull_request", "push"}  # YAML takes the key "on" for a truth value
+    assert list(whole["jobs"]) == ["conformance"]
+    return whole["jobs"]["conformance"], others
+
+
+def step(name: str) -> dict[str, Any]:
+    """The workflow's step of that name."""
+    return next(s for s in workflow()[0]["steps"] if s["name"] == name)
+
+
+def test_the_workflow_is_whole() -> None:
+    job, others = workflow()
+    assert {"runs-on", "container", "timeout-minutes", "steps"} <= set(job)
+    assert job["defaults"]["run"]["shell"] == "bash"
+    for steps in (job["steps"], *others):
+        for one in steps:
+            assert ("uses" in one) != ("run" in one), one["name"]
+            if "uses" in one:
+                assert re.fullmatch(r"[\w-]+/[\w/-]+@v\d+\.\d+\.\d+", one["uses"]), one["uses"]
+    names = [s["name"] for s in job["steps"]]
+    assert len(set(names)) == len(names)
+    assert all(one["name"] in names for steps in others for one in steps)  # else it replaces nothing
+    ids = {s["id"] for s in job["steps"] if "id" in s}
+    assert set(re.findall(r"steps\.(\w+)\.", GATE)) == ids
+    restored, saved = (
+        step("The main branch's last report")["with"],
+        step("Keep it for the pull requests to come")["with"],
+    )
+    assert restored["path"] == saved["path"]  # a cache is found by its path too
+    assert saved["key"].startswith(restored["restore-keys"])
+
+
+def test_what_the_workflow_installs_is_what_dev_installs() -> None:
+    dev = (ROOT / "dev").read_text()
+    needed = set(re.search(r"packages=\((.*)\)", dev)[1].split()) - {"chromium"}  # type: ignore[index]  # the line is there
+    assert needed <= set(step("Debian packages")["run"].split())
+    assert set(re.findall(r"nox==[\d.]+", GATE)) == set(re.findall(r"nox==[\d.]+", dev))
+
+
+def test_files_that_the_workflow_names_exist() -> None:
+    """Those of the suite in this checkout; those of the user's repository on the page."""
+    job, others = workflow()
+    scripts = "\n".join(one.get("run", "") for steps in (job["steps"], *others) for one in steps)
+    for name in re.findall(r"(?:\s|\")(?:\$GITHUB_WORKSPACE/|\.\./)?suite/([\w./-]+)", scripts):
+        assert (ROOT / name).exists(), name
+    told = set(re.findall(r"`(ci/[\w.]+)`", GATE))
+    assert set(re.findall(r"repository/(ci/[\w.]+)", scripts)) <= told
+
+
+def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m conformance`` from the repository's root."""
+    command = [sys.executable, "-m", "conformance", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace of a workflow after the checkouts: the page's repository, and this checkout as the suite."""
+    root = tmp_path_factory.mktemp("workspace")
+    packer, subject = blocks(GATE, "python")
+    (root / "repository" / "ci").mkdir(parents=True)
+    (root / "repository" / "nibbles.py").write_text(packer)
+    (root / "repository" / "ci" / "q4gsw_subject.py").write_text(subject)
+    (root / "repository" / "ci" / "q4gsw_known.toml").write_text("")
+    bin_ = root / "suite" / ".nox" / "shared" / "bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (bin_ / "python").chmod(0o755)
+    for package in ("conformance", "reference"):
+        (root / "suite" / package).symlink_to(ROOT / package)
+    return root
+
+
+def judged(workspace: Path, report: str) -> subprocess.CompletedProcess[str]:
+    """What the step "Judge" does, without nox and at level smoke; ``report`` is anew in the workspace."""
+    ci = workspace / "repository" / "ci"
+    options = ("--subject", f"{ci}/q4gsw_subject.py:Packer", "--expectations", str(ci / "q4gsw_known.toml"))
+    return conformance("run", *PACKED, *options, "--report", str(workspace / report))
+
+
+def gated(workspace: Path, old: str, new: str, code: str = "0") -> subprocess.CompletedProcess[str]:
+    """Run the step "Gate" as it stands on the page, on two reports."""
+    for name, report in (("main-report", old), ("report", new)):
+        (workspace / name).unlink(missing_ok=True)
+        (workspace / name).symlink_to(workspace / report)
+    script = step("Gate")["run"].replace("${{ steps.judge.outputs.code }}", code)
+    assert "${{" not in script
+    env = {**os.environ, "GITHUB_WORKSPACE": str(workspace), "GITHUB_STEP_SUMMARY": str(workspace / "summary")}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_subject_and_the_gate_run(workspace: Path) -> None:
+    """The page's packer is right; with its nibbles swapped it is red, explained, and only what is new is gated."""
+    done = judged(workspace, "right")
+    assert done.returncode == 0, done.stdout
+    assert "tests:2 passed:1 failed:0 error:0 unsupported:1" in done.stdout
+    packer = workspace / "repository" / "nibbles.py"
+    packer.write_text(packer.read_text().replace("0::2] << 4 | codes[:, 1::2]", "1::2] << 4 | codes[:, 0::2]"))
+    done = judged(workspace, "swapped")
+    assert done.returncode == 1
+    assert "PACK/layout/nibble_order" in done.stdout
+
+    red = gated(workspace, "right", "swapped", "1")
+    assert red.returncode == 1
+    assert "new failure: pack/worked-bytes/flat: PASS -> FAIL (PACK/layout/nibble_order)" in red.stdout
+    assert "new failure: pack/worked-bytes/flat" in (workspace / "summary").read_text()
+    assert gated(workspace, "swapped", "swapped", "1").returncode == 0  # main has it already
+    assert gated(workspace, "right", "nowhere").returncode == 2
+    assert gated(workspace, "nowhere", "swapped", "1").returncode == 1  # no report of main yet
+
+
+def test_the_example_of_a_known_failure_fits_the_catalogue(tmp_path: Path) -> None:
+    from conformance.catalogue import load
+    from conformance.expectations import load as expectations
+
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for text in [*blocks(GATE, "toml"), *blocks(contributing, "toml")]:
+        if "[[known]]" in text:
+            (tmp_path / "known.toml").write_text(text)
+            assert len(expectations(tmp_path / "known.toml", load(), {}).by_case) > 40
+
+
+def test_the_device_profile_on_the_page_is_one(tmp_path: Path) -> None:
+    from conformance.kit_judge import read_profile
+
+    (profile,) = (text for text in blocks(GATE, "toml") if "execution_modes" in text)
+    (tmp_path / "device.toml").write_text(profile)
+    assert read_profile(tmp_path / "device.toml")["precise"] == "1"
+
+
+def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
+    """Its packer fails with the very lines, is replayed, and passes when it is mended by the sed on the page."""
+    (packer,) = blocks(FIRST, "python")
+    path, report = tmp_path / "packer.py", tmp_path / "report"
+    path.write_text(packer)
+    there = FIRST.replace("/root/mine/packer.py", str(path)).replace("/root/report", str(report))
+    done = conformance("run", *PACKED, "--subject", f"{path}:Mine", "--report", str(report))
+    failure = done.stdout[: done.stdout.index("replay:")]
+    assert failure.startswith("FAIL pack/worked-bytes/flat")
+    assert failure in there
+    replay = str(report / "replay" / "pack__worked-bytes__flat.toml")
+    assert f"python -m conformance replay {replay}\n" in there
+    ends = conformance("replay", replay).stdout.splitlines()[-2:]
+    assert "\n".join(ends) in there
+    mend = re.search(r"^\$ (sed .*)$", there, re.MULTILINE)
+    assert mend
+    subprocess.run(["bash", "-c", mend[1]], check=True)
+    assert conformance("replay", replay).stdout in there

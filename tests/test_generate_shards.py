@@ -23,6 +23,7 @@ class Fake:
     """In a worker's place: no child process, which would take seconds to import torch."""
 
     subject = "impl"
+    first = False  # no child that imports
 
     def __init__(self, answer: Callable[[Case], Observation]) -> None:
         self.run = answer

@@ -86,6 +86,8 @@ def write_whole(texts: Mapping[Path, str]) -> None:
     try:
         for path, text in texts.items():
             partial[path].write_text(text, encoding="utf-8")
+            if path.is_dir():  # the one thing that a whole file cannot take the place of
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for path, beside in partial.items():
             beside.replace(path)
     except OSError as error:

@@ -76,8 +76,7 @@ def test_a_disk_that_fills_up_ends_the_suite(disk: str, way: str, folder: Path) 
         is_cut_between_lines(folder / "verdicts.jsonl")
 
 
-@pytest.mark.parametrize("disk", DISKS)
-@pytest.mark.parametrize("way", ["run", "pytest"])
+@pytest.mark.parametrize(("way", "disk"), [("run", "mounted"), ("run", "limited"), ("pytest", "limited")])
 def test_a_run_without_room_for_its_page_is_not_green(way: str, disk: str, folder: Path, capsys: Capture) -> None:
     fill, why = DISKS[disk]
     with fill(folder, 12):
@@ -175,13 +174,18 @@ def test_a_journal_that_was_full_goes_on_when_there_is_room(disk: str, folder: P
         assert [r["start"] for r in again.records] == written
 
 
-def test_a_full_standard_output_is_one_line_and_red(tmp_path: Path) -> None:
-    arguments = ["run", *GOOD, "--case", "pack/flat/v1", "--report", str(tmp_path / "r")]
+@pytest.mark.parametrize("command", ["run", "list"])
+def test_a_full_standard_output_is_one_line_and_red(command: str, tmp_path: Path) -> None:
+    more = [*GOOD, "--report", str(tmp_path / "r")] if command == "run" else []
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "conformance", *arguments],
-            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "conformance", command, "--case", "pack/flat/v1", *more],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     error_of(done.stderr, "standard output: ", "No space left on device")
@@ -210,6 +214,7 @@ def test_summary_and_page_are_replaced_together_or_not_at_all(folder: Path) -> N
     stream = Stream({"subject": "impl"}, (Verdict("a", "PACK", "impl", PASS),), truncated=False)
     with pytest.raises(ValueError, match=r"report\.html: cannot be written \(Is a directory\)"):
         report.write(folder, [stream])
+    assert (folder / "summary.md").read_text() == "older"
     assert names(folder) == {"summary.md", "report.html"}
 
 
@@ -227,8 +232,9 @@ PLACES: dict[str, tuple[Callable[[Path], Callable[[], None] | None], str, str]] 
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("way", ["run", "pytest"])
+@pytest.mark.parametrize(
+    ("way", "place"), [*(("run", place) for place in PLACES), ("pytest", "a file"), ("pytest", "read-only")]
+)
 def test_a_place_that_cannot_be_written_is_told_before_any_case(way: str, place: str, tmp_path: Path) -> None:
     make, below, why = PLACES[place]
     before = make(tmp_path / "r")

@@ -39,8 +39,11 @@ class KillsItsWorkerAfterwards(Good):
 
 
 class Hangs(Good):
+    """Never comes back from a case; a file where MARK says tells that it is there."""
+
     def run(self, case: Case) -> Observation:
         if case.id == AT:
+            Path(os.environ["MARK"]).touch()
             time.sleep(600)
         return super().run(case)
 

@@ -30,7 +30,9 @@ def mounted(folder: Path, kib: int) -> Iterator[None]:
         check=False,
     )
     if done.returncode:
-        pytest.skip(f"no leave to mount here ({done.stderr.strip()}); the limit on files' sizes stands in")
+        pytest.skip(
+            f"no leave to mount here ({done.stderr.partition(chr(10))[0]}); the limit on files' sizes stands in"
+        )
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-import uuid
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable
@@ -77,15 +76,15 @@ def test_cases_that_no_process_is_left_for_are_errors(tmp_path: Path) -> None:
 def test_a_killed_run_keeps_its_verdicts_and_leaves_no_process(
     way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name, value = "ROBUSTNESS", str(uuid.uuid4())
-    stream = tmp_path / "r" / "verdicts.jsonl"
-    with start(way, "Hangs", tmp_path / "r", env={name: value}) as process:
+    mark, stream = tmp_path / "hangs", tmp_path / "r" / "verdicts.jsonl"
+    with start(way, "Hangs", tmp_path / "r", env={"MARK": str(mark)}) as process:
         try:
-            until(lambda: stream.exists() and stream.read_bytes().count(b"\n") > 5)
-            assert running(f"{name}={value}")
+            until(mark.exists)
+            until(lambda: stream.read_bytes().count(b"\n") > 5)
+            assert running(f"MARK={mark}")
         finally:
             process.kill()
-    until(lambda: not running(f"{name}={value}"))
+    until(lambda: not running(f"MARK={mark}"), 20)
     before = read(stream)
     assert before.truncated
     assert len(before.verdicts) >= 5
@@ -226,8 +225,9 @@ def test_a_death_counts_as_a_failure(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_says_that_it_is_truncated(tmp_path: Path) -> None:
     stream = tmp_path / "r" / "verdicts.jsonl"
-    process = start("pytest", "Hangs", tmp_path / "r")
-    until(lambda: stream.exists() and stream.read_bytes().count(b"\n") > 5)
+    mark = tmp_path / "hangs"
+    process = start("pytest", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
+    until(mark.exists)
     process.send_signal(signal.SIGINT)
     done = ended(process)
     assert done.returncode == 2

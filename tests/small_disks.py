@@ -30,9 +30,8 @@ def mounted(folder: Path, kib: int) -> Iterator[None]:
         check=False,
     )
     if done.returncode:
-        pytest.skip(
-            f"no leave to mount here ({done.stderr.partition(chr(10))[0]}); the limit on files' sizes stands in"
-        )
+        why = done.stderr.partition("\n")[0]
+        pytest.skip(f"no leave to mount here ({why}); the limit on files' sizes stands in")
     try:
         yield
     finally:

@@ -5,15 +5,17 @@ Source: docs/contract.md section 4; docs/architecture.md, "ProgramSpec".
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from conformance.build_speed import operators_listed_once
 from conformance.build_tensors import Array, all_tensors, identifiers, to_torch, user_inputs
+from conformance.observation import BUILDING
 from reference.program_spec import Dequantize, Lookup, ProgramSpec
 from reference.values import tensor_values
 
@@ -31,7 +33,8 @@ class BuiltProgram:
         placeholders: tensor name -> names of the placeholders that bring it in (none where nothing reads it).
         module: the caller's module (None on route "synthetic").
         exported: what torch.export made, in the ATen dialect (None on route "synthetic").
-        facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply.
+        facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply; and
+            how long building took (``conformance.observation.BUILDING``).
     """
 
     spec: ProgramSpec
@@ -51,6 +54,12 @@ def build(spec: ProgramSpec) -> BuiltProgram:
     Raises:
         ValueError: the route cannot express the spec; says why.
     """
+    started = time.perf_counter()
+    built = _build(spec)
+    return replace(built, facts={**built.facts, BUILDING: f"{time.perf_counter() - started:.4f}"})
+
+
+def _build(spec: ProgramSpec) -> BuiltProgram:
     values = tensor_values(spec)
     inputs = tuple(to_torch(values[t.name]) for t in user_inputs(spec))
     outputs = {name: position for position, name in enumerate(spec.outputs())}

@@ -23,6 +23,9 @@ from conformance.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, Writer,
 from conformance.whole_files import DISK, new_folder, unwritable
 from conformance.worker import CASE_SECONDS, Worker
 
+#: What a shell says of a command that Ctrl-C ended.
+INTERRUPTED = 130
+
 
 class UsageError(ValueError):
     """Something the user gave is wrong; one line, exit code 2."""
@@ -89,6 +92,14 @@ def _subject(command: argparse.ArgumentParser, default: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _command(words)
+    except KeyboardInterrupt:
+        print("error: interrupted; a report that was being written holds what was judged until then", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _command(words: list[str]) -> int:
     if words[:1] == ["prove"]:
         from conformance import prove_cli  # noqa: PLC0415 - it has a command line of its own
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from conformance import replay, runner, timing
 from conformance.case import Case
 from conformance.judge import judge
+from conformance.observation import BUILDING
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Verdict
 from conformance.whole_files import make_folder, write_whole
 from conformance.worker import Worker
@@ -81,10 +82,11 @@ def run_shard(
     reasons: list[str] = []
     digests, seconds = hashlib.sha256(), 0.0
     first: dict[str, str] = {}
+    building = 0.0
     journal = make_folder(report / "journal") / f"shard-{shard.number}.toml"
 
     def check(case: Case) -> str:
-        nonlocal seconds
+        nonlocal building, seconds
         write_whole({journal: replay.text(case, worker.subject, "", versions)})
         observation, taken = runner.timed(worker, case)
         if worker.first and not first:
@@ -93,6 +95,7 @@ def run_shard(
         if seen[FAIL]:
             return verdict.signature  # it is being shrunk
         seconds += taken
+        building += 0.0 if worker.first else float(verdict.facts.get(BUILDING, 0))
         digests.update(verdict.digest.encode())
         if verdict.outcome == UNSUPPORTED:
             reasons.append(verdict.reason)
@@ -104,6 +107,7 @@ def run_shard(
     found = search(check, seed=shard.seed, shard=shard.number, count=shard.programs, ignore=known)
     journal.unlink(missing_ok=True)
     facts = {"programs": str(seen.total()), "seed": str(shard.seed), "known_failures": str(seen[XFAIL]), **first}
+    facts[BUILDING] = f"{building:.4f}"
     whole = Verdict(shard.id, STAGE, worker.subject, PASS, seconds=round(seconds, 4), facts=facts, source="5.3")
     if found is not None:
         smallest = runner.run_case(worker, found.case, report, versions)

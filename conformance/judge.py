@@ -25,7 +25,7 @@ from conformance.mismatch import (
     as_data,
     signature,
 )
-from conformance.observation import Arrays, File, Graph, Observation, Raised, Refused, Unsupported, encode
+from conformance.observation import Arrays, File, Graph, Observation, Raised, Refused, Unsupported, encode, timeless
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
 from reference import nibble_layouts
 from reference.accept import HOST, AcceptSet, FloatModes, accept_products
@@ -65,7 +65,9 @@ class Finding:
 def judge(case: Case, observation: Observation, subject: str, seconds: float = 0.0) -> Verdict:
     """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
     facts = dict(getattr(observation, "facts", {}))
-    digest = hashlib.sha256(encode(observation)).hexdigest() if isinstance(observation, Arrays | Graph) else ""
+    digest = (
+        hashlib.sha256(encode(timeless(observation))).hexdigest() if isinstance(observation, Arrays | Graph) else ""
+    )
 
     def verdict(
         outcome: str, mismatch: Mismatch | None = None, reason: str = "", strict: bool | None = None

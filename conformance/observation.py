@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,15 @@ class Unsupported:
     """The subject cannot be asked this case; the reason is its own."""
 
     reason: str
+
+
+#: The fact that says how long building and exporting the program took, in seconds. It is no part of what was answered.
+BUILDING = "build_seconds"
+
+
+def timeless(observation: Arrays | Graph) -> Arrays | Graph:
+    """Return the observation without the facts that differ from run to run."""
+    return replace(observation, facts={name: fact for name, fact in observation.facts.items() if name != BUILDING})
 
 
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported

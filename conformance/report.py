@@ -102,7 +102,7 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         "verdicts": [_row(v, *shows.get(v.case, (v.source, ""))) for v in verdicts],
         "known": _known(verdicts),
         "timing": [
-            [t.stage, t.cases, f"{t.seconds:.2f}", f"{t.first:.2f}", f"{timing.together(t):.1f}"]
+            [t.stage, t.cases, f"{t.seconds:.2f}", f"{t.first:.2f}", f"{t.building:.2f}", f"{timing.together(t):.1f}"]
             for t in timing.by_stage(verdicts)
         ],
         "streams": [str(s.header.get("subject", "?")) for s in streams],

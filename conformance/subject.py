@@ -46,7 +46,10 @@ def resolved(spec: str) -> str:
         ValueError: see ``check_name``.
     """
     name, colon, what = spec.partition(":")
-    return f"{name}:{source_tree(what)}" if colon and name == "executorch-src" else spec
+    if colon and name == "executorch-src":
+        return f"{name}:{source_tree(what)}"
+    path, colon, class_name = spec.rpartition(":")
+    return f"{Path(path).resolve()}:{class_name}" if colon and path.endswith(".py") else spec
 
 
 def check_name(spec: str) -> None:

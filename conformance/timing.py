@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conformance.case import STAGES
+from conformance.observation import BUILDING
 from conformance.verdict import UNSUPPORTED, Verdict
 
 #: The fact of a verdict that says how long its child's first case of the stage took.
@@ -21,19 +22,21 @@ class StageTime:
     """What a stage cost in the subjects' processes and on the way to them, over all children.
 
     ``cases``: with each generated program counted, not its shard. ``first``: seconds of each child's first case of the
-    stage, which imports what the stage needs; ``children``: how many of those there are.
+    stage, which imports what the stage needs; ``children``: how many of those there are. ``building``: seconds in which
+    the other cases' programs were built and exported, which is the suite's work and torch's.
     """
 
     stage: str
     cases: int
     seconds: float
     first: float
+    building: float
     children: int
 
     @property
     def rate(self) -> float:
-        """Cases a second of one child, the first of each left out; 0 where there are no others."""
-        warm = self.seconds - self.first
+        """Cases a second of one child, building and the first of each left out; 0 where there are no others."""
+        warm = self.seconds - self.first - self.building
         return (self.cases - self.children) / warm if warm > 0 and self.cases > self.children else 0.0
 
 
@@ -45,15 +48,18 @@ def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
         if there:
             first = [_number(v, FIRST) for v in there if FIRST in v.facts]
             cases = sum(int(_number(v, "programs")) if "programs" in v.facts else 1 for v in there)
-            found.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), len(first)))
+            later = (v for v in there if FIRST not in v.facts or "programs" in v.facts)
+            building = sum(_number(v, BUILDING) for v in later if BUILDING in v.facts)
+            found.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), building, len(first)))
     return tuple(found)
 
 
 def lines(verdicts: Sequence[Verdict], slowest: int = 10) -> list[str]:
     """Return the table that ``report --timing`` prints."""
-    table = ["stage      cases   seconds  importing  children  cases/s a child  cases/s together"]
+    table = ["stage      cases   seconds  importing  building  children  cases/s a child  cases/s together"]
     table += [
-        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.children:9} {t.rate:16.1f} {together(t):17.1f}"
+        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.building:9.2f} {t.children:9}"
+        f" {t.rate:16.1f} {together(t):17.1f}"
         for t in by_stage(verdicts)
     ]
     table.append("slowest cases:")

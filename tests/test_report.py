@@ -162,6 +162,14 @@ def test_diff_exits_1_on_new_failures_only(tmp_path: Path) -> None:
     assert conformance("diff", bad, good).returncode == 0
     assert conformance("diff", bad, bad).returncode == 0
     assert conformance("diff", good, "nowhere").returncode == 2
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    whole = (tmp_path / "Good" / "verdicts.jsonl").read_text().splitlines(keepends=True)
+    (cut / "verdicts.jsonl").write_text("".join(whole[:-2]))
+    done = conformance("diff", good, str(cut))
+    assert done.returncode == 2, "what a run did not reach is not known to be right"
+    assert f"error: {cut}: the run did not finish" in done.stderr
+    assert conformance("diff", str(cut), good).returncode == 0
 
 
 def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
@@ -176,6 +184,11 @@ def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
     assert timing.together(found) == pytest.approx(20.0)
     (shard,) = timing.by_stage([took("gen/seed-0/shard-0/50-programs", 3.4, programs="5", **first)])
     assert shard.rate == pytest.approx(10.0)
+    (built,) = timing.by_stage(
+        [took("a/x", 3.0, build_seconds="2.9", **first), *(took(f"a/{i}", 0.5, build_seconds="0.4") for i in range(3))]
+    )
+    assert built.building == pytest.approx(1.2), "what the first case built is among its importing"
+    assert built.rate == pytest.approx(10.0)
     assert timing.lines([verdict("a/1")])[1].split()[:2] == ["PACK", "1"]
     (odd,) = timing.by_stage([took("a/z", 1.0, first_seconds="much", programs="nan")])
     assert (odd.cases, odd.first) == (0, 0.0)

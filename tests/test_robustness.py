@@ -223,6 +223,18 @@ def test_a_death_counts_as_a_failure(tmp_path: Path) -> None:
     assert f"stopped after 1 failures; {len(PACKED) - len(stream.verdicts)} cases were not run" in done.stdout
 
 
+def test_ctrl_c_ends_a_plain_run_with_one_line(tmp_path: Path) -> None:
+    mark = tmp_path / "hangs"
+    process = start("run", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
+    until(mark.exists)
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.returncode == 130
+    assert done.stderr.startswith("error: interrupted; a report that was being written")
+    assert done.stderr.count("\n") == 1
+    assert read(tmp_path / "r" / "verdicts.jsonl").truncated
+
+
 def test_an_interrupted_run_says_that_it_is_truncated(tmp_path: Path) -> None:
     stream = tmp_path / "r" / "verdicts.jsonl"
     mark = tmp_path / "hangs"

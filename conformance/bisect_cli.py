@@ -26,6 +26,8 @@ from conformance.toml_io import case_to_toml
 from conformance.version_environments import PACKAGES
 from conformance.worker import CASE_SECONDS
 
+_SUBJECT = "impl | executorch | executorch-src:PATH[@REV] | path.py:Class (default: a replay file's own, else impl)"
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
@@ -42,9 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
     stage = ways.add_parser("stage", help="which hand-over of one case is the first that is wrong")
     stage.add_argument("case", help="a case id, or a replay file")
-    stage.add_argument(
-        "--subject", default="impl", help="impl | executorch | executorch-src:PATH[@REV] | path.py:Class"
-    )
+    stage.add_argument("--subject", default="", help=_SUBJECT)
 
     commit = ways.add_parser("commit", help="which commit of a repository broke a case, or with --find-fix mended it")
     commit.add_argument("case", nargs="?", default="", help="a case id, or a replay file; none with a command after --")
@@ -53,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
     commit.add_argument("--bad", required=True, help="a revision where it fails")
     commit.add_argument("--find-fix", action="store_true", help="--bad is the older one: find the first good commit")
     commit.add_argument("--first-parent", action="store_true", help="follow merges along their first parent only")
-    commit.add_argument("--repeat", type=int, default=1, help="ask every commit so often; all answers must agree")
     commit.add_argument("--subject-file", default="", help="FILE.py:Class in the repository, instead of executorch-src")
 
     shape = ways.add_parser("shape", help="at which size a case turns from right to wrong")
@@ -61,9 +60,7 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("--axis", required=True, choices=bisect_shape.AXES)
     shape.add_argument("--good", type=int, default=0, help="a size where it passes (default: the smallest legal one)")
     shape.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
-    shape.add_argument(
-        "--subject", default="impl", help="impl | executorch | executorch-src:PATH[@REV] | path.py:Class"
-    )
+    shape.add_argument("--subject", default="", help=_SUBJECT)
 
     version = ways.add_parser("version", help="which release of executorch or torchao broke a case")
     version.add_argument("case", help="a case id, or a replay file")
@@ -73,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     version.add_argument("--wheels", type=Path, help="a directory of wheels, to work offline")
 
     for way in (stage, commit, shape, version):
+        way.add_argument("--repeat", type=int, default=1, help="ask everything so often; all answers must agree")
         way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
     return top
 
@@ -93,17 +91,7 @@ def main(words: Sequence[str]) -> int:
         if given.way is None:
             parser().print_help()
             return 2
-        if given.way == "commit":
-            return _commit(given, tuple(command))
-        case, recorded = _case(given.case)
-        if given.way == "version":
-            ends_named = (given.good, given.bad)
-            return bisect_version.show(case, given.package, ends_named, given.wheels, recorded, given.case_seconds)
-        check_name(given.subject)
-        if given.way == "stage":
-            return bisect_stage.show(case, given.subject, given.case_seconds)
-        ends = (given.good, given.bad)
-        return bisect_shape.show(case, given.subject, given.axis, ends, recorded, given.case_seconds)
+        return _answer(given, tuple(command))
     except SearchEnded as ended:
         print(f"no answer: {ended}", file=sys.stderr)
         return 1
@@ -112,19 +100,36 @@ def main(words: Sequence[str]) -> int:
         return 2
 
 
-def _case(name: str) -> tuple[Case, str]:
-    """The case of an id or a replay file, and the signature that the file recorded ("" for an id)."""
+def _answer(given: argparse.Namespace, command: tuple[str, ...]) -> int:
+    if given.repeat < 1:
+        raise ValueError(f"--repeat {given.repeat}: at least 1")
+    if given.way == "commit":
+        return _commit(given, command)
+    case, recorded, subject = _case(given.case)
+    if given.way == "version":
+        ends_named = (given.good, given.bad)
+        return bisect_version.show(
+            case, given.package, ends_named, given.wheels, recorded, given.case_seconds, given.repeat
+        )
+    subject = given.subject or subject
+    check_name(subject)
+    if given.way == "stage":
+        return bisect_stage.show(case, subject, given.case_seconds, recorded, given.repeat)
+    ends = (given.good, given.bad)
+    return bisect_shape.show(case, subject, given.axis, ends, recorded, given.case_seconds, given.repeat)
+
+
+def _case(name: str) -> tuple[Case, str, str]:
+    """The case of an id or a replay file; the signature and the subject that the file recorded ("", impl for an id)."""
     if name.endswith(".toml"):
         recorded = replay.read(Path(name))
-        return recorded.case, recorded.signature
-    return select(load(), ids=[name])[0], ""
+        return recorded.case, recorded.signature, recorded.subject
+    return select(load(), ids=[name])[0], "", "impl"
 
 
 def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
     if bool(given.case) == bool(command):
         raise ValueError("bisect commit needs a case (id or replay file), or a command after --, and not both")
-    if given.repeat < 1:
-        raise ValueError(f"--repeat {given.repeat}: at least 1")
     repo = given.repo.expanduser().resolve()
     good, bad = commit_of(repo, given.good), commit_of(repo, given.bad)
     old, new = (bad, good) if given.find_fix else (good, bad)
@@ -141,7 +146,7 @@ def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
             raise ValueError(
                 f"--subject-file {given.subject_file}: neither end has it; give FILE.py:Class of the repository"
             )
-    case, signature = _case(given.case) if given.case else (None, "")
+    case, signature, _ = _case(given.case) if given.case else (None, "", "")
     search = Search(
         str(repo),
         case_to_toml(case) if case else "",

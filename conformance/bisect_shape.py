@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from conformance import bisect_resize, replay, runner
+from conformance.bisect_ask import ask
 from conformance.bisect_commit import SearchEnded
 from conformance.case import Case, check
-from conformance.judge import judge
 from conformance.verdict import PASS, Verdict
 from conformance.worker import Worker
 
@@ -73,11 +73,19 @@ def resized(case: Case, axis: str, size: int) -> Case:
     return check(replace(case, id=name, table=replace(case.table, **other)))
 
 
-def show(case: Case, subject: str, axis: str, ends: tuple[int, int], sought: str = "", seconds: float = 60.0) -> int:
+def show(
+    case: Case,
+    subject: str,
+    axis: str,
+    ends: tuple[int, int],
+    sought: str = "",
+    seconds: float = 60.0,
+    repeat: int = 1,
+) -> int:
     """Print the boundary between right and wrong along ``axis``.
 
     Raises:
-        SearchEnded: an end is not what it is said to be, or right and wrong alternate.
+        SearchEnded: an end is not what it is said to be, right and wrong alternate, or a verdict is not unanimous.
         ValueError: the case has no such axis, or an end is no legal size.
     """
     bad = ends[1] or size_of(case, axis)
@@ -91,7 +99,7 @@ def show(case: Case, subject: str, axis: str, ends: tuple[int, int], sought: str
     if good > bad:
         path.reverse()
     with Worker(subject, seconds) as worker:
-        search = _Search(worker, case, axis, sought)
+        search = _Search(worker, case, axis, sought, repeat)
         last_good, first_bad = search.boundary(path)
     _tell(search, last_good, first_bad)
     return 0
@@ -100,15 +108,15 @@ def show(case: Case, subject: str, axis: str, ends: tuple[int, int], sought: str
 class _Search:
     """Verdicts by size, each asked once."""
 
-    def __init__(self, worker: Worker, case: Case, axis: str, sought: str) -> None:
-        self.worker, self.case, self.axis, self.sought = worker, case, axis, sought
+    def __init__(self, worker: Worker, case: Case, axis: str, sought: str, repeat: int) -> None:
+        self.worker, self.case, self.axis, self.sought, self.repeat = worker, case, axis, sought, repeat
         self.verdicts: dict[int, Verdict] = {}
 
     def wrong(self, size: int) -> bool:
         """Whether the case fails at ``size`` as sought."""
         if size not in self.verdicts:
             one = resized(self.case, self.axis, size)
-            verdict = judge(one, self.worker.run(one), self.worker.subject)
+            verdict = ask(self.worker, one, self.repeat)
             self.verdicts[size] = verdict
             print(f"  {self.axis} {size}: {verdict.outcome} {verdict.signature}".rstrip(), flush=True)
         verdict = self.verdicts[size]

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from conformance import inputs, replay, runner
+from conformance.bisect_ask import ask
+from conformance.bisect_commit import SearchEnded
 from conformance.case import STAGES, Case, Dispatch, Quantization, Table
-from conformance.judge import judge
 from conformance.verdict import PASS, UNSUPPORTED, Verdict
 from conformance.worker import Worker
 from reference.program_spec import Dequantize, Lookup, ProgramSpec, Values
@@ -48,10 +49,14 @@ def siblings(case: Case) -> tuple[Case, ...]:
     return tuple(found[stage] for stage in STAGES if stage in found)
 
 
-def run(cases: tuple[Case, ...], subject: str, seconds: float) -> list[Verdict]:
-    """Return the verdict on each stage's case."""
+def run(cases: tuple[Case, ...], subject: str, seconds: float, repeat: int = 1) -> list[Verdict]:
+    """Return the verdict on each stage's case.
+
+    Raises:
+        SearchEnded: a case's ``repeat`` runs do not agree.
+    """
     with Worker(subject, seconds) as worker:
-        return [judge(case, worker.run(case), worker.subject) for case in cases]
+        return [ask(worker, case, repeat) for case in cases]
 
 
 def culprit(verdicts: list[Verdict]) -> Verdict | None:
@@ -65,10 +70,18 @@ def culprit(verdicts: list[Verdict]) -> Verdict | None:
     return wrong[0] if wrong else None
 
 
-def show(case: Case, subject: str, seconds: float) -> int:
-    """Print every stage's verdict and the culprit; 0 where one is found."""
+def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int = 1) -> int:
+    """Print every stage's verdict and the culprit; 0 where one is found.
+
+    Raises:
+        SearchEnded: the case does not fail as ``sought``, where that is given, or a verdict is not unanimous.
+    """
     cases = siblings(case)
-    verdicts = run(cases, subject, seconds)
+    verdicts = run(cases, subject, seconds, repeat)
+    own = next(v for v in verdicts if v.stage == case.stage)
+    if sought and own.signature != sought:
+        found = f"{own.outcome} {own.signature}".strip()
+        raise SearchEnded(f"{case.id} does not fail as recorded: {found}; sought is {sought}: another failure, or none")
     subject = verdicts[0].subject
     folder = Path(tempfile.mkdtemp(prefix="q4gsw-stages-"))
     commands = {}

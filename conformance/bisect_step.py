@@ -70,13 +70,13 @@ def _tree(search: Search, commit: str) -> str:
 
 
 def _key(search: Search, tree: str) -> str:
-    asked = [search.case, search.kind, search.what, search.repeat, tree, runner.versions(), _suite()]
+    asked = [search.case, search.kind, search.what, search.repeat, tree, runner.versions(), suite_hash()]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 @functools.cache
-def _suite() -> str:
-    """The hash of the suite's own code: a verdict of another suite is another verdict."""
+def suite_hash() -> str:
+    """Return the hash of the suite's own code: a verdict of another suite is another verdict."""
     digest = hashlib.sha256()
     for path in sorted(p for top in ("conformance", "reference", "impl") for p in (_ROOT / top).rglob("*.py")):
         digest.update(path.read_bytes())

@@ -7,6 +7,7 @@ Source: docs/bisecting.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -15,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.bisect_ask import check_unanimous
 from conformance.bisect_commit import SearchEnded
 from conformance.bisect_search import BAD, GOOD, SKIP, STOP, state_of, write_whole
+from conformance.bisect_step import suite_hash
 from conformance.case import Case
 from conformance.judge import judge
 from conformance.source_tree import cache_directory
 from conformance.toml_io import case_from_toml, case_to_toml
 from conformance.version_environments import (
+    COMPLETE,
     Unsatisfiable,
     environment,
     folder_of,
@@ -46,18 +50,38 @@ class Asked:
         return " ".join(f"{self.version:8} {self.state:4}  {self.signature}  {self.reason}".split())
 
 
-def ask(case: Case, package: str, version: str, wheels: Path | None, sought: str, seconds: float) -> Asked:
-    """Judge ``case`` on subject "executorch" in the environment of ``version``."""
+def ask(
+    case: Case, package: str, version: str, wheels: Path | None, sought: str, seconds: float, repeat: int = 1
+) -> Asked:
+    """Judge ``case`` on subject "executorch" in the environment of ``version``; a verdict is kept for the next search.
+
+    Raises:
+        SearchEnded: ``repeat`` runs do not agree.
+    """
     try:
         python = environment(package, version, wheels)
-        importing(python)
     except Unsatisfiable as error:
         return Asked(version, SKIP, "", str(error))
-    done = in_environment(python, ["conformance.bisect_version", str(seconds)], case_to_toml(case))
-    if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2]
-        return Asked(version, STOP, "", said)
-    found = json.loads(done.stdout.splitlines()[-1])
+    made_of = (folder_of(package, version) / COMPLETE).read_text(encoding="utf-8")
+    asked = json.dumps([case_to_toml(case), package, version, made_of, repeat, suite_hash()])
+    kept = cache_directory() / "verdicts" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    if kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        try:
+            importing(python)
+        except Unsatisfiable as error:
+            return Asked(version, SKIP, "", str(error))
+        answers = []
+        for _ in range(repeat):
+            done = in_environment(python, ["conformance.bisect_version", str(seconds)], case_to_toml(case))
+            if done.returncode:
+                return Asked(version, STOP, "", done.stderr.strip().rpartition("\n")[2])
+            answers.append(json.loads(done.stdout.splitlines()[-1]))
+        check_unanimous(f"{package} {version}", [(a["outcome"], a["signature"]) for a in answers])
+        found = answers[0]
+        if found["outcome"] in {"PASS", "FAIL"}:
+            write_whole(kept, json.dumps(found))
     reason = found["reason"] if found["outcome"] != "PASS" else ""
     return Asked(version, state_of(found["outcome"], found["signature"], sought), found["signature"], reason)
 
@@ -71,7 +95,13 @@ def search(versions: Sequence[str], answer: dict[str, Asked]) -> str | None:
 
 
 def show(
-    case: Case, package: str, ends: tuple[str, str], wheels: Path | None, sought: str = "", seconds: float = 60.0
+    case: Case,
+    package: str,
+    ends: tuple[str, str],
+    wheels: Path | None,
+    sought: str = "",
+    seconds: float = 60.0,
+    repeat: int = 1,
 ) -> int:
     """Print the first bad version; 1 where versions that cannot be tested stand between the candidates.
 
@@ -91,7 +121,7 @@ def show(
     def put(version: str) -> Asked:
         nonlocal sought
         started = time.monotonic()
-        found = answers[version] = ask(case, package, version, wheels, sought, seconds)
+        found = answers[version] = ask(case, package, version, wheels, sought, seconds, repeat)
         print(f"  {package} {found.line()}  ({time.monotonic() - started:.1f} s)", flush=True)
         if found.state == STOP:
             raise SearchEnded(f"{package} {version}: {found.signature} {found.reason}")

@@ -25,6 +25,8 @@ from packaging.version import InvalidVersion, Version
 from conformance.source_tree import cache_directory
 from conformance.whole_files import write_whole
 
+#: The file of an environment that says what it was made of; without it the environment is not whole.
+COMPLETE = "complete"
 PACKAGES = ("executorch", "torchao")
 _ROOT = Path(__file__).parent.parent
 _SECONDS = 1800.0
@@ -79,7 +81,7 @@ def environment(package: str, version: str, wheels: Path | None) -> Path:
         Unsatisfiable: pip finds no such release, or its companions contradict what is here.
     """
     folder = folder_of(package, version)
-    complete = folder / "complete"
+    complete = folder / COMPLETE
     made_of = _made_of(package, version, wheels)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from conformance import bisect_version, cli
+from conformance import bisect_version, cli, version_environments
 from conformance.bisect_cli import main
+from conformance.bisect_commit import SearchEnded
 from conformance.bisect_search import steps
 from conformance.bisect_version import Asked, search
+from conformance.catalogue import load, select
 from conformance.version_environments import Unsatisfiable, environment, releases
 from tests.bisect_repositories import linear
 
@@ -124,3 +128,32 @@ def test_the_first_bad_version_is_told(
     for bad, code, error in (("1.1.0", 1, "does not fail as sought"), ("9.9", 2, "no version '9.9'; there are 1.0.0")):
         assert main([*words, bad]) == code
         assert error in capsys.readouterr().err
+
+
+def test_a_version_s_verdict_is_kept_until_its_environment_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path))
+    answers = iter(["PASS", "PASS", "PASS", "FAIL"])
+    made_of = tmp_path / "versions/executorch-1.0.0" / version_environments.COMPLETE
+    made_of.parent.mkdir(parents=True)
+    made_of.write_text("one")
+
+    def told(*_: object) -> subprocess.CompletedProcess[str]:
+        verdict = {"outcome": next(answers), "signature": "", "reason": ""}
+        return subprocess.CompletedProcess([], 0, json.dumps(verdict), "")
+
+    monkeypatch.setattr(bisect_version, "environment", lambda *_: Path("python"))
+    monkeypatch.setattr(bisect_version, "importing", lambda _: None)
+    monkeypatch.setattr(bisect_version, "in_environment", told)
+    (case,) = select(load(), ids=["pack/flat/d2"])
+
+    def ask(repeat: int = 1) -> str:
+        return bisect_version.ask(case, "executorch", "1.0.0", None, "", 60.0, repeat).state
+
+    assert [ask(), ask()] == ["good", "good"]
+    made_of.write_text("another")
+    assert ask() == "good"
+    with pytest.raises(SearchEnded, match=r"executorch 1\.0\.0 is flaky: 2 runs do not agree: PASS, FAIL"):
+        ask(2)
+    assert next(answers, None) is None

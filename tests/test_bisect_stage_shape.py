@@ -82,6 +82,36 @@ def test_every_stage_of_a_program_is_derived_from_it() -> None:
     assert not {"EXPORT", "KERNEL"} & {c.stage for c in siblings(odd)}
 
 
+def test_a_replay_file_s_subject_and_signature_are_the_ones_sought(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage(signature: str) -> tuple[int, str]:
+        recorded = Verdict("test/pack", "PACK", f"{SIZED}:RightBelow24Rows", "FAIL", signature)
+        code = cli.main(["bisect", "stage", str(replay.write(tmp_path, PACK, recorded, {}))])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = stage("PACK/layout/nibble_order")
+    assert code == 0
+    assert "first bad: PACK (PACK/layout/nibble_order)" in said
+    code, said = stage("PACK/layout/offset")
+    assert code == 1
+    assert "does not fail as recorded: FAIL PACK/layout/nibble_order; sought is PACK/layout/offset" in said
+
+
+@pytest.mark.parametrize("words", [("stage",), ("shape", "--axis", "vocab_size")])
+def test_a_flaky_subject_stops_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    path = replay.write(tmp_path, PACK, Verdict("test/pack", "PACK", "x", "FAIL"), {})
+    asked = ["bisect", words[0], str(path), *words[1:], "--subject", f"{SIZED}:WrongEveryThirdTime"]
+    assert cli.main([*asked, "--repeat", "3"]) == 1
+    said = capsys.readouterr().err
+    assert "is flaky: 3 runs do not agree: PASS, PASS, FAIL PACK/layout/nibble_order" in said
+    assert said.count("\n") == 1
+    assert cli.main([*asked, "--repeat", "0"]) == 2
+
+
 def test_the_first_stage_that_is_wrong_is_the_culprit() -> None:
     def verdict(stage: str, signature: str) -> Verdict:
         return Verdict("x/y", stage, "s", "FAIL" if signature else "PASS", signature)

@@ -1,0 +1,36 @@
+"""Asking one case several times: an answer counts only when all of them agree.
+
+Source: docs/bisecting.md, "Flaky subjects".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from conformance.bisect_commit import SearchEnded
+from conformance.case import Case
+from conformance.judge import judge
+from conformance.verdict import Verdict
+from conformance.worker import Worker
+
+
+def ask(worker: Worker, case: Case, repeat: int) -> Verdict:
+    """Return the verdict on which ``repeat`` runs of the case agree.
+
+    Raises:
+        SearchEnded: they do not.
+    """
+    verdicts = [judge(case, worker.run(case), worker.subject) for _ in range(repeat)]
+    check_unanimous(case.id, [(v.outcome, v.signature) for v in verdicts])
+    return verdicts[0]
+
+
+def check_unanimous(what: str, answers: Sequence[tuple[str, str]]) -> None:
+    """Check that all answers, outcome and signature, are the same.
+
+    Raises:
+        SearchEnded: they are not; lists them in the order in which they came.
+    """
+    if len(set(answers)) > 1:
+        said = ", ".join(f"{outcome} {signature}".strip() for outcome, signature in answers)
+        raise SearchEnded(f"{what} is flaky: {len(answers)} runs do not agree: {said}")

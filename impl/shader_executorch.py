@@ -9,6 +9,7 @@ Source: docs/contract.md sections 7.1 and 7.2.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _RUNTIME = Path("backends/vulkan/runtime")
 _GLSL = _RUNTIME / "graph/ops/glsl"
 _TEMPLATES = ("embedding_q4gsw", "pack_q4_linear_weight")
 _TIMEOUT_S = 300
+_BINDING = re.compile(r"\bbinding\s*=\s*(\d+)")
 
 
 def shader_name(variant: Variant) -> str:
@@ -60,7 +62,7 @@ def executorch_shaders(checkout: Path) -> dict[str, Shader]:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    kept = cache_directory() / f"executorch-{digest.hexdigest()[:20]}"
+    kept = cache_directory() / f"executorch-2-{digest.hexdigest()[:20]}"
     if not any(kept.glob("embedding_q4gsw*.spv")):
         _generate(checkout / _RUNTIME / "gen_vulkan_spv.py", sources, kept)
     return _load(kept)
@@ -99,12 +101,13 @@ def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
         ]
         done = subprocess.run([*command, "--optimize"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         modules = sorted({*made.glob("*.spv"), *listing.glob("*.spv")})
+        generated = sorted({*made.glob("*.glsl"), *listing.glob("*.glsl")})
         if done.returncode or not modules:
             raise ShaderCompileError(
                 f"{generator} made {len(modules)} modules: {(done.stderr or done.stdout)[-600:].strip()}"
             )
         kept.mkdir(parents=True, exist_ok=True)
-        for module in modules:
+        for module in (*generated, *modules):
             shutil.copy(module, kept / f".new-{module.name}")
             (kept / f".new-{module.name}").replace(kept / module.name)
 
@@ -114,5 +117,7 @@ def _load(directory: Path) -> dict[str, Shader]:
     for path in sorted(directory.glob("[!.]*.spv")):
         spirv = path.read_bytes()
         digest = hashlib.sha256(spirv).hexdigest()
-        shaders[path.stem] = Shader(path.stem, spirv, digest, shader_modes.declared(spirv))
+        text = path.with_suffix(".glsl").read_text(encoding="utf-8") if path.with_suffix(".glsl").is_file() else ""
+        declared = frozenset(int(number) for number in _BINDING.findall(text))
+        shaders[path.stem] = Shader(path.stem, spirv, digest, shader_modes.declared(spirv), declared)
     return shaders

@@ -28,12 +28,16 @@ _TARGET = "vulkan1.1"
 
 @dataclass(frozen=True)
 class Shader:
-    """A compiled module: SPIR-V bytes, their SHA-256 and the float modes that they declare."""
+    """A compiled module: SPIR-V bytes, their SHA-256 and the float modes that they declare.
+
+    ``bindings``: the resources that the source declares where that is known; optimizing drops those that are not used.
+    """
 
     name: str
     spirv: bytes
     sha256: str
     float_modes: tuple[str, ...]
+    bindings: frozenset[int] = frozenset()
 
 
 def compile_shader(source: Path, defines: tuple[str, ...] = (), float_modes: tuple[str, ...] = ()) -> Shader:

@@ -22,6 +22,7 @@ from reference.program_spec import Values
 
 TREE = Path(__file__).parent / "miniature_executorch"
 VULKAN = "backends/vulkan"
+SCALE = "t_scales[row * (out_sizes.x / group_size) + column / group_size]"
 CODES = Values("uniform", 5, -8, 7)
 REFUSED = Case("test/match", "MATCH", "5", "a test", program=single_table(SingleTable(route="synthetic", group_size=2)))
 PACK = Case("test/pack", "PACK", "1", "a test", table=Table(9, 64, CODES))
@@ -92,9 +93,10 @@ def test_a_right_tree_is_right_also_when_read_from_git(tmp_path: Path) -> None:
             {"PACK": "PACK/layout/nibble_order"},
         ),
         ("runtime/graph/ops/glsl/embedding_q4gsw.glsl", "? 4 : 0", "? 0 : 4", {"KERNEL": "KERNEL/array/values"}),
+        ("runtime/graph/ops/glsl/embedding_q4gsw.glsl", SCALE, "1.0", {"KERNEL": "KERNEL/array/values"}),
         ("runtime/graph/ops/glsl/pack_q4_linear_weight.glsl", ": 8u", ": 0u", {"PREPACK": "PREPACK/layout/padding"}),
     ],
-    ids=["matcher", "packer", "shader", "prepack"],
+    ids=["matcher", "packer", "shader", "unused scales", "prepack"],
 )
 def test_a_bug_turns_its_own_stage_red(tmp_path: Path, file: str, good: str, bad: str, expected: Any) -> None:
     cases = (PREPACK, KERNEL) if file.startswith("runtime") else CASES  # without torch where it cannot matter

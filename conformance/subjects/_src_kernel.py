@@ -142,6 +142,7 @@ def _no_shader(shaders: Mapping[str, Shader], name: str, wanted: set[int]) -> st
     """Why the shader of that name cannot be bound, or ""."""
     if name not in shaders:
         return f"the tree makes no shader {name}"
-    if (found := bindings(shaders[name].spirv)) != wanted:
+    # What the source declares: a shader that forgot to use a resource is wrong, not of another interface.
+    if (found := shaders[name].bindings or bindings(shaders[name].spirv)) != wanted:
         return f"shader {name} binds resources {sorted(found)}; contract 7.2 has {sorted(wanted)}"
     return ""

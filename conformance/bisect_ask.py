@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.bisect_commit import SearchEnded
+from conformance.bisect_search import STOP, state_of
 from conformance.case import Case
 from conformance.judge import judge
 from conformance.verdict import Verdict
@@ -34,3 +35,13 @@ def check_unanimous(what: str, answers: Sequence[tuple[str, str]]) -> None:
     if len(set(answers)) > 1:
         said = ", ".join(f"{outcome} {signature}".strip() for outcome, signature in answers)
         raise SearchEnded(f"{what} is flaky: {len(answers)} runs do not agree: {said}")
+
+
+def check_harness(verdict: Verdict) -> None:
+    """Check that a verdict says something of the subject.
+
+    Raises:
+        SearchEnded: the machine lacks something, or the harness is at fault; says what.
+    """
+    if state_of(verdict.outcome, verdict.signature, "") == STOP:
+        raise SearchEnded(f"{verdict.case}: {verdict.signature}: {verdict.reason}: this is not the subject's")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance import bisect_resize, replay, runner
-from conformance.bisect_ask import ask
+from conformance.bisect_ask import ask, check_harness
 from conformance.bisect_commit import SearchEnded
 from conformance.case import Case, check
 from conformance.verdict import PASS, Verdict
@@ -117,6 +117,7 @@ class _Search:
         if size not in self.verdicts:
             one = resized(self.case, self.axis, size)
             verdict = ask(self.worker, one, self.repeat)
+            check_harness(verdict)
             self.verdicts[size] = verdict
             print(f"  {self.axis} {size}: {verdict.outcome} {verdict.signature}".rstrip(), flush=True)
         verdict = self.verdicts[size]

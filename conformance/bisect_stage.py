@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conformance import inputs, replay, runner
-from conformance.bisect_ask import ask
+from conformance.bisect_ask import ask, check_harness
 from conformance.bisect_commit import SearchEnded
 from conformance.case import STAGES, Case, Dispatch, Quantization, Table
 from conformance.verdict import PASS, UNSUPPORTED, Verdict
@@ -74,7 +74,8 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
     """Print every stage's verdict and the culprit; 0 where one is found.
 
     Raises:
-        SearchEnded: the case does not fail as ``sought``, where that is given, or a verdict is not unanimous.
+        SearchEnded: the case does not fail as ``sought``, where that is given, a verdict is not unanimous, or a broken
+            harness comes before any stage that is wrong.
     """
     cases = siblings(case)
     verdicts = run(cases, subject, seconds, repeat)
@@ -94,6 +95,8 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
         if stage not in commands:
             print(f"  {stage:8} {'none':11} the case says nothing of this stage")
     bad = culprit(verdicts)
+    if bad is not None:
+        check_harness(bad)
     if bad is None:
         judged = sum(v.outcome == PASS for v in verdicts)
         print(f"no stage is wrong: {judged} judged, {len(verdicts) - judged} unsupported")

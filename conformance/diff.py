@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conformance.verdict import PASS, UNEXPECTED, XFAIL, Stream, Verdict
+from conformance.verdict import PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
 
 
 @dataclass(frozen=True)
 class Diff:
     """What changed from the old run to the new one, by (subject-independent) case id.
 
-    ``new_failures``: unexpected now, and before either not, or with another signature, or not run.
+    ``new_failures``: unexpected now, and before either not, or with another signature, or not run; and what was judged
+    before and is UNSUPPORTED now, or a subject would turn a failure green by declining to be judged.
     ``fixed``: unexpected before and not now. ``other``: any other change of outcome. ``bits``: passes in
     both, with another digest of what the subject answered. ``gone`` and ``added``: in one run only.
     """
@@ -40,6 +41,8 @@ def compare(old: Stream, new: Stream) -> Diff:
                 failures.append((then, now))
         elif then is None:
             continue
+        elif now.outcome == UNSUPPORTED and then.outcome != UNSUPPORTED:
+            failures.append((then, now))
         elif was_bad:
             fixed.append((then, now))
         elif then.outcome != now.outcome or (now.outcome == XFAIL and then.signature != now.signature):

@@ -19,7 +19,7 @@ from typing import Any
 
 from conformance.case import STAGES, Case
 from conformance.toml_io import from_table
-from conformance.verdict import ERROR, FAIL, PASS, XFAIL, XPASS, Verdict
+from conformance.verdict import FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
 
 FOLDER = Path(__file__).parent / "expectations"
 _DEFECT = re.compile(r"[a-z0-9][a-z0-9.\-]*")
@@ -63,8 +63,11 @@ class Expectations:
         if verdict.outcome == PASS:
             reason = f"expected {signature} ({known.defect}), but it passes: remove the expectation"
             return replace(verdict, outcome=XPASS, reason=reason, defect=known.defect)
-        if verdict.outcome not in {FAIL, ERROR}:
-            return verdict
+        if verdict.outcome == UNSUPPORTED:  # or a subject could get rid of its failures by declining to be judged
+            reason = (
+                f"expected {signature} ({known.defect}), but it is not judged: {verdict.reason}; remove the expectation"
+            )
+            return replace(verdict, outcome=FAIL, signature=f"{verdict.stage}/raised/Unsupported", reason=reason)
         if verdict.signature == signature:
             return replace(verdict, outcome=XFAIL, defect=known.defect)
         return replace(verdict, reason=f"{verdict.reason} [expected {signature} ({known.defect}) instead]")

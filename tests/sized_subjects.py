@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from conformance.case import Case
 from conformance.inputs import table_values
-from conformance.observation import Arrays, Observation
+from conformance.observation import Arrays, EnvironmentProblem, Observation
 from reference.nibble_layouts import pack_linear_weight
 
 
@@ -50,3 +50,8 @@ class WrongEveryThirdTime(RightBelow24Rows):
     def is_wrong(self, rows: int, columns: int) -> bool:
         self.asked += 1
         return self.asked % 3 == 0
+
+
+class LacksADriver(RightBelow24Rows):
+    def run(self, case: Case) -> Observation:
+        raise EnvironmentProblem("apt-get install some-driver")

@@ -100,6 +100,19 @@ def test_a_replay_file_s_subject_and_signature_are_the_ones_sought(
 
 
 @pytest.mark.parametrize("words", [("stage",), ("shape", "--axis", "vocab_size")])
+def test_a_broken_harness_is_nobody_s_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    path = replay.write(tmp_path, PACK, Verdict("test/pack", "PACK", "x", "FAIL"), {})
+    asked = ["bisect", words[0], str(path), *words[1:], "--subject", f"{SIZED}:LacksADriver"]
+    assert cli.main(asked) == 1
+    said = capsys.readouterr()
+    assert "PACK/raised/EnvironmentProblem" in said.err
+    assert "apt-get install some-driver: this is not the subject's" in said.err
+    assert "first bad" not in said.out
+
+
+@pytest.mark.parametrize("words", [("stage",), ("shape", "--axis", "vocab_size")])
 def test_a_flaky_subject_stops_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:

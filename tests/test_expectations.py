@@ -39,7 +39,7 @@ def verdict(outcome: str, signature: str = "", case: str = "pack/flat/v1") -> Ve
         (FAIL, "PACK/layout/codes", FAIL),
         (PASS, "", XPASS),
         (ERROR, "PACK/raised/Timeout", ERROR),
-        (UNSUPPORTED, "", UNSUPPORTED),
+        (UNSUPPORTED, "", FAIL),
     ],
 )
 def test_strict_both_ways(tmp_path: Path, outcome: str, signature: str, becomes: str) -> None:

@@ -132,6 +132,8 @@ def test_diff_tells_changes_apart() -> None:
         verdict("still", FAIL, "PACK/layout/codes"),
         verdict("gone"),
         verdict("lost", UNSUPPORTED),
+        verdict("declined"),
+        verdict("failed and declined", FAIL, "PACK/layout/codes"),
     )
     new = stream(
         verdict("same"),
@@ -141,16 +143,18 @@ def test_diff_tells_changes_apart() -> None:
         verdict("moved", FAIL, "PACK/layout/offset"),
         verdict("still", FAIL, "PACK/layout/codes"),
         verdict("lost"),
+        verdict("declined", UNSUPPORTED),
+        verdict("failed and declined", UNSUPPORTED),
         verdict("new", FAIL, "PACK/layout/codes"),
         verdict("more"),
     )
     found = diff.compare(old, new)
-    assert [v.case for _, v in found.new_failures] == ["broken", "moved", "new"]
+    assert [v.case for _, v in found.new_failures] == ["broken", "moved", "declined", "failed and declined", "new"]
     assert [v.case for _, v in found.fixed] == ["fixed"]
     assert [v.case for _, v in found.bits] == ["bits"]
     assert [v.case for _, v in found.other] == ["lost"]
     assert (found.gone, found.added) == (("gone",), ("new", "more"))
-    assert diff.lines(found)[-1] == "new failures:3 fixed:1 changed:1 other bits:1 gone:1 added:2"
+    assert diff.lines(found)[-1] == "new failures:5 fixed:1 changed:1 other bits:1 gone:1 added:2"
 
 
 def test_diff_exits_1_on_new_failures_only(tmp_path: Path) -> None:

@@ -166,8 +166,14 @@ def step_nodes(spec: ProgramSpec, program: Any) -> dict[str, str]:
 
 
 def _back_to_dequantize(node: Any, *, linear: bool) -> str:
-    """Follow the table operand back: the last one of a linear's mm, the first one of everything else."""
+    """Follow the table operand back: the last one of a linear's mm, the first one of everything else.
+
+    Raises:
+        ValueError: there is none.
+    """
     while "dequantize_affine" not in str(node.target):
         tensors = node.all_input_nodes
+        if not tensors:
+            raise ValueError(f"no dequantize_affine stands before {node.name}: the export folded it, or lost it")
         node = tensors[-1] if linear and "mm" in str(node.target) else tensors[0]
     return str(node.name)

@@ -16,7 +16,7 @@ from conformance.mismatch import DecisionMismatch, DtypeShapeMismatch, Mismatch
 from conformance.observation import Graph
 from reference.bfloat16 import dtype_name
 from reference.evaluate import evaluate
-from reference.export_form import export_forms, export_operands
+from reference.export_form import export_dynamic, export_forms, export_operands, export_tables
 from reference.program_spec import Linear, ProgramSpec
 from reference.values import tensor_values
 
@@ -33,11 +33,23 @@ def _forms(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
         got = graph.facts.get(f"form:{step}", "no such node")
         if got != form:
             return DecisionMismatch(step, form, got, "form")
+    for lookup, form in export_tables(spec).items():
+        got = graph.facts.get(f"table:{lookup}", "no such node")
+        if got != form:
+            return DecisionMismatch(lookup, f"to read {form}", f"to read {got}", "table")
+    for name, dimensions in export_dynamic(spec).items():
+        got = graph.facts.get(f"dynamic:{name}", "no such input")
+        if got != str(list(dimensions)):
+            return DtypeShapeMismatch(name, f"symbolic in {list(dimensions)}", f"symbolic in {got}", "dynamic")
     return None
 
 
 def _operands(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
-    for name, want in export_operands(spec).items():
+    expected = export_operands(spec)
+    for name in graph.source_outputs:
+        if name not in expected:
+            return DtypeShapeMismatch(name, "absent", dtype_name(graph.source_outputs[name]), "made_up")
+    for name, want in expected.items():
         if name not in graph.source_outputs:
             return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
         if wrong := compare.same_bits(name, graph.source_outputs[name], want):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from conformance.build_program import BuiltProgram, build
-from conformance.build_tensors import Array, dtype_name, to_numpy
+from conformance.build_tensors import Array, dtype_name, to_numpy, user_inputs
 from conformance.case import Case
 from conformance.observation import Graph
 from conformance.observe_match import PASSING, outputs_by_step
@@ -44,21 +44,24 @@ def observe_export(built: BuiltProgram) -> Graph:
 
     Returns:
         ``outputs``: by step name. ``source_outputs``: what the steps read, by "STEP.operand". facts has "form:STEP",
-        the operator with its arguments that are no tensors, beside the builder's own.
+        the operator with its arguments that are no tensors, "table:LOOKUP", that of the dequantize behind a lookup, and
+        "dynamic:INPUT", the dimensions of a user input that are symbolic, beside the builder's own.
     """
     values = run_program(built.program, built.inputs)
     outputs, failed = outputs_by_step(built, built.program, values)
     facts = {**built.facts, **{f"failed:{step}": why for step, why in failed.items()}}
     nodes = {n.name: n for n in built.program.graph.nodes}
+    facts |= _dynamic(built, nodes)
     operands: dict[str, Array] = {}
     for step in built.spec.steps:
         if isinstance(step, Linear | Read) or step.name not in built.nodes:
             continue
         node = nodes[built.nodes[step.name]]
-        while op_name(node) in PASSING and not isinstance(step, Dequantize):
-            node = node.args[0]
+        node = node if isinstance(step, Dequantize) else _through(node)
         form, read = _form(node)
         facts[f"form:{step.name}"] = form
+        if (table := read.get("table")) is not None:
+            facts[f"table:{step.name}"] = _form(_through(table))[0]
         for name, given in read.items():
             value = values.get(given.name) if name != "table" else None
             if isinstance(value, torch.Tensor):
@@ -68,6 +71,8 @@ def observe_export(built: BuiltProgram) -> Graph:
 
 def _form(node: Any) -> tuple[str, dict[str, Any]]:
     """An operator with its plain arguments, defaults filled in; and the nodes that it reads, by the spec's names."""
+    if not op_name(node):
+        return node.op, {}
     schema = node.target._schema  # noqa: SLF001 - torch names an operator's parameters nowhere else
     words, read = [op_name(node)], {}
     embedding = words[0] == "aten.embedding"  # its weight is the dequantized table, a step of its own
@@ -75,10 +80,28 @@ def _form(node: Any) -> tuple[str, dict[str, Any]]:
         default = parameter.default_value if parameter.has_default_value() else None
         given = node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
         if isinstance(given, torch.fx.Node):
-            read["table" if embedding and parameter.name == "weight" else _OPERANDS[parameter.name]] = given
+            known = _OPERANDS.get(parameter.name, parameter.name)
+            read["table" if embedding and parameter.name == "weight" else known] = given
         elif parameter.name not in _OPERANDS:
             words.append(f"{parameter.name}={_plain(parameter, given)}")
     return " ".join(words), read
+
+
+def _dynamic(built: BuiltProgram, nodes: dict[str, Any]) -> dict[str, str]:
+    """Which dimensions of each user input's placeholder are no plain numbers."""
+    found = {}
+    for tensor in user_inputs(built.spec):
+        for name in built.placeholders[tensor.name]:
+            sizes = nodes[name].meta["val"].shape
+            found[f"dynamic:{tensor.name}"] = str([d for d, size in enumerate(sizes) if not isinstance(size, int)])
+    return found
+
+
+def _through(node: Any) -> Any:
+    """What stands behind operators that only hand their operand on."""
+    while op_name(node) in PASSING:
+        node = node.args[0]
+    return node
 
 
 def _plain(parameter: Any, given: Any) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from reference.program_spec import Dequantize, Lookup, PackedLookup, ProgramSpec
+from reference.program_spec import IDENTITY_OPS, Dequantize, Lookup, PackedLookup, ProgramSpec
 from reference.values import tensor_values
 
 #: Operands of each step that are tensors, by the field of the spec; an absent zero point is left out.
@@ -56,6 +56,18 @@ def export_forms(spec: ProgramSpec) -> dict[str, str]:
             case _:
                 pass
     return forms
+
+
+def export_tables(spec: ProgramSpec) -> dict[str, str]:
+    """Return the form of the dequantize step that each Lookup reads, through identities at most, by its name."""
+    forms = export_forms(spec)
+    lookups = (s for s in spec.steps if isinstance(s, Lookup) and set(s.table_ops) <= set(IDENTITY_OPS))
+    return {lookup.name: forms[lookup.table] for lookup in lookups}
+
+
+def export_dynamic(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
+    """Return the dimensions that stay symbolic, by the name of each tensor that the caller passes."""
+    return {t.name: tuple(sorted(t.dynamic)) for t in spec.tensors if t.source in {"input", "computed"}}
 
 
 def export_operands(spec: ProgramSpec) -> dict[str, npt.NDArray[np.generic]]:

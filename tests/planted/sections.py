@@ -241,6 +241,33 @@ class ExportsAnotherZeroPoint(ExportBug):
                 tensor.zero_()
 
 
+class ExportsFixedSizes(ExportBug):
+    """A symbolic number of indices becomes the example's (section 4)."""
+
+    near = "export/dynamic-indices"
+    signatures = ("EXPORT/dtype_shape/dynamic",)
+
+    def wrong(self, program: Any) -> None:
+        import torch
+
+        for node in program.graph.nodes:
+            value = node.meta.get("val")
+            if node.op == "placeholder" and value is not None and not all(isinstance(n, int) for n in value.shape):
+                node.meta["val"] = torch.empty([5] * value.dim(), dtype=value.dtype, device="meta")
+
+
+class MakesUpAZeroPoint(ExportBug):
+    """A table that has no zero point gets one (section 4)."""
+
+    near = "export/zero-point-none"
+    signatures = ("EXPORT/dtype_shape/made_up",)
+
+    def wrong(self, program: Any) -> None:
+        for node in program.graph.nodes:
+            if "dequantize_affine" in str(node.target):
+                node.args = (*node.args[:3], node.args[2], *node.args[4:])
+
+
 class LosesAnOption(Planted):
     """force_fp16 is dropped without a word (3.7)."""
 
@@ -367,5 +394,7 @@ MORE = (
     RoundsHalvesUp,
     ExportsFloat32,
     ExportsAnotherZeroPoint,
+    ExportsFixedSizes,
+    MakesUpAZeroPoint,
 )
 ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE)))

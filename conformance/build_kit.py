@@ -24,7 +24,7 @@ from conformance.kit_readme import README
 from conformance.subjects._lowered import Lower
 from conformance.toml_io import case_to_toml
 from conformance.whole_files import write_whole
-from reference.bfloat16 import dtype_name
+from reference.bfloat16 import dtype_name, to_float
 from reference.dot_bound import dot_bound
 from reference.evaluate import evaluate
 from reference.fusibility import violations
@@ -37,6 +37,18 @@ Array = np.ndarray[Any, Any]
 
 class NotLowered(Exception):  # noqa: N818 - it names what the lowering did
     """The lowering raised; one line with what it said."""
+
+
+def folder_of(case: Case, folder: Path) -> Path:
+    """Return the directory in ``folder`` that a case's kit is written to.
+
+    Raises:
+        ValueError: it is there already.
+    """
+    target = folder / case.id.replace("/", "__")
+    if target.exists():
+        raise ValueError(f"{target}: is there already; export into an empty directory")
+    return target
 
 
 def lowering(name: str) -> Lower:
@@ -62,16 +74,14 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
     """
     spec = case.program
     if spec is None or spec.route == "synthetic":
-        raise ValueError(f"{case.id}: only programs of torch.export can be kits")
-    target = folder / case.id.replace("/", "__")
-    if target.exists():
-        raise ValueError(f"{target}: is there already; export into an empty directory")
+        raise ValueError("only programs of torch.export can be kits")
+    target = folder_of(case, folder)
     built = build(spec)
     try:
         data = lowering(lower_with)(built.exported, {})
     except Exception as error:
         said = str(error).strip().partition("\n")[0]
-        raise NotLowered(f"{case.id}: {lower_with} does not lower it: {type(error).__name__}: {said}") from error
+        raise NotLowered(f"{lower_with} does not lower it: {type(error).__name__}: {said}") from error
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
     try:
@@ -129,6 +139,7 @@ def _right(spec: ProgramSpec, step: Step) -> tuple[str, dict[str, Array], Array]
     """How a step's output is judged, with what, and an array of its dtype and shape."""
     tensors, expected = tensor_values(spec), evaluate(spec)
     if isinstance(step, Linear):
+        _check_no_zero_point(spec, step, tensors)
         values, scales = _operands(spec, step.table, tensors)
         weights = values.astype(np.float64) * np.repeat(scales, values.shape[1] // scales.shape[1], axis=1)
         exact, bound = dot_bound(tensors[step.x], weights, nearest=True)
@@ -145,6 +156,20 @@ def _right(spec: ProgramSpec, step: Step) -> tuple[str, dict[str, Array], Array]
     with np.errstate(invalid="ignore"):  # infinity times zero is NaN, and meant
         product = chosen * np.repeat(row_scales, values.shape[1] // scales.shape[1], axis=-1).astype(np.float64)
     return "product", {"values": chosen, "scales": row_scales, "product": product}, want
+
+
+def _check_no_zero_point(spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array]) -> None:
+    """Refuse a table whose values are not its codes times its scales: the exact sums would be another program's.
+
+    Raises:
+        ValueError: an element of the table's zero point is not zero; names the step and the tensor.
+    """
+    name = spec.dequantize(step.table).zero_point
+    if name and not (to_float(tensors[name]) == 0).all():
+        raise ValueError(
+            f"step {step.name}: {step.table}'s zero point {name} is not zero everywhere, and the bound of a dot "
+            f"product knows none; it cannot be in a kit"
+        )
 
 
 def _operands(spec: ProgramSpec, table: str | PackedLookup, tensors: Mapping[str, Array]) -> tuple[Array, Array]:

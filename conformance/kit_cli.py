@@ -1,6 +1,7 @@
 """``python -m conformance kit export | play | run`` and ``judge``: cases for runtimes that are elsewhere.
 
-Exit codes: 0 as it should be, 1 a wrong answer or a case that could not be exported, 2 usage or a malformed kit.
+Exit codes: 0 as it should be, 1 a wrong answer or a case that could not be exported (of `kit run`: an ERROR in its
+report), 2 usage or a malformed kit.
 
 Source: docs/kits.md.
 """
@@ -23,8 +24,8 @@ from conformance.kit_call import run_kit, words_of
 from conformance.kit_format import Kit, kits, read_kit
 from conformance.kit_judge import judge_kit, read_profile
 from conformance.observation import EnvironmentProblem
-from conformance.verdict import PASS, Verdict, Writer, exit_code
-from conformance.whole_files import DISK, check_writable, new_folder, unwritable
+from conformance.verdict import ERROR, PASS, Verdict, Writer, exit_code
+from conformance.whole_files import DISK, Unwritable, check_writable, new_folder, unwritable
 from conformance.worker import CASE_SECONDS
 
 
@@ -96,22 +97,36 @@ def _cases(given: argparse.Namespace) -> tuple[Case, ...]:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from conformance.build_kit import NotLowered, export, lowering  # noqa: PLC0415 - loads torch
+    cases = _cases(given)
+    return 0 if cases and not _write_kits(given, cases) else 1
+
+
+def _write_kits(given: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[Case, str, str]]:
+    """Export every case into ``given.folder``; those that could not be, each with its error's name and line.
+
+    Raises:
+        ValueError: no case can be exported as things are: no such lowering, a kit that is there, a full disk.
+    """
+    from conformance.build_kit import NotLowered, export, folder_of, lowering  # noqa: PLC0415 - loads torch
 
     logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(given.lower_with)
-    cases = _cases(given)
     check_writable(given.folder)
-    written = 0
+    for case in cases:
+        folder_of(case, given.folder)
+    left: list[tuple[Case, str, str]] = []
     for case in cases:
         try:
             path = export(case, given.folder, given.lower_with, runner.versions())
             print(path, flush=True)
-            written += 1
-        except NotLowered as error:
-            print(error, file=sys.stderr)
-    print(f"{written} of {len(cases)} cases written to {given.folder}")
-    return 0 if cases and written == len(cases) else 1
+        except Unwritable:
+            raise
+        except (NotLowered, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            left.append((case, type(error).__name__, line))
+            print(f"{case.id}: {line}", file=sys.stderr)
+    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {given.folder}")
+    return left
 
 
 def _play(given: argparse.Namespace) -> int:
@@ -156,21 +171,25 @@ def _answers(kit: Kit, outputs: Path, count: int) -> Path:
 def _run(given: argparse.Namespace) -> int:
     words = words_of(given.subject_command)
     facts = _facts(given.device_profile)
+    cases = () if given.kits else _cases(given)
     telling = _Telling(given, "command")
     scratch = new_folder("q4gsw-kits-")
-    code = 0
-    if given.kits is None:
+    again = ["kit", "run", "--subject-command", given.subject_command]
+    if given.kits:
+        found = kits(given.kits)
+    else:
         given.folder = scratch / "kits"
-        code = _export(given)
-        if not any(given.folder.iterdir()):
-            return 1
-    for path in kits(given.kits or given.folder):
-        kit = read_kit(path)
-        verdict = run_kit(kit, words, scratch / "out" / path.name, given.case_seconds, facts)
-        again = ["kit", "run", "--kits", str(path), "--subject-command", given.subject_command]
-        telling.add(replace(verdict, replay=_command(again, given)))
+        left = _write_kits(given, cases)
+        for case, kind, line in left:
+            which = ["--case", case.id, "--lower-with", given.lower_with]
+            verdict = Verdict(case.id, "RUN", "command", ERROR, f"RUN/raised/{kind}", f"not exported: {line}")
+            telling.add(replace(verdict, replay=_command([*again, *which], given)))
+        found = kits(given.folder) if len(left) < len(cases) else ()
+    for path in found:
+        verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, given.case_seconds, facts)
+        telling.add(replace(verdict, replay=_command([*again, "--kits", str(path)], given)))
     print(f"outputs: {scratch / 'out'}")
-    return max(telling.finish(), code)
+    return telling.finish()
 
 
 def _command(words: list[str], given: argparse.Namespace) -> str:

@@ -89,13 +89,34 @@ def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Mapping[str, str] | 
 
 
 def _parts(kit: Kit, output: Output) -> dict[str, Array]:
-    """What is right, read and checked: a product is its values times its scales."""
+    """What is right, read and checked: a product is its values times its scales, a bound bounds."""
     given = {name: read_tensor(kit.folder, tensor) for name, tensor in output.parts.items()}
     if output.judged_by == "product":
         exact = given["values"] * _per_column(given).astype(np.float64)
         if not np.array_equal(exact, given["product"], equal_nan=True):
             raise ValueError(f"{kit.folder / output.parts['product'].file}: is not values times scales")
+    if output.judged_by == "dot":
+        _check_bounds(kit, output, given)
     return given
+
+
+def _check_bounds(kit: Kit, output: Output, given: Mapping[str, Array]) -> None:
+    """Refuse what would accept everything, such as an infinite bound, or nothing, such as NaN.
+
+    Raises:
+        ValueError: names the file, the field, the element and what is allowed.
+    """
+    exact, bound, wider = given["exact"], given["bound"], given["bound_any"]
+    for part, right, allowed in (
+        ("exact", np.isfinite(exact), "is finite"),
+        ("bound", np.isfinite(bound) & (bound >= 0), "is finite and at least 0"),
+        ("bound_any", np.isfinite(wider) & (wider >= 0), "is finite and at least 0"),
+        ("bound_any", wider >= bound, "is at least bound, which holds where rounding is to nearest"),
+    ):
+        if not right.all():
+            index = tuple(int(i) for i in np.unravel_index(int(np.argmin(right)), right.shape))
+            where = f"{kit.folder / output.parts[part].file}: {output.name}'s {part}{list(index)}"
+            raise ValueError(f"{where} is {given[part][index]}; it {allowed}")
 
 
 def _per_column(given: Mapping[str, Array]) -> Array:

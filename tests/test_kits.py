@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import cli
+from conformance import build_kit, cli
+from conformance.case import Case
 from conformance.cli_report import stream_of as verdict_stream
 from conformance.kit_format import read_kit
 from reference.accept import HOST, accept_products
+from reference.program_spec import Dequantize, Linear, ProgramSpec, TensorSpec, Values
 
 ROOT = Path(__file__).parent.parent
 PYTHON = shlex.quote(sys.executable)
@@ -240,14 +242,44 @@ def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.C
     assert "PASS  hand/made" in capsys.readouterr().out
 
 
-def test_a_dot_product_has_the_wider_bound_only_where_rounding_is_left_open(tmp_path: Path) -> None:
-    folder = by_hand(tmp_path)
+def dot_by_hand(root: Path, exact: float = 1.0, bound: float = 1e-6, bound_any: float = 2e-6) -> Path:
+    """A kit whose one output is one dot product."""
+    folder = by_hand(root)
     about = json.loads((folder / "case.json").read_text())
-    exact, unit = np.array([[1.0]]), np.array([[1e-6]])
-    parts = {"exact": exact, "bound": unit, "bound_any": 2 * unit}
-    described = {name: write(folder, f"{name}_0.bin", part) for name, part in parts.items()}
+    parts = {"exact": exact, "bound": bound, "bound_any": bound_any}
+    described = {name: write(folder, f"{name}_0.bin", np.array([[part]])) for name, part in parts.items()}
     dot = {"name": "linear", "file": "output_0.bin", "dtype": "float32", "shape": [1, 1], "judged_by": "dot"}
     (folder / "case.json").write_text(json.dumps({**about, "outputs": [dot | described]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"bound": np.inf, "bound_any": np.inf}, "bound_0.bin: linear's bound[0, 0] is inf; it is finite and at least"),
+        ({"bound": np.nan}, "linear's bound[0, 0] is nan"),
+        ({"bound": -1e-9}, "linear's bound[0, 0] is -1e-09"),
+        ({"bound_any": np.inf}, "bound_any_0.bin: linear's bound_any[0, 0] is inf; it is finite and at least 0"),
+        ({"bound_any": 1e-7}, "linear's bound_any[0, 0] is 1e-07; it is at least bound"),
+        ({"exact": np.nan}, "exact_0.bin: linear's exact[0, 0] is nan; it is finite"),
+    ],
+    ids=str,
+)
+def test_a_bound_that_bounds_nothing_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: dict[str, float], said: str
+) -> None:
+    folder = dot_by_hand(tmp_path, **parts)
+    out = tmp_path / "out" / folder.name
+    out.mkdir(parents=True)
+    (out / "output_0.bin").write_bytes(np.float32([[1e30]]).tobytes())
+    assert judged(folder, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_dot_product_has_the_wider_bound_only_where_rounding_is_left_open(tmp_path: Path) -> None:
+    folder = dot_by_hand(tmp_path)
     out = tmp_path / "out" / folder.name
     out.mkdir(parents=True)
     profile, nearest = tmp_path / "silent.toml", tmp_path / "nearest.toml"
@@ -289,6 +321,67 @@ def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     assert judged(folder, right, *named, "--report", str(tmp_path / "new")) == 0
     assert cli.main(["diff", str(tmp_path / "new"), str(tmp_path / "old")]) == 1
     assert cli.main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+
+
+def test_a_case_that_is_not_exported_costs_only_itself_and_has_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not lowered, and one that cannot be a kit: named, an ERROR each, and a new failure for diff."""
+    cases = ("run/control", "run/g2-refused", "run/tied-after")
+
+    def export(case: Case, folder: Path, *more: Any) -> Path:
+        if trouble := troubles.get(case.id):
+            raise trouble
+        return whole(case, folder, *more)
+
+    whole = build_kit.export
+    monkeypatch.setattr(build_kit, "lowering", lambda *_: lambda *_: b"x" * 64)
+    monkeypatch.setattr(build_kit, "_bundle", lambda *_: None)
+    monkeypatch.setattr(build_kit, "export", export)
+    chosen = [word for case in cases for word in ("--case", case)]
+    command = ["--subject-command", "sh -c 'echo not there' {pte} {out}"]
+
+    troubles: dict[str, Exception] = {}
+    assert cli.main(["kit", "run", *chosen, *command, "--report", str(tmp_path / "old")]) == 1
+    troubles |= {"run/g2-refused": build_kit.NotLowered("impl does not lower it"), "run/control": ValueError("no kit")}
+    capsys.readouterr()
+    assert cli.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "run/control: no kit\nrun/g2-refused: impl does not lower it\n"
+    assert "1 of 3 cases written" in printed.out
+
+    assert cli.main(["kit", "run", *chosen, *command, "--report", str(tmp_path / "new")]) == 1
+    found = {v.case: v for v in verdict_stream(tmp_path / "new").verdicts}
+    assert {name: (v.outcome, v.signature) for name, v in found.items()} == {
+        "run/control": ("ERROR", "RUN/raised/ValueError"),
+        "run/g2-refused": ("ERROR", "RUN/raised/NotLowered"),
+        "run/tied-after": ("FAIL", "RUN/dtype_shape/missing"),
+    }
+    assert "impl does not lower it" in found["run/g2-refused"].reason
+    assert cli.main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    capsys.readouterr()
+    assert cli.main(shlex.split(found["run/g2-refused"].replay)[3:]) == 1
+    assert "RUN/raised/NotLowered" in capsys.readouterr().out
+    assert cli.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 2, "one of them is there already"
+
+
+def test_a_linear_on_a_table_with_a_zero_point_is_refused() -> None:
+    """The bound's exact sums are of codes times scales: with a zero point they would be another program's."""
+
+    def program(zero_point: float) -> ProgramSpec:
+        zeros = np.float32([0.0, -0.0, 0.0, zero_point]).tobytes().hex()
+        tensors = (
+            TensorSpec("w", "int8", (4, 32), Values("pairs")),
+            TensorSpec("s", "float32", (4, 1), Values("constant", value=0.5)),
+            TensorSpec("z", "float32", (4, 1), Values("literal", data=zeros)),
+            TensorSpec("x", "float32", (2, 32), Values("constant", value=1.0), "input"),
+        )
+        return ProgramSpec((Dequantize("dq", "w", "s", (1, 32), "z"), Linear("head", "dq", "x")), tensors)
+
+    assert build_kit._right(program(0.0), Linear("head", "dq", "x"))[0] == "dot"
+    for zero_point in (1.0, float("nan")):
+        with pytest.raises(ValueError, match="step head: dq's zero point z is not zero everywhere"):
+            build_kit._right(program(zero_point), Linear("head", "dq", "x"))
 
 
 def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _report(given: argparse.Namespace) -> int:
         paths = report.write(given.out or first, streams, load())
         print("written: " + ", ".join(map(str, paths)))
     if given.timing:
-        print("\n".join(timing.lines(verdicts)))
+        print("\n".join(timing.lines(verdicts, timing.workers_of(s.header for s in streams))))
     for stream in streams:
         if stream.truncated:
             print(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")

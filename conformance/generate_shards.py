@@ -17,7 +17,6 @@ from pathlib import Path
 
 from conformance import replay, runner, timing
 from conformance.case import Case
-from conformance.judge import judge
 from conformance.observation import BUILDING
 from conformance.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Verdict
 from conformance.whole_files import make_folder, write_whole
@@ -88,10 +87,9 @@ def run_shard(
     def check(case: Case) -> str:
         nonlocal building, seconds
         write_whole({journal: replay.text(case, worker.subject, "", versions)})
-        observation, taken = runner.timed(worker, case)
+        verdict, taken = runner.timed(worker, case)
         if worker.first and not first:
             first[timing.FIRST] = f"{taken:.4f}"
-        verdict = judge(case, observation, worker.subject, taken)
         if seen[FAIL]:
             return verdict.signature  # it is being shrunk
         seconds += taken

@@ -92,7 +92,7 @@ def _start(config: pytest.Config) -> None:
         if getattr(config.option, "maxschedchunk", 1) is None:
             config.option.maxschedchunk = 1  # or xdist's workers would first run what they were given in advance
     given = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
-    header = runner.header(*given) | {"seed": config.getoption("--seed")}
+    header = runner.header(*given) | {"seed": config.getoption("--seed"), "workers": _workers(config)}
     config.stash[RUN] = Run(report, header, (*config.stash[_CASES], *config.stash[_SHARDS]))
 
 
@@ -117,6 +117,12 @@ def _selected(config: pytest.Config) -> tuple[tuple[Case, ...], tuple[generate_s
     if last:
         return cli_report.only_failed(cases, Path(last)), ()
     return cases, generate_shards.shards(level, stages, config.getoption("--seed"))
+
+
+def _workers(config: pytest.Config) -> int:
+    """How many processes judge at once."""
+    given = getattr(config.option, "numprocesses", None)
+    return given if isinstance(given, int) and given > 0 else 1
 
 
 def _is_suite(config: pytest.Config) -> bool:

@@ -101,16 +101,21 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         ],
         "verdicts": [_row(v, *shows.get(v.case, (v.source, ""))) for v in verdicts],
         "known": _known(verdicts),
-        "timing": [
-            [t.stage, t.cases, f"{t.seconds:.2f}", f"{t.first:.2f}", f"{t.building:.2f}", f"{timing.together(t):.1f}"]
-            for t in timing.by_stage(verdicts)
-        ],
+        "timing": _timing(streams),
         "streams": [str(s.header.get("subject", "?")) for s in streams],
         "environment": _environment(streams),
     }
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     # Inside a script element nothing but "<" can end it or open a comment.
     return _PAGE.read_text(encoding="utf-8").replace("@DATA@", text.replace("<", "\\u003c"))
+
+
+def _timing(streams: Sequence[Stream]) -> list[list[object]]:
+    workers = timing.workers_of(s.header for s in streams)
+    found = timing.by_stage([v for stream in streams for v in stream.verdicts])
+    seconds = ([f"{s:.2f}" for s in (t.seconds, t.first, t.building)] for t in found)
+    rates = ([f"{r * workers:.1f}" for r in (t.rate, t.all_in)] for t in found)
+    return [[t.stage, t.cases, *s, *r] for t, s, r in zip(found, seconds, rates, strict=True)]
 
 
 def _row(v: Verdict, source: str, shows: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from conformance.case import Case
 from conformance.catalogue import load
 from conformance.expectations import Expectations
 from conformance.judge import judge
-from conformance.observation import Observation
 from conformance.verdict import ERROR, FAIL, XFAIL, Verdict
 from conformance.worker import Worker
 
@@ -50,10 +49,28 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def subject_origin(subject: str) -> dict[str, str]:
+    """Return the checkout that a subject file is in, its revision, and FILE.py:Class there; {} for other subjects."""
+    path, colon, name = subject.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return {}
+    file = Path(path).resolve()
+    # Whoever owns the checkout (in a container often another user), its code is about to be imported anyway.
+    words = ["git", "-c", "safe.directory=*", "-C", str(file.parent), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        top, found = done.stdout.splitlines() if done.returncode == 0 else ("unknown", "unknown")
+    except OSError:
+        top, found = "unknown", "unknown"
+    inside = file.relative_to(top).as_posix() if file.is_relative_to(top) else str(file)
+    return {"subject_repository": top, "subject_revision": found, "subject_file": f"{inside}:{name}"}
+
+
 def header(subject: str, device: str, level: str) -> dict[str, object]:
     """Return the header line of a verdict stream."""
     return {
         "subject": subject,
+        **subject_origin(subject),
         "device": device or "default",
         "level": level,
         "revision": revision(),
@@ -82,8 +99,8 @@ def run_case(
     expected: Expectations = expectations.NONE,
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
-    observation, seconds = timed(worker, case)
-    verdict = expected.apply(judge(case, observation, worker.subject, seconds))
+    judged, seconds = timed(worker, case)
+    verdict = expected.apply(judged)
     if worker.first:
         verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{seconds:.4f}"})
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
@@ -92,11 +109,12 @@ def run_case(
     return replace(verdict, replay=f"python -m conformance replay {path}")
 
 
-def timed(worker: Worker, case: Case) -> tuple[Observation, float]:
-    """Return what the subject makes of a case, and the seconds it took on the clock on the wall."""
+def timed(worker: Worker, case: Case) -> tuple[Verdict, float]:
+    """Return the verdict on a case, and the seconds from asking to verdict on the clock on the wall."""
     started = time.perf_counter()
-    observation = worker.run(case)
-    return observation, time.perf_counter() - started
+    verdict = judge(case, worker.run(case), worker.subject)
+    seconds = time.perf_counter() - started
+    return replace(verdict, seconds=round(seconds, 4)), seconds
 
 
 def describe(case: Case, verdict: Verdict) -> str:

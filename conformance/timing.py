@@ -5,7 +5,7 @@ Source: docs/reading-a-report.md, "Time".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conformance.case import STAGES
@@ -19,11 +19,12 @@ _MOST = 1e12
 
 @dataclass(frozen=True)
 class StageTime:
-    """What a stage cost in the subjects' processes and on the way to them, over all children.
+    """What a stage cost from asking to verdict, over all workers.
 
     ``cases``: with each generated program counted, not its shard. ``first``: seconds of each child's first case of the
     stage, which imports what the stage needs; ``children``: how many of those there are. ``building``: seconds in which
-    the other cases' programs were built and exported, which is the suite's work and torch's.
+    the other cases' programs were built and exported, which is the suite's work and torch's; at EXPORT it is what is
+    judged, and counts as the subject's.
     """
 
     stage: str
@@ -35,9 +36,14 @@ class StageTime:
 
     @property
     def rate(self) -> float:
-        """Cases a second of one child, building and the first of each left out; 0 where there are no others."""
-        warm = self.seconds - self.first - self.building
+        """Cases a second of one worker, building and each child's first left out; 0 where there are no others."""
+        warm = self.seconds - self.first - (0.0 if self.stage == "EXPORT" else self.building)
         return (self.cases - self.children) / warm if warm > 0 and self.cases > self.children else 0.0
+
+    @property
+    def all_in(self) -> float:
+        """Cases a second of one worker with everything counted."""
+        return self.cases / self.seconds if self.seconds > 0 else 0.0
 
 
 def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
@@ -54,22 +60,23 @@ def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
     return tuple(found)
 
 
-def lines(verdicts: Sequence[Verdict], slowest: int = 10) -> list[str]:
-    """Return the table that ``report --timing`` prints."""
-    table = ["stage      cases   seconds  importing  building  children  cases/s a child  cases/s together"]
+def workers_of(headers: Iterable[Mapping[str, object]]) -> int:
+    """Return how many workers the runs of these headers had at the most, as far as they say."""
+    told = [header.get("workers") for header in headers]
+    return max([n for n in told if isinstance(n, int) and 0 < n < _MOST], default=1)
+
+
+def lines(verdicts: Sequence[Verdict], workers: int = 1, slowest: int = 10) -> list[str]:
+    """Return the table that ``report --timing`` prints; rates are those of all ``workers`` side by side."""
+    table = [f"stage      cases   seconds  importing  building   cases/s  cases/s all in   ({workers} workers)"]
     table += [
-        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.building:9.2f} {t.children:9}"
-        f" {t.rate:16.1f} {together(t):17.1f}"
+        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.building:9.2f}"
+        f" {t.rate * workers:9.1f} {t.all_in * workers:15.1f}"
         for t in by_stage(verdicts)
     ]
     table.append("slowest cases:")
     slow = sorted(verdicts, key=lambda v: -v.seconds)[:slowest]
     return table + [f"  {v.seconds:8.3f} s  {v.case}" for v in slow]
-
-
-def together(stage: StageTime) -> float:
-    """Return the cases a second of all children at work side by side."""
-    return stage.rate * max(stage.children, 1)
 
 
 def _number(verdict: Verdict, name: str) -> float:

@@ -185,7 +185,9 @@ def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
     (found,) = timing.by_stage([took("a/x", 3.0, **first), took("a/y", 3.0, **first), *warm])
     assert (found.cases, found.children, found.first) == (6, 2, 6.0)
     assert found.rate == pytest.approx(10.0)
-    assert timing.together(found) == pytest.approx(20.0)
+    assert found.all_in == pytest.approx(6 / 6.4)
+    assert timing.lines([took("a/1", 0.1)], workers=2)[1].split()[-2:] == ["20.0", "20.0"]
+    assert timing.workers_of([{"workers": 2}, {"workers": 3}, {"workers": "many"}, {}]) == 3
     (shard,) = timing.by_stage([took("gen/seed-0/shard-0/50-programs", 3.4, programs="5", **first)])
     assert shard.rate == pytest.approx(10.0)
     (built,) = timing.by_stage(
@@ -193,6 +195,8 @@ def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
     )
     assert built.building == pytest.approx(1.2), "what the first case built is among its importing"
     assert built.rate == pytest.approx(10.0)
+    (exported,) = timing.by_stage([replace(took("a/1", 0.5, build_seconds="0.4"), stage="EXPORT")])
+    assert exported.rate == pytest.approx(2.0), "exporting is what that stage is about"
     assert timing.lines([verdict("a/1")])[1].split()[:2] == ["PACK", "1"]
     (odd,) = timing.by_stage([took("a/z", 1.0, first_seconds="much", programs="nan")])
     assert (odd.cases, odd.first) == (0, 0.0)

@@ -1,7 +1,7 @@
 """Spares torch.export two things that take half of its time for programs as small as ours; what it does stays the same.
 
 Torch asks its dispatcher for every registered operator anew on every decomposition, since one may have been
-registered meanwhile: here the answer is kept for as long as the number of registrations stays the same. Then it
+registered meanwhile: here the answer is kept for as long as the same operators are registered. Then it
 registers a kernel for each of them thousands of times, through a function that evaluates annotations on every call.
 
 Source: torch/_export/utils.py, ``_collect_all_valid_cia_ops``; torch/_ops.py, ``OperatorBase.py_impl``, torch 2.13.0.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-_known: dict[int, Any] = {}
+_known: dict[frozenset[str], Any] = {}
 
 
 @contextlib.contextmanager
@@ -32,10 +32,10 @@ def operators_listed_once() -> Iterator[None]:
     places = [m for m in (decomp_utils, exported_program) if walk is not None and getattr(m, name, None) is walk]
 
     def remembered() -> Any:
-        count = len(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))  # noqa: SLF001 - as torch asks
-        if count not in _known:
-            _known[count] = walk()  # type: ignore[misc]  # not None: there are no places then
-        return _known[count]
+        names = frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))  # noqa: SLF001 - as torch asks
+        if names not in _known:
+            _known[names] = walk()  # type: ignore[misc]  # not None: there are no places then
+        return _known[names]
 
     for module in places:
         setattr(module, name, remembered)
@@ -56,10 +56,12 @@ def _plain_registrations() -> Iterator[None]:
     full = OperatorBase.py_impl
 
     def plain(self: Any, key: Any) -> Any:
-        if type(key) is not DispatchKey or key == DispatchKey.Python or key in self.py_kernels:
+        if type(key) is not DispatchKey or key == DispatchKey.Python:
             return full(self, key)
 
         def register(kernel):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - annotations are what it spares
+            if key in self.py_kernels:
+                return full(self, key)(kernel)  # it says what is wrong
             self.py_kernels[key] = kernel
             self._dispatch_cache.clear()
             return kernel

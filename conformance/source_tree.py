@@ -78,7 +78,7 @@ def listing(tree: SourceTree) -> dict[str, str]:
     if tree.commit:
         found = {path: blob for path, blob in files(tree.path, tree.commit).items() if _WANTED.fullmatch(path)}
     else:
-        found = {path: _blob(tree.path / path) for path in _working_files(tree.path)}
+        found = {path: _blob((tree.path / path).read_bytes()) for path in _working_files(tree.path)}
     if NEEDED not in found:
         raise ValueError(f"{tree}: {NEEDED} is missing: nothing to lay over the wheel")
     return found
@@ -101,7 +101,7 @@ def copy_of(tree: SourceTree) -> Path:
     """Return a directory with a copy of what counts of ``tree``, made unless it is in the cache.
 
     Raises:
-        ValueError: see ``listing``.
+        ValueError: see ``listing``; or a file was changed meanwhile.
     """
     found = listing(tree)
     folder = cache_directory() / "trees"
@@ -118,7 +118,10 @@ def copy_of(tree: SourceTree) -> Path:
         for path in paths:
             target = scratch / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(next(contents) if contents else (tree.path / path).read_bytes())
+            data = next(contents) if contents else (tree.path / path).read_bytes()
+            if contents is None and _blob(data) != found[path]:
+                raise ValueError(f"{tree}: {path} was changed while the tree was read; run it again")
+            target.write_bytes(data)
         for schema in scratch.glob("schema/*.fbs"):  # the wheel's build puts them where exir looks for them
             if (scratch / "exir/_serialize").is_dir():
                 shutil.copy(schema, scratch / "exir/_serialize")
@@ -148,7 +151,6 @@ def _working_files(top: Path) -> list[str]:
     return found
 
 
-def _blob(path: Path) -> str:
+def _blob(data: bytes) -> str:
     """Return the name that git gives a file's contents."""
-    data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conformance import cli
+from conformance import source_tree as source_tree_module
 from conformance.case import Case, Dispatch, Table
 from conformance.git_read import GitProblem, commit_of
 from conformance.judge import judge
@@ -115,6 +116,16 @@ def test_a_tree_that_does_not_import_cannot_be_tested(tmp_path: Path) -> None:
 def test_a_generator_that_fails_cannot_be_tested(tmp_path: Path) -> None:
     tree = planted(tmp_path, "runtime/graph/ops/glsl/embedding_q4gsw.glsl", "void main", "void main(")
     assert red(tree, (KERNEL,)) == {"KERNEL": "KERNEL/raised/Untestable"}
+
+
+def test_a_tree_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = planted(tmp_path, "patterns/weight_packing_utils.py", "import torch", "import torch  # ")
+    read, file = listing(source_tree(str(tree))), tree / VULKAN / "patterns/weight_packing_utils.py"
+    file.write_text(file.read_text() + "# saved just now\n")
+    monkeypatch.setattr(source_tree_module, "listing", lambda _: read)
+    with pytest.raises(ValueError, match=r"weight_packing_utils\.py was changed while the tree was read; run it again"):
+        copy_of(source_tree(str(tree)))
+    assert not list((tmp_path / "cache" / "trees").iterdir())
 
 
 def test_working_tree_and_commit_of_equal_contents_have_one_hash(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def _run(given: argparse.Namespace) -> int:
     expected = runner.expected_of(given.subject, given.expectations, off=given.no_expectations)
     _device(given)
     report = Path(given.report or new_folder("q4gsw-report-"))
-    writer = Writer(report / "verdicts.jsonl", runner.header(given.subject, given.device, given.level))
+    selection = (given.stages, *given.case, given.last_failed)
+    writer = Writer(report / "verdicts.jsonl", runner.header(given.subject, given.device, given.level, selection))
     verdicts: list[Verdict] = []
     versions = runner.versions()
     with Worker(given.subject, given.case_seconds) as worker:

@@ -96,11 +96,11 @@ def _diff(given: argparse.Namespace) -> int:
             print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     found = diff.compare(old, new)
     print("\n".join(diff.lines(found)))
-    if new.truncated and not found.new_failures:
+    if new.truncated and not found.failed:
         raise ValueError(
             f"{given.new}: the run did not finish, so nothing is known of what it did not reach; run it again"
         )
-    return 1 if found.new_failures else 0
+    return 1 if found.failed else 0
 
 
 COMMANDS = {"report": _report, "diff": _diff}

@@ -17,7 +17,8 @@ class Diff:
     ``new_failures``: unexpected now, and before either not, or with another signature, or not run; and what was judged
     before and is UNSUPPORTED now, or a subject would turn a failure green by declining to be judged.
     ``fixed``: unexpected before and not now. ``other``: any other change of outcome. ``bits``: passes in
-    both, with another digest of what the subject answered. ``gone`` and ``added``: in one run only.
+    both, with another digest of what the subject answered. ``gone`` and ``added``: in one run only. ``lost``: whether
+    both runs say that they were asked the same, so that what is gone counts as a new failure.
     """
 
     new_failures: tuple[tuple[Verdict | None, Verdict], ...]
@@ -26,6 +27,12 @@ class Diff:
     bits: tuple[tuple[Verdict, Verdict], ...]
     gone: tuple[str, ...]
     added: tuple[str, ...]
+    lost: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is worse than it was."""
+        return bool(self.new_failures or (self.lost and self.gone))
 
 
 def compare(old: Stream, new: Stream) -> Diff:
@@ -51,7 +58,9 @@ def compare(old: Stream, new: Stream) -> Diff:
             bits.append((then, now))
     gone = tuple(case for case in before if case not in after)
     added = tuple(case for case in after if case not in before)
-    return Diff(tuple(failures), tuple(fixed), tuple(other), tuple(bits), gone, added)
+    asked = [[stream.header.get(n) for n in ("revision", "level", "selection")] for stream in (old, new)]
+    lost = asked[0] == asked[1] and None not in asked[0] and "unknown" not in asked[0] and not new.truncated
+    return Diff(tuple(failures), tuple(fixed), tuple(other), tuple(bits), gone, added, lost)
 
 
 def lines(diff: Diff) -> list[str]:
@@ -60,7 +69,8 @@ def lines(diff: Diff) -> list[str]:
     text += [f"fixed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.fixed]
     text += [f"changed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.other]
     text += [f"other bits, still passing: {now.case}" for _then, now in diff.bits]
-    text += [f"not run any more: {case}" for case in diff.gone]
+    why = ", although both runs were asked the same" if diff.lost else ""
+    text += [f"not run any more: {case}{why}" for case in diff.gone]
     text += [f"new case: {case}" for case in diff.added]
     counts = {
         "new failures": diff.new_failures,

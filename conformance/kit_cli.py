@@ -205,7 +205,10 @@ class _Telling:
         self.subject = name
         self.expected = runner.expected_of(name, given.expectations)
         self.folder = Path(given.report) if given.report else new_folder("q4gsw-report-")
-        self.writer = Writer(self.folder / "verdicts.jsonl", runner.header(name, "", getattr(given, "level", "kits")))
+        given_cases = tuple(getattr(given, "case", ()))
+        self.writer = Writer(
+            self.folder / "verdicts.jsonl", runner.header(name, "", getattr(given, "level", "kits"), given_cases)
+        )
         self.verdicts: list[Verdict] = []
 
     def add(self, given: Verdict) -> None:

@@ -91,8 +91,12 @@ def _start(config: pytest.Config) -> None:
         config.option.maxfail = most
         if getattr(config.option, "maxschedchunk", 1) is None:
             config.option.maxschedchunk = 1  # or xdist's workers would first run what they were given in advance
-    given = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
-    header = runner.header(*given) | {"seed": config.getoption("--seed"), "workers": _workers(config)}
+    subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
+    chosen = (config.getoption("--stages"), config.option.keyword, getattr(config.option, "last_failed", ""))
+    header = runner.header(subject, device, level, chosen) | {
+        "seed": config.getoption("--seed"),
+        "workers": _workers(config),
+    }
     config.stash[RUN] = Run(report, header, (*config.stash[_CASES], *config.stash[_SHARDS]))
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,13 +66,14 @@ def subject_origin(subject: str) -> dict[str, str]:
     return {"subject_repository": top, "subject_revision": found, "subject_file": f"{inside}:{name}"}
 
 
-def header(subject: str, device: str, level: str) -> dict[str, object]:
-    """Return the header line of a verdict stream."""
+def header(subject: str, device: str, level: str, selection: Sequence[str] = ()) -> dict[str, object]:
+    """Return the header line of a verdict stream; ``selection`` is what chose the cases beside the level."""
     return {
         "subject": subject,
         **subject_origin(subject),
         "device": device or "default",
         "level": level,
+        "selection": " ".join(filter(None, selection)),
         "revision": revision(),
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -157,6 +157,23 @@ def test_diff_tells_changes_apart() -> None:
     assert diff.lines(found)[-1] == "new failures:5 fixed:1 changed:1 other bits:1 gone:1 added:2"
 
 
+def test_what_is_gone_counts_where_both_runs_were_asked_the_same() -> None:
+    asked = {"revision": "r1", "level": "gate", "selection": "PACK"}
+    both = Stream(asked, (verdict("a"), verdict("b")), truncated=False)
+
+    def failed(**other: str) -> bool:
+        return diff.compare(both, Stream(asked | other, (verdict("a"),), truncated=False)).failed
+
+    assert failed()
+    assert not failed(revision="r2")
+    assert not failed(level="smoke")
+    assert not failed(selection="PACK -k a")
+    assert not diff.compare(both, stream(verdict("a"))).failed, "a report that does not say what it was asked"
+    assert "not run any more: b, although both runs were asked the same" in diff.lines(
+        diff.compare(both, Stream(asked, (verdict("a"),), truncated=False))
+    )
+
+
 def test_diff_exits_1_on_new_failures_only(tmp_path: Path) -> None:
     for name in ("Good", "Raises"):
         arguments = ("--subject", f"{MINIATURES}:{name}", "--stages", "PACK", "--report", str(tmp_path / name))

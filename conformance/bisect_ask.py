@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conformance.bisect_commit import SearchEnded
-from conformance.bisect_search import STOP, state_of
+from conformance.bisect_search import STOP, disagreement, state_of
 from conformance.case import Case
 from conformance.judge import judge
 from conformance.verdict import Verdict
@@ -22,19 +22,18 @@ def ask(worker: Worker, case: Case, repeat: int) -> Verdict:
         SearchEnded: they do not.
     """
     verdicts = [judge(case, worker.run(case), worker.subject) for _ in range(repeat)]
-    check_unanimous(case.id, [(v.outcome, v.signature) for v in verdicts])
+    check_unanimous(case.id, [(v.outcome, v.signature, v.digest) for v in verdicts])
     return verdicts[0]
 
 
-def check_unanimous(what: str, answers: Sequence[tuple[str, str]]) -> None:
-    """Check that all answers, outcome and signature, are the same.
+def check_unanimous(what: str, answers: Sequence[tuple[str, str, str]]) -> None:
+    """Check that all answers (outcome, signature, digest of the result) are the same.
 
     Raises:
         SearchEnded: they are not; lists them in the order in which they came.
     """
-    if len(set(answers)) > 1:
-        said = ", ".join(f"{outcome} {signature}".strip() for outcome, signature in answers)
-        raise SearchEnded(f"{what} is flaky: {len(answers)} runs do not agree: {said}")
+    if said := disagreement(answers):
+        raise SearchEnded(f"{what} is flaky: {said}")
 
 
 def check_harness(verdict: Verdict) -> None:

@@ -8,12 +8,13 @@ Source: docs/bisecting.md.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from conformance import bisect_commit, bisect_from, bisect_shape, bisect_stage, bisect_version, replay
+from conformance.bisect_by_hand import at_commit
 from conformance.bisect_commit import Found, SearchEnded
 from conformance.bisect_search import Search, Step
 from conformance.case import Case
@@ -21,7 +22,7 @@ from conformance.catalogue import load, select
 from conformance.git_read import commit_of, files, git
 from conformance.observation import EnvironmentProblem
 from conformance.source_tree import NEEDED
-from conformance.subject import check_name
+from conformance.subject import check_name, resolved
 from conformance.toml_io import case_to_toml
 from conformance.version_environments import PACKAGES
 from conformance.worker import CASE_SECONDS
@@ -67,11 +68,14 @@ def parser() -> argparse.ArgumentParser:
     version.add_argument("--package", default="executorch", choices=PACKAGES)
     version.add_argument("--good", required=True, help="a version where it passes")
     version.add_argument("--bad", required=True, help="a version where it fails")
+    version.add_argument("--subject", default="", help=_SUBJECT.replace("else impl", "else executorch"))
     version.add_argument("--wheels", type=Path, help="a directory of wheels, to work offline")
 
     for way in (stage, commit, shape, version):
         way.add_argument("--repeat", type=int, default=1, help="ask everything so often; all answers must agree")
         way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
+    for way in (commit, version):
+        way.add_argument("--fresh", action="store_true", help="judge anew, and replace the verdicts that were kept")
     return top
 
 
@@ -105,14 +109,24 @@ def _answer(given: argparse.Namespace, command: tuple[str, ...]) -> int:
         raise ValueError(f"--repeat {given.repeat}: at least 1")
     if given.way == "commit":
         return _commit(given, command)
-    case, recorded, subject = _case(given.case)
+    case, recorded, own = _case(given.case)
+    subject = given.subject or own or ("executorch" if given.way == "version" else "impl")
+    try:
+        check_name(subject)
+    except ValueError as error:
+        hint = "" if given.subject else f" (recorded in {given.case}; give --subject)"
+        raise ValueError(f"{error}{hint}") from error
     if given.way == "version":
-        ends_named = (given.good, given.bad)
-        return bisect_version.show(
-            case, given.package, ends_named, given.wheels, recorded, given.case_seconds, given.repeat
+        question = bisect_version.Question(
+            case,
+            given.package,
+            resolved(subject),
+            given.wheels and given.wheels.resolve(),
+            given.case_seconds,
+            given.repeat,
+            _since(given),
         )
-    subject = given.subject or subject
-    check_name(subject)
+        return bisect_version.show(question, (given.good, given.bad), recorded)
     if given.way == "stage":
         return bisect_stage.show(case, subject, given.case_seconds, recorded, given.repeat)
     ends = (given.good, given.bad)
@@ -120,11 +134,16 @@ def _answer(given: argparse.Namespace, command: tuple[str, ...]) -> int:
 
 
 def _case(name: str) -> tuple[Case, str, str]:
-    """The case of an id or a replay file; the signature and the subject that the file recorded ("", impl for an id)."""
+    """The case of an id or a replay file; the signature and the subject that the file recorded ("" for an id)."""
     if name.endswith(".toml"):
         recorded = replay.read(Path(name))
         return recorded.case, recorded.signature, recorded.subject
-    return select(load(), ids=[name])[0], "", "impl"
+    return select(load(), ids=[name])[0], "", ""
+
+
+def _since(given: argparse.Namespace) -> float:
+    """From when on verdicts that were kept count: with --fresh those of this very search."""
+    return time.time() if given.fresh else 0.0
 
 
 def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -159,6 +178,7 @@ def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
         given.repeat,
         given.case_seconds,
         signature,
+        _since(given),
     )
     bisect_commit.check_range(repo, old, new, names=names)
     with bisect_commit.locked(search.folder):
@@ -198,23 +218,9 @@ def _tell(search: Search, found: Found, case: str) -> None:
     if found.step:
         print(f"  after:  {_evidence(found.step)}")
     for parent in found.parents[:1]:
-        print(f"  {'bad' if search.find_fix else 'good'} by hand:  {_by_hand(search, parent.commit, case)}")
-    print(f"  {'good' if search.find_fix else 'bad'} by hand: {_by_hand(search, found.commit, case)}")
+        print(f"  {'bad' if search.find_fix else 'good'} by hand:  {at_commit(search, parent.commit, case)}")
+    print(f"  {'good' if search.find_fix else 'bad'} by hand: {at_commit(search, found.commit, case)}")
 
 
 def _evidence(step: Step) -> str:
     return " ".join(f"{step.commit[:10]} {step.outcome} {step.signature} {step.reason}".split())
-
-
-def _by_hand(search: Search, commit: str, case: str) -> str:
-    repo = shlex.quote(search.repo)
-    if search.kind == "executorch-src":
-        subject = shlex.quote(f"executorch-src:{search.repo}@{commit}")
-        if case.endswith(".toml"):
-            return f"python -m conformance replay {shlex.quote(case)} --subject {subject}"
-        return f"python -m conformance run --case {case} --subject {subject} --no-expectations"
-    run = shlex.join(search.what)
-    if search.kind == "file":
-        asked = f"replay {shlex.quote(case)}" if case.endswith(".toml") else f"run --case {case}"
-        run = f"python -m conformance {asked} --subject {shlex.quote('DIR/' + search.what[0])}"
-    return f"mkdir DIR; git -C {repo} archive {commit} | tar -x -C DIR; (in DIR) {run}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conformance.bisect_search import BAD, GOOD, STOP, Search, Step
-from conformance.bisect_step import ask
+from conformance.bisect_step import ask, python_path
 from conformance.git_read import GitProblem, environment, git, is_shallow
 
 _ROOT = Path(__file__).parent.parent
@@ -30,6 +29,11 @@ _FIRST = re.compile(r"# first '?newer'? commit: \[([0-9a-f]+)\]")
 _POSSIBLE = re.compile(r"# possible first '?newer'? commit: \[([0-9a-f]+)\]")
 _STEP = re.compile(r"  [0-9a-f]{10}  ")
 _KEPT = 20
+#: PYTHONPATH is the subject's or the command's, at a step as at an end: the suite is found without it.
+_STEP_PROGRAM = """import sys
+sys.path.insert(0, sys.argv[1])
+from conformance.bisect_step import main
+sys.exit(main(sys.argv[2:]))"""
 
 
 class SearchEnded(ValueError):  # noqa: N818 - it is the end of a search, with its reason
@@ -180,8 +184,7 @@ def _run(search: Search) -> None:
     Raises:
         SearchEnded: a step asked for the end.
     """
-    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "conformance.bisect_step", str(search.folder)]
+    command = [sys.executable, "-c", _STEP_PROGRAM, str(_ROOT), str(search.folder)]
     started, done = time.monotonic(), 0
     with subprocess.Popen(
         ["git", "-c", "core.warnAmbiguousRefs=false", "-C", str(search.clone), "bisect", "run", *command],
@@ -189,7 +192,7 @@ def _run(search: Search) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=environment() | {"PYTHONPATH": path},
+        env=environment() | {"PYTHONPATH": python_path(search.kind)},
     ) as process:
         assert process.stdout is not None  # noqa: S101 - asked for above
         said = ""

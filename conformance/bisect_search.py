@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Search:
     """One search. ``old`` and ``new`` are commits, the older one first; ``signature`` is the failure sought.
 
     ``what``: for "file" the subject file and class, for "command" its words; they run in the commit's files.
+    ``since``: verdicts that were kept before (seconds since the epoch) are not used.
     """
 
     repo: str
@@ -37,11 +38,12 @@ class Search:
     repeat: int = 1
     seconds: float = 60.0
     signature: str = ""
+    since: float = 0.0
 
     @property
     def folder(self) -> Path:
         """Where this search keeps its clone, its log and its verdicts."""
-        plain = asdict(self) | {"signature": ""}
+        plain = asdict(self) | {"signature": "", "since": 0.0}
         return cache_directory() / "bisect" / hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:20]
 
     @property
@@ -95,6 +97,24 @@ def state_of(outcome: str, signature: str, sought: str) -> str:
     if outcome == "UNSUPPORTED" or trouble == "Untestable":
         return SKIP
     return BAD if sought in {"", signature} else SKIP
+
+
+def disagreement(answers: Sequence[tuple[str, str, str]]) -> str:
+    """Return what several answers to one question (outcome, signature, digest) say where they differ, else "".
+
+    >>> disagreement([("PASS", "", "1f"), ("PASS", "", "1f")])
+    ''
+    >>> disagreement([("PASS", "", "1f"), ("PASS", "", "2e")])
+    '2 runs do not agree: PASS (result 1f), PASS (result 2e)'
+    """
+    if len(set(answers)) == 1:
+        return ""
+    in_bits = len({a[:2] for a in answers}) == 1
+    said = [
+        f"{outcome} {signature}".strip() + (f" (result {digest[:10]})" if in_bits else "")
+        for outcome, signature, digest in answers
+    ]
+    return f"{len(answers)} runs do not agree: {', '.join(said)}"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,8 +8,7 @@ Source: docs/bisecting.md.
 
 from __future__ import annotations
 
-import functools
-import hashlib
+import contextlib
 import json
 import os
 import shutil
@@ -17,20 +16,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from conformance import runner
-from conformance.bisect_search import BAD, GOOD, SKIP, STOP, Search, Step, log_step, state_of, write_whole
+from conformance.bisect_key import kept, named_files, surroundings, verdict_file
+from conformance.bisect_search import (
+    BAD,
+    GOOD,
+    SKIP,
+    STOP,
+    Search,
+    Step,
+    disagreement,
+    log_step,
+    state_of,
+    write_whole,
+)
 from conformance.git_read import environment, git
 from conformance.judge import judge
-from conformance.source_tree import SourceTree, cache_directory, listing, tree_hash
+from conformance.source_tree import SourceTree, listing, tree_hash
 from conformance.toml_io import case_from_toml
 from conformance.worker import Worker
 
 CANNOT, END = 125, 129
-_ROOT = Path(__file__).parent.parent
 #: What a shell says of a command that is not there or not executable.
 _NO_COMMAND = (126, 127)
 _SIGNALLED = 128
@@ -45,16 +54,14 @@ def ask(search: Search, commit: str) -> Step:
         step = Step(commit, "none", SKIP, "ERROR", "", str(error), 0.0)
         log_step(search.folder, step)
         return step
-    kept = cache_directory() / "verdicts" / f"{_key(search, tree)}.json"
-    found: Mapping[str, str] = {}
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
+    file = verdict_file(_asked(search, tree))
+    found = kept(file, search.since)
     cached = bool(found)
     if not cached:
         answers = [_answer(search, commit) for _ in range(search.repeat)]
         found = _unanimous(answers)
         if found["outcome"] in {"PASS", "FAIL", "UNSUPPORTED"} or found["signature"].endswith("/Untestable"):
-            write_whole(kept, json.dumps(found))
+            write_whole(file, json.dumps(found))
     state = STOP if found["outcome"] == "FLAKY" else state_of(found["outcome"], found["signature"], search.signature)
     seconds = round(time.monotonic() - started, 2)
     step = Step(commit, tree, state, found["outcome"], found["signature"], found["reason"], seconds, cached)
@@ -69,26 +76,30 @@ def _tree(search: Search, commit: str) -> str:
     return git(search.clone, "rev-parse", f"{commit}^{{tree}}").decode().strip()
 
 
-def _key(search: Search, tree: str) -> str:
-    asked = [search.case, search.kind, search.what, search.repeat, tree, runner.versions(), suite_hash()]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+def _asked(search: Search, tree: str) -> list[object]:
+    """What a verdict is kept under: a change of any of this is another question."""
+    asked = [search.case, search.kind, search.what, search.repeat, tree]
+    if search.kind == "command":
+        files = search.folder / "work-"  # the directory's own name does not count
+        return [*asked, named_files(search.what, files), surroundings("", python_path=python_path(search.kind))]
+    return [*asked, surroundings(case_from_toml(search.case).stage, python_path=python_path(search.kind))]
 
 
-@functools.cache
-def suite_hash() -> str:
-    """Return the hash of the suite's own code: a verdict of another suite is another verdict."""
-    digest = hashlib.sha256()
-    for path in sorted(p for top in ("conformance", "reference", "impl") for p in (_ROOT / top).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def python_path(kind: str) -> str:
+    """Return the user's PYTHONPATH as every step of a search of that kind has to get it.
+
+    A command takes it as it is, as it runs in the commit's files. For a subject its directories are those that the
+    search was started in: git runs the steps elsewhere.
+    """
+    given = os.environ.get("PYTHONPATH", "")
+    if kind == "command":
+        return given
+    return os.pathsep.join(str(Path(p).absolute()) for p in given.split(os.pathsep) if p)
 
 
 def _unanimous(answers: list[dict[str, str]]) -> dict[str, str]:
-    distinct = {(a["outcome"], a["signature"]) for a in answers}
-    if len(distinct) == 1:
-        return answers[0]
-    said = ", ".join(f"{a['outcome']} {a['signature']}".strip() for a in answers)
-    return {"outcome": "FLAKY", "signature": "", "reason": f"{len(answers)} runs do not agree: {said}"}
+    said = disagreement([(a["outcome"], a["signature"], a["digest"]) for a in answers])
+    return {"outcome": "FLAKY", "signature": "", "reason": said} if said else answers[0]
 
 
 def _answer(search: Search, commit: str) -> dict[str, str]:
@@ -101,7 +112,7 @@ def _answer(search: Search, commit: str) -> dict[str, str]:
             return _command(search, files)
         file, _, name = search.what[0].rpartition(":")
         if not (files / file).is_file():
-            return {"outcome": "ERROR", "signature": "FILE/raised/Untestable", "reason": f"the commit has no {file}"}
+            return _said("ERROR", "FILE/raised/Untestable", f"the commit has no {file}")
         return _verdict(search, f"{files / file}:{name}", import_from=files)
     finally:
         shutil.rmtree(files, ignore_errors=True)
@@ -119,15 +130,32 @@ def extract(clone: Path, commit: str, files: Path) -> None:
 
 def _verdict(search: Search, subject: str, import_from: Path | None = None) -> dict[str, str]:
     case = case_from_toml(search.case)
-    if import_from is not None:
-        os.environ["PYTHONPATH"] = str(import_from)
-    with Worker(subject, search.seconds) as worker:
+    with _importing_from(import_from), Worker(subject, search.seconds) as worker:
         verdict = judge(case, worker.run(case), worker.subject)
     reason = verdict.reason.replace(str(import_from), "").strip() if import_from else verdict.reason
     signature = verdict.signature
     if "cannot be loaded:" in reason and import_from is not None:  # a subject file that does not import is the commit's
         signature = signature.replace("EnvironmentProblem", "Untestable")
-    return {"outcome": verdict.outcome, "signature": signature, "reason": reason}
+    return _said(verdict.outcome, signature, reason, verdict.digest)
+
+
+def _said(outcome: str, signature: str, reason: str, digest: str = "") -> dict[str, str]:
+    return {"outcome": outcome, "signature": signature, "reason": reason, "digest": digest}
+
+
+@contextlib.contextmanager
+def _importing_from(files: Path | None) -> Iterator[None]:
+    """Let a child import from ``files`` before what the user's PYTHONPATH names."""
+    before = os.environ.get("PYTHONPATH")
+    if files is not None:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(files), before or ""]))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _command(search: Search, files: Path) -> dict[str, str]:
@@ -144,19 +172,19 @@ def _command(search: Search, files: Path) -> dict[str, str]:
             env=environment(),
         )
     except OSError as error:
-        return {"outcome": "ERROR", "signature": "", "reason": f"{search.what[0]} cannot be run: {error.strerror}"}
+        return _said("ERROR", "", f"{search.what[0]} cannot be run: {error.strerror}")
     except subprocess.TimeoutExpired:
         reason = f"no end within {search.seconds:g} s"
-        return {"outcome": "ERROR", "signature": "COMMAND/raised/Timeout", "reason": reason}
+        return _said("ERROR", "COMMAND/raised/Timeout", reason)
     said = (done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2][-300:]
     code = done.returncode
     if code == 0:
-        return {"outcome": "PASS", "signature": "", "reason": said}
+        return _said("PASS", "", said)
     if code == CANNOT:
-        return {"outcome": "UNSUPPORTED", "signature": "", "reason": said or "exit code 125"}
+        return _said("UNSUPPORTED", "", said or "exit code 125")
     if code in _NO_COMMAND or code < 0 or code >= _SIGNALLED:
-        return {"outcome": "ERROR", "signature": "", "reason": f"exit code {code}: {said}"}
-    return {"outcome": "FAIL", "signature": f"COMMAND/exit/{code}", "reason": said}
+        return _said("ERROR", "", f"exit code {code}: {said}")
+    return _said("FAIL", f"COMMAND/exit/{code}", said)
 
 
 def exit_code(search: Search, step: Step) -> int:

@@ -7,22 +7,24 @@ Source: docs/bisecting.md.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
+import os
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance import bisect_by_hand, replay, runner
 from conformance.bisect_ask import check_unanimous
 from conformance.bisect_commit import SearchEnded
+from conformance.bisect_key import kept, surroundings, verdict_file
 from conformance.bisect_search import BAD, GOOD, SKIP, STOP, state_of, write_whole
-from conformance.bisect_step import suite_hash
 from conformance.case import Case
 from conformance.judge import judge
-from conformance.source_tree import cache_directory
+from conformance.source_tree import cache_directory, listing, source_tree, tree_hash
+from conformance.subject import names
 from conformance.toml_io import case_from_toml, case_to_toml
 from conformance.version_environments import (
     COMPLETE,
@@ -50,40 +52,64 @@ class Asked:
         return " ".join(f"{self.version:8} {self.state:4}  {self.signature}  {self.reason}".split())
 
 
-def ask(
-    case: Case, package: str, version: str, wheels: Path | None, sought: str, seconds: float, repeat: int = 1
-) -> Asked:
-    """Judge ``case`` on subject "executorch" in the environment of ``version``; a verdict is kept for the next search.
+@dataclass(frozen=True)
+class Question:
+    """What every version is asked, how often, and since when (seconds since the epoch) a kept verdict answers it."""
+
+    case: Case
+    package: str
+    subject: str = "executorch"
+    wheels: Path | None = None
+    seconds: float = 60.0
+    repeat: int = 1
+    since: float = 0.0
+
+
+def ask(question: Question, version: str, sought: str) -> Asked:
+    """Judge the case on the subject in the environment of ``version``; a verdict is kept for the next search.
 
     Raises:
         SearchEnded: ``repeat`` runs do not agree.
     """
+    case, package = question.case, question.package
     try:
-        python = environment(package, version, wheels)
+        python = environment(package, version, question.wheels)
     except Unsatisfiable as error:
         return Asked(version, SKIP, "", str(error))
-    made_of = (folder_of(package, version) / COMPLETE).read_text(encoding="utf-8")
-    asked = json.dumps([case_to_toml(case), package, version, made_of, repeat, suite_hash()])
-    kept = cache_directory() / "verdicts" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-    else:
+    file = _kept_in(question, version)
+    found = kept(file, question.since) if file else {}
+    if not found:
         try:
             importing(python)
         except Unsatisfiable as error:
             return Asked(version, SKIP, "", str(error))
         answers = []
-        for _ in range(repeat):
-            done = in_environment(python, ["conformance.bisect_version", str(seconds)], case_to_toml(case))
+        for _ in range(question.repeat):
+            words = ["conformance.bisect_version", str(question.seconds), question.subject]
+            done = in_environment(python, words, case_to_toml(case))
             if done.returncode:
                 return Asked(version, STOP, "", done.stderr.strip().rpartition("\n")[2])
             answers.append(json.loads(done.stdout.splitlines()[-1]))
-        check_unanimous(f"{package} {version}", [(a["outcome"], a["signature"]) for a in answers])
+        check_unanimous(f"{package} {version}", [(a["outcome"], a["signature"], a["digest"]) for a in answers])
         found = answers[0]
-        if found["outcome"] in {"PASS", "FAIL"}:
-            write_whole(kept, json.dumps(found))
+        if file and found["outcome"] in {"PASS", "FAIL"}:
+            write_whole(file, json.dumps(found))
     reason = found["reason"] if found["outcome"] != "PASS" else ""
     return Asked(version, state_of(found["outcome"], found["signature"], sought), found["signature"], reason)
+
+
+def _kept_in(question: Question, version: str) -> Path | None:
+    """Where the verdict is kept; None on a subject file, as nobody knows what else it imports."""
+    name, _, what = question.subject.partition(":")
+    if name not in names():
+        return None
+    tree = tree_hash(listing(source_tree(what))) if name == "executorch-src" else ""
+    folder = folder_of(question.package, version)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    made_of = (folder / COMPLETE).read_text(encoding="utf-8")
+    around = surroundings(question.case.stage, packages=packages, python_path=os.environ.get("PYTHONPATH", ""))
+    asked = [case_to_toml(question.case), question.subject, tree, question.package, version, made_of]
+    return verdict_file([*asked, question.repeat, around])
 
 
 def search(versions: Sequence[str], answer: dict[str, Asked]) -> str | None:
@@ -94,22 +120,15 @@ def search(versions: Sequence[str], answer: dict[str, Asked]) -> str | None:
     return versions[open_ones[len(open_ones) // 2]] if open_ones else None
 
 
-def show(
-    case: Case,
-    package: str,
-    ends: tuple[str, str],
-    wheels: Path | None,
-    sought: str = "",
-    seconds: float = 60.0,
-    repeat: int = 1,
-) -> int:
+def show(question: Question, ends: tuple[str, str], sought: str = "") -> int:
     """Print the first bad version; 1 where versions that cannot be tested stand between the candidates.
 
     Raises:
         SearchEnded: an end is not what it is said to be, or the harness is broken.
         ValueError: no such version.
     """
-    everything = releases(package, wheels)
+    package = question.package
+    everything = releases(package, question.wheels)
     good, bad = ends
     for version in ends:
         if version not in everything:
@@ -121,7 +140,7 @@ def show(
     def put(version: str) -> Asked:
         nonlocal sought
         started = time.monotonic()
-        found = answers[version] = ask(case, package, version, wheels, sought, seconds, repeat)
+        found = answers[version] = ask(question, version, sought)
         print(f"  {package} {found.line()}  ({time.monotonic() - started:.1f} s)", flush=True)
         if found.state == STOP:
             raise SearchEnded(f"{package} {version}: {found.signature} {found.reason}")
@@ -135,35 +154,36 @@ def show(
         raise SearchEnded(f"{package} {good} (the good end) is not good: {answers[good].line()}; give another")
     while (following := search(path, answers)) is not None:
         put(following)
-    _tell(case, package, path, answers)
+    _tell(question, path, answers)
     last = max(i for i, v in enumerate(path) if v in answers and answers[v].state == GOOD)
     return 0 if path[last + 1] in answers and answers[path[last + 1]].state == BAD else 1
 
 
-def _tell(case: Case, package: str, path: Sequence[str], answers: dict[str, Asked]) -> None:
+def _tell(question: Question, path: Sequence[str], answers: dict[str, Asked]) -> None:
+    package = question.package
     last = max(i for i, v in enumerate(path) if v in answers and answers[v].state == GOOD)
     first = min(i for i, v in enumerate(path) if v in answers and answers[v].state == BAD and i > last)
     untested = [answers[v] for v in path[last + 1 : first]]
     for one in untested:
         print(f"  cannot be tested: {one.line()}")
     name = path[first] if not untested else f"one of {', '.join(path[last + 1 : first + 1])}"
-    print(f"first bad: {package} {name} ({answers[path[first]].signature}); {path[last]} is right")
-    print(f"  what:      {answers[path[first]].reason}")
-    file = cache_directory() / "versions" / f"{case.id.replace('/', '__')}.case.toml"
-    write_whole(file, case_to_toml(case))
+    bad = answers[path[first]]
+    print(f"first bad: {package} {name} ({bad.signature}); {path[last]} is right")
+    print(f"  what:      {bad.reason}")
+    recorded = replay.text(question.case, question.subject, bad.signature, runner.versions())
+    file = cache_directory() / "versions" / "by-hand" / replay.file_name(question.case.id)
+    write_whole(file, recorded)
     for what, version in (("good", path[last]), ("bad", path[first])):
-        python = folder_of(package, version) / "bin" / "python"
-        print(
-            f"  {what} by hand: {shlex.quote(str(python))} -m conformance.bisect_version 60 < {shlex.quote(str(file))}"
-        )
+        print(f"  {what} by hand: {bisect_by_hand.in_version(folder_of(package, version), file, question.seconds)}")
 
 
 def main() -> int:
-    """Judge the case on stdin in this environment and print the verdict as JSON."""
-    case = case_from_toml(sys.stdin.read())
-    with Worker("executorch", float(sys.argv[1])) as worker:
-        verdict = judge(case, worker.run(case), "executorch")
-    print(json.dumps({"outcome": verdict.outcome, "signature": verdict.signature, "reason": verdict.reason}))
+    """Judge the case on stdin in this environment, within SECONDS on SUBJECT, and print the verdict as JSON."""
+    case, (seconds, subject) = case_from_toml(sys.stdin.read()), sys.argv[1:]
+    with Worker(subject, float(seconds)) as worker:
+        verdict = judge(case, worker.run(case), worker.subject)
+    told = {"outcome": verdict.outcome, "signature": verdict.signature, "reason": verdict.reason}
+    print(json.dumps(told | {"digest": verdict.digest}))
     return 0
 
 

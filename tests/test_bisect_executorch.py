@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conformance import bisect_version, cli, version_environments
+from conformance import bisect_version, cli, replay, version_environments
 from conformance.bisect_cli import main
 from conformance.bisect_commit import SearchEnded
 from conformance.bisect_search import steps
-from conformance.bisect_version import Asked, search
+from conformance.bisect_version import Asked, Question, search
 from conformance.catalogue import load, select
+from conformance.verdict import Verdict
 from conformance.version_environments import Unsatisfiable, environment, releases
-from tests.bisect_repositories import linear
+from tests.bisect_repositories import SUBJECT, linear
 
+SIZED = Path(__file__).parent / "sized_subjects.py"
 MINIATURE = Path(__file__).parent / "miniature_executorch"
 FILES = {
     p.relative_to(MINIATURE).as_posix(): p.read_text()
@@ -116,7 +121,7 @@ def test_the_first_bad_version_is_told(
     monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path / "cache"))
     states = {"1.0.0": "good", "1.1.0": "good", "1.2.0": "skip", "1.3.0": "bad", "1.4.0": "bad", "1.5.0": "skip"}
     monkeypatch.setattr(bisect_version, "releases", lambda *_: list(states))
-    monkeypatch.setattr(bisect_version, "ask", lambda _c, _p, v, *_: Asked(v, states[v], "PACK/layout/x", "why"))
+    monkeypatch.setattr(bisect_version, "ask", lambda _q, v, _s: Asked(v, states[v], "PACK/layout/x", "why"))
     words = ["version", "pack/flat/d2", "--good", "1.0.0", "--bad"]
     assert main([*words, "1.4.0"]) == 1
     said = capsys.readouterr().out
@@ -130,30 +135,135 @@ def test_the_first_bad_version_is_told(
         assert error in capsys.readouterr().err
 
 
+class Versions:
+    """Environments that are not there, whose answers are given; counts how often one is asked."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *outcomes: str, digests: str = "") -> None:
+        monkeypatch.setenv("Q4GSW_CACHE", str(folder))
+        self.outcomes, self.digests = list(outcomes), iter(digests)
+        self.words: list[list[str]] = []
+        self.made_of = folder / "versions/executorch-1.0.0" / version_environments.COMPLETE
+        self.made_of.parent.mkdir(parents=True)
+        self.made_of.write_text("one")
+        monkeypatch.setattr(bisect_version, "environment", lambda *_: Path("python"))
+        monkeypatch.setattr(bisect_version, "importing", lambda _: None)
+        monkeypatch.setattr(bisect_version, "in_environment", self.told)
+        (self.case,) = select(load(), ids=["pack/flat/d2"])
+
+    def told(self, _python: Path, words: list[str], _given: str) -> subprocess.CompletedProcess[str]:
+        self.words.append(words)
+        verdict = {"outcome": self.outcomes.pop(0), "signature": "", "reason": "", "digest": next(self.digests, "")}
+        return subprocess.CompletedProcess([], 0, json.dumps(verdict), "")
+
+    def ask(self, **question: Any) -> str:
+        return bisect_version.ask(Question(self.case, "executorch", **question), "1.0.0", "").state
+
+
 def test_a_version_s_verdict_is_kept_until_its_environment_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path))
-    answers = iter(["PASS", "PASS", "PASS", "FAIL"])
-    made_of = tmp_path / "versions/executorch-1.0.0" / version_environments.COMPLETE
-    made_of.parent.mkdir(parents=True)
-    made_of.write_text("one")
+    versions = Versions(tmp_path, monkeypatch, *["PASS"] * 7, "FAIL", "PASS")
+    packages = tmp_path / "versions/executorch-1.0.0/lib/python3.11/site-packages/torchao-0.18.0.dist-info"
+    packages.mkdir(parents=True)
+    monkeypatch.setenv("VK_ICD_FILENAMES", "")
+    (packages / "METADATA").write_text("Name: torchao\nVersion: 0.18.0\n")
+    (packages / "RECORD").write_text("torchao/a.py,sha256=x,1\n")
 
-    def told(*_: object) -> subprocess.CompletedProcess[str]:
-        verdict = {"outcome": next(answers), "signature": "", "reason": ""}
-        return subprocess.CompletedProcess([], 0, json.dumps(verdict), "")
+    def asked(**question: Any) -> int:
+        """How often the version was asked, of two questions one after the other."""
+        before = len(versions.words)
+        assert [versions.ask(**question), versions.ask(**question)] == ["good", "good"]
+        return len(versions.words) - before
 
-    monkeypatch.setattr(bisect_version, "environment", lambda *_: Path("python"))
-    monkeypatch.setattr(bisect_version, "importing", lambda _: None)
-    monkeypatch.setattr(bisect_version, "in_environment", told)
+    assert asked() == 1
+    versions.made_of.write_text("another")
+    assert asked() == 1
+    (packages / "RECORD").write_text("torchao/a.py,sha256=y,1\n")  # another wheel of the same version
+    assert asked() == 1
+    monkeypatch.setenv("Q4GSW_VALIDATE", "1")
+    assert asked() == 1
+    assert asked() == 0
+    assert asked(subject="impl") == 1
+    assert asked(subject=f"{SIZED}:RightBelow24Rows") == 2, "what a subject file imports is not known"
+    assert [w[2] for w in versions.words[-3:]] == ["impl", *[f"{SIZED}:RightBelow24Rows"] * 2]
+    with pytest.raises(SearchEnded, match=r"executorch 1\.0\.0 is flaky: 2 runs do not agree: FAIL, PASS"):
+        versions.ask(repeat=2)
+
+
+def test_a_fresh_search_over_versions_judges_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = Versions(tmp_path, monkeypatch, "PASS", "FAIL")
+    assert [versions.ask(), versions.ask()] == ["good", "good"]
+    (kept,) = tmp_path.glob("verdicts/*.json")
+    os.utime(kept, (1000, 1000))
+    assert versions.ask(since=2000.0) == "bad"
+    assert [versions.ask(since=2000.0), versions.ask()] == ["bad", "bad"], "what was judged anew is kept"
+
+
+def test_two_right_answers_with_other_bits_do_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = Versions(tmp_path, monkeypatch, "PASS", "PASS", digests="ab")
+    with pytest.raises(SearchEnded, match=r"2 runs do not agree: PASS \(result a\), PASS \(result b\)"):
+        versions.ask(repeat=2)
+
+
+def test_the_subject_that_is_searched_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id's is executorch, a replay file's the recorded one; the one that is named comes first."""
+    asked: list[tuple[str, float]] = []
+
+    def show(question: Question, _ends: tuple[str, str], _sought: str) -> int:
+        asked.append((question.subject, question.since))
+        return 0
+
+    monkeypatch.setattr(bisect_version, "show", show)
     (case,) = select(load(), ids=["pack/flat/d2"])
+    ends = ["--good", "1.0.0", "--bad", "1.1.0"]
+    relative = os.path.relpath(SIZED)
 
-    def ask(repeat: int = 1) -> str:
-        return bisect_version.ask(case, "executorch", "1.0.0", None, "", 60.0, repeat).state
+    def recorded(subject: str) -> str:
+        return str(replay.write(tmp_path, case, Verdict(case.id, "PACK", subject, "FAIL", "PACK/x/y"), {}))
 
-    assert [ask(), ask()] == ["good", "good"]
-    made_of.write_text("another")
-    assert ask() == "good"
-    with pytest.raises(SearchEnded, match=r"executorch 1\.0\.0 is flaky: 2 runs do not agree: PASS, FAIL"):
-        ask(2)
-    assert next(answers, None) is None
+    assert main(["version", case.id, *ends]) == 0
+    assert main(["version", recorded("impl"), *ends]) == 0
+    assert main(["version", recorded(f"{relative}:RightBelow24Rows"), *ends]) == 0
+    assert main(["version", recorded("gone"), *ends, "--subject", "executorch"]) == 0
+    assert [subject for subject, _ in asked] == ["executorch", "impl", f"{SIZED}:RightBelow24Rows", "executorch"]
+    assert not any(since for _, since in asked)
+    assert main(["version", case.id, *ends, "--fresh"]) == 0
+    assert asked[-1][1] > 0
+    capsys.readouterr()
+    assert main(["version", recorded("my-runner"), *ends]) == 2
+    error = capsys.readouterr().err
+    assert "unknown subject 'my-runner'" in error
+    assert "give --subject" in error
+    assert error.count("\n") == 1
+
+
+def test_a_version_s_subject_and_its_commands_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two environments of which one packs wrongly: the printed lines tell them apart, from any directory."""
+    monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path / "a cache"))
+    wrong = {"1.0.0": "", "1.1.0": "1"}
+    for version, flag in wrong.items():
+        python = version_environments.folder_of("executorch", version) / "bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nWRONG={flag} exec {shlex.quote(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+        (python.parent.parent / version_environments.COMPLETE).write_text("whole")
+    subject = tmp_path / "subject.py"
+    subject.write_text(
+        SUBJECT.replace("from helper import OFFSET", "import os\nOFFSET = 7 if os.environ['WRONG'] else 8")
+    )
+    monkeypatch.setattr(bisect_version, "releases", lambda *_: list(wrong))
+    folder = version_environments.folder_of
+    monkeypatch.setattr(bisect_version, "environment", lambda p, v, _: folder(p, v) / "bin/python")
+    monkeypatch.setattr(bisect_version, "importing", lambda _: None)
+    words = ["version", "pack/linear_weight/every-pair", "--good", "1.0.0", "--bad", "1.1.0", "--case-seconds", "31.5"]
+    assert main([*words, "--subject", f"{subject}:Packs"]) == 0
+    said = capsys.readouterr().out
+    assert "first bad: executorch 1.1.0" in said
+    by_hand = dict(re.findall(r"(good|bad) by hand: (.+)", said))
+    assert all("--case-seconds 31.5" in line for line in by_hand.values())
+    ran = {what: subprocess.run(["bash", "-c", line], cwd="/", check=False) for what, line in by_hand.items()}
+    assert {what: done.returncode for what, done in ran.items()} == {"good": 0, "bad": 1}

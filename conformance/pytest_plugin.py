@@ -87,10 +87,12 @@ def _start(config: pytest.Config) -> None:
     config.option.xmlpath = config.option.xmlpath or str(report / "junit.xml")
     if config.option.reportchars == "a":  # known failures are listed by defect, not one by one
         config.option.reportchars = "fEs"
-    if most := config.getoption("--max-failures"):
-        config.option.maxfail = most
-        if getattr(config.option, "maxschedchunk", 1) is None:
-            config.option.maxschedchunk = 1  # or xdist's workers would first run what they were given in advance
+    most = config.getoption("--max-failures")
+    config.option.maxfail = most or config.option.maxfail
+    if (most or config.getoption("--level") == "deep") and getattr(config.option, "maxschedchunk", 1) is None:
+        # One case after the other: handed out in advance, all the long shards of level deep would be one worker's, and
+        # cases would run on past --max-failures. The quick cases of other levels are better off in large batches.
+        config.option.maxschedchunk = 1
     subject, device, level = (config.getoption(f"--{o}") for o in ("subject", "device", "level"))
     chosen = (config.getoption("--stages"), config.option.keyword, getattr(config.option, "last_failed", ""))
     header = runner.header(subject, device, level, chosen) | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def workflow() -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
     """The workflow's only job, and the steps that replace one of its own for other subjects."""
     whole, *others = (yaml.safe_load(text) for text in blocks(GATE, "yaml"))
-    assert set(whole[True]) == {"pull_request", "push"}  # YAML takes the key "on" for a truth value
+    assert set(whole[True]) == {"pull_request", "merge_group", "push"}  # YAML takes the key "on" for a truth value
     assert list(whole["jobs"]) == ["conformance"]
     return whole["jobs"]["conformance"], others
 
@@ -94,12 +95,11 @@ def test_the_workflow_is_whole() -> None:
     assert all(one["name"] in names for steps in others for one in steps)  # else it replaces nothing
     ids = {s["id"] for s in job["steps"] if "id" in s}
     assert set(re.findall(r"steps\.(\w+)\.", GATE)) == ids
-    restored, saved = (
-        step("The main branch's last report")["with"],
-        step("Keep it for the pull requests to come")["with"],
-    )
+    assert names.index("Remove what an earlier run left") == 0  # before there is anything that it may not remove
+    restored, saved = step("The main branch's report")["with"], step("Keep it for the pull requests to come")["with"]
     assert restored["path"] == saved["path"]  # a cache is found by its path too
-    assert saved["key"].startswith(restored["restore-keys"])
+    assert restored["restore-keys"] == "${{ steps.before.outputs.keys }}"
+    assert saved["key"].startswith("q4gsw-report-${{ github.sha }}-")
 
 
 def test_what_the_workflow_installs_is_what_dev_installs() -> None:
@@ -125,10 +125,10 @@ def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
     """The workspace of a workflow after the checkouts: the page's repository, and this checkout as the suite."""
-    root = tmp_path_factory.mktemp("workspace")
+    root = tmp_path / "workspace"
     packer, subject = blocks(GATE, "python")
     (root / "repository" / "ci").mkdir(parents=True)
     (root / "repository" / "nibbles.py").write_text(packer)
@@ -140,7 +140,51 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bin_ / "python").chmod(0o755)
     for package in ("conformance", "reference"):
         (root / "suite" / package).symlink_to(ROOT / package)
+    (root / "nox" / "bin").mkdir(parents=True)
     return root
+
+
+def swap_nibbles(workspace: Path) -> None:
+    """Break the packer of the page's repository."""
+    packer = workspace / "repository" / "nibbles.py"
+    packer.write_text(packer.read_text().replace("0::2] << 4 | codes[:, 1::2]", "1::2] << 4 | codes[:, 0::2]"))
+
+
+def nox_that(workspace: Path, afterwards: str = "") -> None:
+    """Put down a nox that judges as its session does: every exit code but 0 is 1. ``afterwards`` runs then."""
+    there = workspace / "nox" / "bin" / "nox"
+    there.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift\n'
+        f'(cd "{ROOT}" && "{sys.executable}" -m conformance run "$@") && code=0 || code=1\n{afterwards}\nexit $code\n'
+    )
+    there.chmod(0o755)
+
+
+def bash(workspace: Path, name: str, outputs: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a step as it stands on the page (at level smoke), in the workspace."""
+    script = step(name)["run"].replace("--level gate", "--level smoke")
+    told = outputs.read_text() if outputs.exists() else ""
+    if code := re.search(r"^code=(\d+)$", told, re.MULTILINE):
+        script = script.replace("${{ steps.judge.outputs.code }}", code[1])
+    assert "${{" not in script
+    github = {"WORKSPACE": workspace, "STEP_SUMMARY": workspace / "summary", "OUTPUT": outputs}
+    env = {**os.environ, **{f"GITHUB_{name}": str(path) for name, path in github.items()}, "HOME": str(home)}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def job(workspace: Path, home: Path, of_main: Path | None = None) -> tuple[str, str]:
+    """Run the workflow's steps around a verdict in their order; the one that failed, or "", and what it said."""
+    outputs = home / "output"
+    outputs.unlink(missing_ok=True)
+    for one in workflow()[0]["steps"]:
+        if one["name"] == "The main branch's report" and of_main:
+            shutil.copytree(of_main, workspace / "main-report")
+        if one["name"] in {"Remove what an earlier run left", "Judge", "Gate"}:
+            done = bash(workspace, one["name"], outputs, home)
+            if done.returncode:
+                return one["name"], done.stdout + done.stderr
+    return "", ""
 
 
 def judged(workspace: Path, report: str) -> subprocess.CompletedProcess[str]:
@@ -155,11 +199,9 @@ def gated(workspace: Path, old: str, new: str, code: str = "0") -> subprocess.Co
     for name, report in (("main-report", old), ("report", new)):
         (workspace / name).unlink(missing_ok=True)
         (workspace / name).symlink_to(workspace / report)
-    script = step("Gate")["run"].replace("${{ steps.judge.outputs.code }}", code)
-    assert "${{" not in script
-    env = {**os.environ, "GITHUB_WORKSPACE": str(workspace), "GITHUB_STEP_SUMMARY": str(workspace / "summary")}
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
-    return subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, check=False, timeout=60)
+    outputs = workspace / "outputs"
+    outputs.write_text(f"code={code}\n")
+    return bash(workspace, "Gate", outputs, workspace)
 
 
 def test_the_subject_and_the_gate_run(workspace: Path) -> None:
@@ -167,8 +209,7 @@ def test_the_subject_and_the_gate_run(workspace: Path) -> None:
     done = judged(workspace, "right")
     assert done.returncode == 0, done.stdout
     assert "tests:2 passed:1 failed:0 error:0 unsupported:1" in done.stdout
-    packer = workspace / "repository" / "nibbles.py"
-    packer.write_text(packer.read_text().replace("0::2] << 4 | codes[:, 1::2]", "1::2] << 4 | codes[:, 0::2]"))
+    swap_nibbles(workspace)
     done = judged(workspace, "swapped")
     assert done.returncode == 1
     assert "PACK/layout/nibble_order" in done.stdout
@@ -180,6 +221,61 @@ def test_the_subject_and_the_gate_run(workspace: Path) -> None:
     assert gated(workspace, "swapped", "swapped", "1").returncode == 0  # main has it already
     assert gated(workspace, "right", "nowhere").returncode == 2
     assert gated(workspace, "nowhere", "swapped", "1").returncode == 1  # no report of main yet
+
+
+def test_a_report_of_an_earlier_run_is_no_verdict(workspace: Path, tmp_path: Path) -> None:
+    """A self-hosted runner keeps its workspace: what was green there may not hide a packer that is broken since."""
+    nox_that(workspace)
+    assert job(workspace, tmp_path) == ("", "")
+    of_main = tmp_path / "of-main"
+    shutil.copytree(workspace / "report", of_main)
+    swap_nibbles(workspace)
+    for kept in (of_main, None):
+        failed, said = job(workspace, tmp_path, kept)
+        assert failed == "Gate", said
+    merged = tmp_path / "merged"
+    shutil.copytree(workspace / "report", merged)
+    assert job(workspace, tmp_path, merged) == ("", "")  # main has it already
+
+
+@pytest.mark.parametrize(
+    "afterwards",
+    ["rm -r report", "sed -i '$d' report/verdicts.jsonl"],
+    ids=["could not start", "did not finish"],
+)
+def test_a_run_without_its_end_is_red(workspace: Path, tmp_path: Path, afterwards: str) -> None:
+    """The second leaves a summary.md and no footer, as a run that was interrupted does."""
+    nox_that(workspace, afterwards)
+    assert job(workspace, tmp_path)[0] == "Judge"
+
+
+def test_what_a_run_is_compared_with_are_the_commits_of_main_before_it(workspace: Path, tmp_path: Path) -> None:
+    """Nearest first, without the pull request's own, and no more than a cache is looked for by."""
+    outputs, home = tmp_path / "output", tmp_path / "home"
+    home.mkdir()
+    identity = "[user]\nname = a\nemail = a@example.org\n[init]\ndefaultBranch = main\n"
+    (home / ".gitconfig").write_text(identity)
+
+    def git(*words: str) -> str:
+        env = {**os.environ, "HOME": str(home)}
+        command = ["git", "-C", str(workspace / "repository"), *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    def commit(message: str) -> str:
+        git("commit", "-q", "--allow-empty", "-m", message)
+        return git("rev-parse", "HEAD")
+
+    git("init", "-q")
+    main = [commit(f"main {number}") for number in range(12)]
+    git("checkout", "-q", "-b", "mine", main[8])
+    commit("mine")
+    git("checkout", "-q", "main")
+    git("merge", "-q", "--no-ff", "-m", "merged, as a pull request is tried", "mine")
+    assert bash(workspace, "The commits of main before this one", outputs, home).returncode == 0
+    keys = [f"q4gsw-report-{of}" for of in reversed(main)][:9]
+    assert outputs.read_text().split("\n") == ["keys<<END", *keys, "END", ""]
+    depth = step("Check out this repository")["with"]["fetch-depth"]
+    assert depth == 1 + len(keys) == 10, "and the key that is never there makes ten, which is all that are allowed"
 
 
 def test_the_example_of_a_known_failure_fits_the_catalogue(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from conformance import bisect_key, bisect_step, replay
 from conformance.bisect_cli import main
 from conformance.bisect_search import Search, state_of, steps
+from conformance.catalogue import load, select
+from conformance.verdict import Verdict
 from tests.bisect_repositories import HELPER, NO_IMPORT, SUBJECT, SWAPPED, History, linear
 
 ROOT = Path(__file__).parent.parent
@@ -198,6 +201,124 @@ def test_a_broken_harness_stops_the_search(
     assert said in capsys.readouterr().err
 
 
+def asked(cache: Path) -> int:
+    """How many verdicts were not kept ones, in all searches there are."""
+    return sum(not s.cached for log in cache.glob("bisect/*/steps.jsonl") for s in steps(log.parent))
+
+
+@pytest.mark.parametrize("named", ["word", "shell", "path"])
+def test_a_command_s_own_files_are_part_of_what_was_asked(
+    tmp_path: Path,
+    own_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+) -> None:
+    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i)})
+    script = tmp_path / "bin" / "judge-it"
+    script.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    command = {"word": [str(script)], "shell": ["sh", "-c", f"true && '{script}'"], "path": ["judge-it"]}[named]
+    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main", "--", *command]
+    for broken in (5, 9):
+        script.write_text(f"#!/bin/sh\nexit $((`cat value` >= {broken} ? 3 : 0))\n")
+        script.chmod(0o755)
+        assert main(words) == 0
+        assert first(capsys) == names[broken]
+    assert main(words) == 0
+    assert asked(own_cache) == 0, "asked again with nothing changed, every verdict is a kept one"
+
+
+def test_a_fresh_search_judges_anew_what_was_kept(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command reads a file that no word names: only --fresh can know."""
+    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i), "run.sh": f". {tmp_path}/limit"})
+    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main"]
+    for broken, more, answer in ((5, [], 5), (9, [], 5), (9, ["--fresh"], 9), (9, [], 9)):
+        (tmp_path / "limit").write_text(f"exit $((`cat value` >= {broken} ? 3 : 0))\n")
+        assert main([*words, *more, "--", "sh", "run.sh"]) == 0
+        assert first(capsys) == names[answer]
+
+
+def test_settings_are_part_of_what_was_asked(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "exit $((`cat value` >= ${Q4GSW_LIMIT:-5} ? 3 : 0))"
+    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i), "run.sh": script})
+    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main", "--", "sh", "run.sh"]
+    for limit in (5, 9):
+        monkeypatch.setenv("Q4GSW_LIMIT", str(limit))
+        assert main(words) == 0
+        assert first(capsys) == names[limit]
+
+
+def test_what_a_verdict_is_kept_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def suite(name: str, shader: str) -> Path:
+        glsl = tmp_path / name / "vulkan/glsl/embedding.comp"
+        glsl.parent.mkdir(parents=True)
+        glsl.write_text(shader)
+        return tmp_path / name
+
+    hashes = [bisect_key.suite_hash(suite(name, text)) for name, text in (("a", "x"), ("b", "x"), ("c", "y"))]
+    assert hashes[0] == hashes[1] != hashes[2], "the player's shaders are part of the suite"
+    driver = tmp_path / "driver.json"
+    (tmp_path / "driver.so").write_text("one")
+    driver.write_text(json.dumps({"ICD": {"library_path": "./driver.so"}}))
+    monkeypatch.setenv("VK_DRIVER_FILES", str(driver))
+    kernel, pack = (bisect_key.surroundings(stage) for stage in ("KERNEL", "PACK"))
+    assert kernel == bisect_key.surroundings("KERNEL")
+    (tmp_path / "driver.so").write_text("another")
+    assert kernel != bisect_key.surroundings("KERNEL")
+    assert pack == bisect_key.surroundings("PACK")
+    monkeypatch.setenv("Q4GSW_CACHE", "elsewhere")
+    assert pack == bisect_key.surroundings("PACK")
+    monkeypatch.setenv("VK_DRIVER_FILES", "")
+    assert pack != bisect_key.surroundings("PACK")
+
+
+def test_the_user_s_python_path_counts_at_every_step(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The helper is in none of the commits: it is on the PYTHONPATH, given relative to where the search starts."""
+    names = linear(tmp_path / "repo", 12, lambda i: {"subject.py": SWAPPED if i >= 7 else SUBJECT})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/helper.py").write_text(HELPER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    assert bisect(tmp_path / "repo", names[1], "main") == 0
+    assert first(capsys) == names[7]
+    assert os.environ["PYTHONPATH"] == "mine"
+    (log,) = own_cache.glob("bisect/*/steps.jsonl")
+    judged = [s.commit for s in steps(log.parent) if not s.cached]
+    assert len(judged) == len(set(judged)), "what a step judged is not judged again when the answer is verified"
+
+
+@pytest.mark.parametrize("way", ["file", "replay", "command"])
+def test_the_commands_by_hand_run_as_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """One helper comes with the commits, the other one with the user."""
+    subject = [text.replace("from helper", "import mine\nfrom helper") for text in (SUBJECT, SWAPPED)]
+    tree = {"helper.py": HELPER, "check.sh": "test `cat value` = 0"}
+    names = linear(
+        tmp_path / "a repo", 12, lambda i: {**tree, "value": str(int(i >= 7)), "subject.py": subject[i >= 7]}
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/mine.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"))
+    ends = ["--repo", str(tmp_path / "a repo"), "--good", names[1], "--bad", "main"]
+    case = CASE
+    if way == "replay":
+        recorded = Verdict(CASE, "PACK", "x", "FAIL", "PACK/layout/nibble_order")
+        case = str(replay.write(tmp_path / "b", select(load(), ids=[CASE])[0], recorded, {}))
+    file = [case, *ends, "--subject-file", "subject.py:Packs"]
+    assert main(["commit", *([*ends, "--", "sh", "check.sh"] if way == "command" else file)]) == 0
+    by_hand = dict(re.findall(r"(good|bad) by hand: +(.+)", capfd.readouterr().out))
+    ran = {what: subprocess.run(["bash", "-c", line], cwd=ROOT, check=False) for what, line in by_hand.items()}
+    assert {what: done.returncode for what, done in ran.items()} == {"good": 0, "bad": 1}
+
+
 def test_a_flaky_commit_stops_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flag = tmp_path / "flag"
     script = (
@@ -246,6 +367,12 @@ def test_ends_that_are_not_what_they_are_said_to_be(tmp_path: Path, capsys: pyte
     assert "neither end has it" in capsys.readouterr().err
 
 
+def test_other_bits_are_another_answer() -> None:
+    one, other = ({"outcome": "PASS", "signature": "", "reason": "", "digest": d} for d in ("1f", "2e"))
+    assert bisect_step._unanimous([one, one]) == one
+    assert bisect_step._unanimous([one, other])["outcome"] == "FLAKY"
+
+
 @pytest.mark.parametrize(
     ("outcome", "signature", "state"),
     [
@@ -266,5 +393,6 @@ def test_what_a_verdict_means(outcome: str, signature: str, state: str) -> None:
 def test_a_search_is_known_by_what_is_searched() -> None:
     one = Search("/r", "case", "file", "a", "b", ("f.py:C",))
     assert one.folder == Search("/r", "case", "file", "a", "b", ("f.py:C",), signature="x").folder
+    assert one.folder == Search("/r", "case", "file", "a", "b", ("f.py:C",), since=1.0).folder
     assert one.folder != Search("/r", "case", "file", "a", "b", ("f.py:D",)).folder
     assert json.dumps(one.what)

@@ -20,6 +20,7 @@ from conformance.case import Case
 from conformance.catalogue import load
 from conformance.expectations import Expectations
 from conformance.judge import judge
+from conformance.subject import resolved
 from conformance.verdict import ERROR, FAIL, XFAIL, Verdict
 from conformance.worker import Worker
 
@@ -69,7 +70,7 @@ def subject_origin(subject: str) -> dict[str, str]:
 def header(subject: str, device: str, level: str, selection: Sequence[str] = ()) -> dict[str, object]:
     """Return the header line of a verdict stream; ``selection`` is what chose the cases beside the level."""
     return {
-        "subject": subject,
+        "subject": resolved(subject),  # a branch moves; what it stood for then is what --from needs
         **subject_origin(subject),
         "device": device or "default",
         "level": level,

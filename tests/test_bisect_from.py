@@ -51,6 +51,13 @@ def test_two_reports_of_other_versions_become_searches_over_releases(
     assert "bisect stage pack/flat/d2 --subject impl" in capsys.readouterr().out
 
 
+def test_a_report_names_the_commit_that_a_branch_stood_for(tmp_path: Path) -> None:
+    names = linear(tmp_path / "repo", 2, lambda i: {"README": str(i)})
+    header = runner.header(f"executorch-src:{tmp_path / 'repo'}@main", "", "gate")
+    assert str(header["subject"]).endswith(f"repo@{names[2]}")
+    assert runner.header("impl", "", "gate")["subject"] == "impl"
+
+
 def test_two_reports_of_a_subject_file_become_a_search_over_its_repository(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

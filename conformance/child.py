@@ -1,6 +1,6 @@
 """The child process in which a subject runs: cases in, observations out, nothing else.
 
-Started by ``conformance.worker`` as ``python -m conformance.child SUBJECT IN_FD OUT_FD``. Frames are a
+Started by ``conformance.worker`` as ``python -m conformance.child SUBJECT IN_FD OUT_FD WORKER_PID``. Frames are a
 uint64 length and that many bytes: a case as TOML one way, an encoded observation the other. The
 subject's own prints go to the stdout and stderr that the worker gave.
 
@@ -54,17 +54,19 @@ def write_frame(stream: BinaryIO, data: bytes) -> None:
     stream.flush()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when the worker is killed: a hung subject would outlive it for ever."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it was killed before it could be asked
 
 
 def main(arguments: list[str]) -> None:
     """Serve cases until the worker closes its end."""
-    _die_with_parent()
-    name, fd_in, fd_out = arguments[0], int(arguments[1]), int(arguments[2])
+    name, fd_in, fd_out, parent = arguments[0], *map(int, arguments[1:4])
+    _die_with_parent(parent)
     with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
         subject: Subject | None = None
         settled = False

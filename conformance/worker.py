@@ -94,7 +94,13 @@ class Worker:
         self._replies, child_out = os.pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         root = Path(__file__).parent.parent
-        command = [sys.executable, "-m", "conformance.child", self.subject, str(child_in), str(child_out)]
+        command = [
+            sys.executable,
+            "-m",
+            "conformance.child",
+            self.subject,
+            *map(str, (child_in, child_out, os.getpid())),
+        ]
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
         self._child = subprocess.Popen(
             command,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,10 @@ def test_truncated_observations_are_refused(cut: int) -> None:
     observation: Observation = Arrays({"a": np.arange(4)})
     with pytest.raises(ValueError):
         decode(encode(observation)[:cut])
+
+
+def test_a_child_whose_worker_is_gone_before_it_started_leaves() -> None:
+    """It asks to be killed with its worker; where that comes too late it would serve nobody for ever."""
+    command = [sys.executable, "-m", "conformance.child", "impl", "0", "1", "1"]  # this test is not process 1
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.source_tree import cache_directory
+from conformance.whole_files import append_line, make_folder, write_whole
 
 #: How a commit is asked: the executorch-src subject, a subject file in the repository, or a command.
 KINDS = ("executorch-src", "file", "command")
@@ -53,7 +54,7 @@ class Search:
 
     def save(self) -> None:
         """Write the search where its steps find it."""
-        write_whole(self.folder / "search.json", json.dumps(asdict(self), indent=1))
+        write_whole({make_folder(self.folder) / "search.json": json.dumps(asdict(self), indent=1)})
 
     @staticmethod
     def load(folder: Path) -> Search:
@@ -117,18 +118,9 @@ def disagreement(answers: Sequence[tuple[str, str, str]]) -> str:
     return f"{len(answers)} runs do not agree: {', '.join(said)}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader and no killed process ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def log_step(folder: Path, step: Step) -> None:
     """Append a step to the search's log, steps.jsonl."""
-    with (folder / "steps.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(step)) + "\n")
+    append_line(folder / "steps.jsonl", json.dumps(asdict(step)))
 
 
 def steps(folder: Path) -> list[Step]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from conformance.bisect_key import kept, named_files, surroundings, verdict_file
@@ -31,12 +31,12 @@ from conformance.bisect_search import (
     disagreement,
     log_step,
     state_of,
-    write_whole,
 )
 from conformance.git_read import environment, git
 from conformance.judge import judge
 from conformance.source_tree import SourceTree, listing, tree_hash
 from conformance.toml_io import case_from_toml
+from conformance.whole_files import make_folder, write_whole
 from conformance.worker import Worker
 
 CANNOT, END = 125, 129
@@ -61,7 +61,7 @@ def ask(search: Search, commit: str) -> Step:
         answers = [_answer(search, commit) for _ in range(search.repeat)]
         found = _unanimous(answers)
         if found["outcome"] in {"PASS", "FAIL", "UNSUPPORTED"} or found["signature"].endswith("/Untestable"):
-            write_whole(file, json.dumps(found))
+            write_whole({make_folder(file.parent) / file.name: json.dumps(found)})
     state = STOP if found["outcome"] == "FLAKY" else state_of(found["outcome"], found["signature"], search.signature)
     seconds = round(time.monotonic() - started, 2)
     step = Step(commit, tree, state, found["outcome"], found["signature"], found["reason"], seconds, cached)
@@ -200,7 +200,7 @@ def main(arguments: list[str]) -> int:
     step = ask(search, commit)
     subject = git(search.clone, "log", "-1", "--format=%cs %s", commit).decode(errors="replace").strip()
     print(f"  {step.line()}  {subject[:70]}", flush=True)
-    write_whole(search.folder / "last.json", json.dumps(asdict(replace(step))))
+    write_whole({search.folder / "last.json": json.dumps(asdict(step))})
     return exit_code(search, step)
 
 

@@ -20,7 +20,7 @@ from conformance import bisect_by_hand, replay, runner
 from conformance.bisect_ask import check_unanimous
 from conformance.bisect_commit import SearchEnded
 from conformance.bisect_key import kept, surroundings, verdict_file
-from conformance.bisect_search import BAD, GOOD, SKIP, STOP, state_of, write_whole
+from conformance.bisect_search import BAD, GOOD, SKIP, STOP, state_of
 from conformance.case import Case
 from conformance.judge import judge
 from conformance.source_tree import cache_directory, listing, source_tree, tree_hash
@@ -35,6 +35,7 @@ from conformance.version_environments import (
     in_environment,
     releases,
 )
+from conformance.whole_files import make_folder, write_whole
 from conformance.worker import Worker
 
 
@@ -93,7 +94,7 @@ def ask(question: Question, version: str, sought: str) -> Asked:
         check_unanimous(f"{package} {version}", [(a["outcome"], a["signature"], a["digest"]) for a in answers])
         found = answers[0]
         if file and found["outcome"] in {"PASS", "FAIL"}:
-            write_whole(file, json.dumps(found))
+            write_whole({make_folder(file.parent) / file.name: json.dumps(found)})
     reason = found["reason"] if found["outcome"] != "PASS" else ""
     return Asked(version, state_of(found["outcome"], found["signature"], sought), found["signature"], reason)
 
@@ -172,7 +173,7 @@ def _tell(question: Question, path: Sequence[str], answers: dict[str, Asked]) ->
     print(f"  what:      {bad.reason}")
     recorded = replay.text(question.case, question.subject, bad.signature, runner.versions())
     file = cache_directory() / "versions" / "by-hand" / replay.file_name(question.case.id)
-    write_whole(file, recorded)
+    write_whole({make_folder(file.parent) / file.name: recorded})
     for what, version in (("good", path[last]), ("bad", path[first])):
         print(f"  {what} by hand: {bisect_by_hand.in_version(folder_of(package, version), file, question.seconds)}")
 

@@ -87,12 +87,12 @@ def run_shard(
     def check(case: Case) -> str:
         nonlocal building, seconds
         write_whole({journal: replay.text(case, worker.subject, "", versions)})
-        verdict, taken = runner.timed(worker, case)
+        verdict = runner.timed(worker, case)
         if worker.first and not first:
-            first[timing.FIRST] = f"{taken:.4f}"
+            first[timing.FIRST] = f"{verdict.seconds:.4f}"
         if seen[FAIL]:
             return verdict.signature  # it is being shrunk
-        seconds += taken
+        seconds += verdict.seconds
         building += 0.0 if worker.first else float(verdict.facts.get(BUILDING, 0))
         digests.update(verdict.digest.encode())
         if verdict.outcome == UNSUPPORTED:

@@ -62,7 +62,7 @@ class Finding:
     strict: bool | None = None
 
 
-def judge(case: Case, observation: Observation, subject: str, seconds: float = 0.0) -> Verdict:
+def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
     facts = dict(getattr(observation, "facts", {}))
     digest = (
@@ -84,7 +84,6 @@ def judge(case: Case, observation: Observation, subject: str, seconds: float = 0
             mismatch=data,
             strict=strict,
             digest=digest,
-            seconds=round(seconds, 4),
             facts=facts,
             source=case.source,
         )

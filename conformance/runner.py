@@ -101,22 +101,20 @@ def run_case(
     expected: Expectations = expectations.NONE,
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
-    judged, seconds = timed(worker, case)
-    verdict = expected.apply(judged)
+    verdict = expected.apply(timed(worker, case))
     if worker.first:
-        verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{seconds:.4f}"})
+        verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{verdict.seconds:.4f}"})
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
     path = replay.write(report / "replay", case, verdict, known_versions)
     return replace(verdict, replay=f"python -m conformance replay {path}")
 
 
-def timed(worker: Worker, case: Case) -> tuple[Verdict, float]:
-    """Return the verdict on a case, and the seconds from asking to verdict on the clock on the wall."""
+def timed(worker: Worker, case: Case) -> Verdict:
+    """Return the verdict on a case, with the seconds from asking to verdict on the clock on the wall."""
     started = time.perf_counter()
     verdict = judge(case, worker.run(case), worker.subject)
-    seconds = time.perf_counter() - started
-    return replace(verdict, seconds=round(seconds, 4)), seconds
+    return replace(verdict, seconds=round(time.perf_counter() - started, 4))
 
 
 def describe(case: Case, verdict: Verdict) -> str:

@@ -1,3 +1,3 @@
 """Loads the suite's options and fixtures, whatever path pytest is given."""
 
-pytest_plugins = ("conformance.pytest_plugin",)
+pytest_plugins = ("conformance.runs.plugin",)

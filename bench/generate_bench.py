@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from conformance.generate import CHOICES, program_of
-from conformance.generate_run import generated_case
-from conformance.judge import judge
+from conformance.case.toml import case_from_toml, case_to_toml
+from conformance.generate.programs import CHOICES, program_of
+from conformance.generate.search import generated_case
+from conformance.judging.judge import judge
 from conformance.subjects import impl
-from conformance.toml_io import case_from_toml, case_to_toml
-from reference.program_spec import Values
-from reference.values import values_array
+from reference.program.spec import Values
+from reference.program.values import values_array
 
 WANTED = 60.0
 

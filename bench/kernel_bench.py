@@ -26,21 +26,21 @@ import numpy as np
 from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
 from bench.kernel_report import Measurement, table, write_files
 from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, copy_shader, time_job
-from impl import shaders
+from conformance.subjects.executorch_shaders import executorch_shaders, shader_name
+from impl.dispatch.grid import work_groups
+from impl.dispatch.prepack import PREPACK_STORAGES, prepack_shader
+from impl.dispatch.request import Request
+from impl.errors import VulkanError
 from impl.kernel import VARIANTS, Device, Variant, embedding_job, embedding_shader, variant_named
-from impl.kernel_checks import Request
-from impl.kernel_geometry import work_groups
-from impl.kernel_prepack import PREPACK_STORAGES, prepack_shader
-from impl.shader_executorch import executorch_shaders, shader_name
-from impl.vulkan_errors import VulkanError
-from reference.nibble_layouts import unpack_blocks, unpack_flat
+from impl.shader import compiler
+from reference.table.layouts import unpack_blocks, unpack_flat
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from impl.dispatch.job import Job
     from impl.kernel import Grid
-    from impl.kernel_job import Job
-    from impl.shaders import Shader
+    from impl.shader.compiler import Shader
 
 #: The shapes of the goals: 1 = decode, 2,047 = a Llama prefill.
 ROWS = (1, 2047, 32768, 262144)
@@ -214,11 +214,11 @@ def precompile(directory: Path, checkout: Path | None) -> None:
     os.environ["Q4GSW_SPIRV_CACHE"] = str(directory)
     with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
         for variant in VARIANTS:
-            shaders.compile_shader(shaders.GLSL / "embedding_q4gsw.comp", variant.defines)
+            compiler.compile_shader(compiler.GLSL / "embedding_q4gsw.comp", variant.defines)
         for change in ABLATIONS:
             source = ablated_source(change, Path(scratch))
             for name in NAMES:
-                shaders.compile_shader(source, variant_named(name).defines)
+                compiler.compile_shader(source, variant_named(name).defines)
     for storage in PREPACK_STORAGES:
         prepack_shader(storage)
     copy_shader()

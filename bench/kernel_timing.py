@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from impl.shaders import GLSL, compile_shader
-from impl.vulkan_memory import Buffer, memory_barrier
-from impl.vulkan_pipeline import BufferRange, Pipeline
+from impl.gpu.memory import Buffer, memory_barrier
+from impl.gpu.pipeline import BufferRange, Pipeline
+from impl.shader.compiler import GLSL, compile_shader
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from impl.dispatch.job import Job
+    from impl.dispatch.request import Request
     from impl.kernel import Device
-    from impl.kernel_checks import Request
-    from impl.kernel_job import Job
-    from impl.shaders import Shader
+    from impl.shader.compiler import Shader
 
 SETS = 4
 #: Work groups of the copying shader: a few waves of a large GPU, and many.

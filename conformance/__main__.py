@@ -3,10 +3,10 @@
 import sys
 
 if sys.argv[1:2] == ["prove"]:  # proofs run where neither torch nor the cases' TOML writer is installed
-    from conformance.prove_cli import main as prove
+    from conformance.cli.prove import main as prove
 
     sys.exit(prove(sys.argv[2:]))
 
-from conformance.cli import main
+from conformance.cli.main import main
 
 sys.exit(main())

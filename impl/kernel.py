@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from impl import kernel_geometry, shaders
-from impl.kernel_checks import Request, check_request, rows_per_run
-from impl.kernel_job import Job, KernelResult, Operand, Output, Texture, run_job
-from impl.kernel_prepack import run_prepack
-from impl.kernel_variants import VARIANTS, Variant, missing_features, variant_named
-from impl.vulkan_device import Device, list_devices
+from impl.dispatch import grid as kernel_geometry
+from impl.dispatch.job import Job, KernelResult, Operand, Output, Texture, run_job
+from impl.dispatch.prepack import run_prepack
+from impl.dispatch.request import Request, check_request, rows_per_run
+from impl.dispatch.variants import VARIANTS, Variant, missing_features, variant_named
+from impl.gpu.device import Device, list_devices
+from impl.shader import compiler
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from impl.vulkan_info import DeviceInfo
+    from impl.gpu.info import DeviceInfo
 
 __all__ = [
     "VARIANTS",
@@ -40,7 +41,7 @@ __all__ = [
     "variant_named",
 ]
 
-_SHADER = shaders.GLSL / "embedding_q4gsw.comp"
+_SHADER = compiler.GLSL / "embedding_q4gsw.comp"
 Grid = Literal["player", "executorch"]
 
 
@@ -57,14 +58,14 @@ def devices() -> list[dict[str, Any]]:
     return rows
 
 
-def embedding_shader(info: DeviceInfo, variant: Variant, source: Path | None = None) -> shaders.Shader:
+def embedding_shader(info: DeviceInfo, variant: Variant, source: Path | None = None) -> compiler.Shader:
     """The compiled embedding shader of ``variant`` for that device; ``source`` replaces our GLSL.
 
     Raises:
-        ShaderToolMissing, ShaderCompileError: see ``impl.shaders.compile_shader``.
+        ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler.compile_shader``.
     """
     modes = info.float_modes if variant.float_modes == "declared" else ()
-    return shaders.compile_shader(source or _SHADER, variant.defines, modes)
+    return compiler.compile_shader(source or _SHADER, variant.defines, modes)
 
 
 def run_embedding(
@@ -80,7 +81,7 @@ def run_embedding(
     allow_out_of_range: bool = False,
     specialize: bool = False,
     shader_source: Path | None = None,
-    shader: shaders.Shader | None = None,
+    shader: compiler.Shader | None = None,
     grid: Grid = "player",
 ) -> KernelResult:
     """Look ``indices`` up in a packed table on the device; the result's ``out`` is ``indices.shape + [D]``.
@@ -103,9 +104,9 @@ def run_embedding(
     More rows than one buffer range or image holds are split over several runs.
 
     Raises:
-        ValueError, IndexError, DeviceLacksFeature: the arguments, see ``impl.kernel_checks``.
+        ValueError, IndexError, DeviceLacksFeature: the arguments, see ``impl.dispatch.request``.
         DeviceLimitExceeded: a size beyond a limit that splitting cannot help.
-        ShaderToolMissing, ShaderCompileError: see ``impl.shaders``.
+        ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler``.
         DeviceHang, DeviceLost, ValidationFailed: see ``Device.submit``.
     """
     request = check_request(
@@ -145,7 +146,7 @@ def _first(positions: list[int | None], step: int) -> int | None:
 
 
 def embedding_job(
-    info: DeviceInfo, request: Request, shader: shaders.Shader, *, specialize: bool = False, grid: Grid = "player"
+    info: DeviceInfo, request: Request, shader: compiler.Shader, *, specialize: bool = False, grid: Grid = "player"
 ) -> Job:
     """What one dispatch of a checked request binds, pushes and launches (contract 7.1, 7.2)."""
     width, height, channels, batch = sizes = request.out_sizes()

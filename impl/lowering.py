@@ -22,10 +22,10 @@ from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchBac
 from executorch.exir.program import ExecutorchProgramManager
 from torch.export import ExportedProgram
 
-from impl.graph_ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
-from impl.lowering_plan import plan_lowering
-from impl.lowering_rewrite import rewrite_for_runtimes
-from impl.lowering_types import LoweringError
+from impl.graph.ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
+from impl.lower.plan import plan_lowering
+from impl.lower.rewrite import rewrite_for_runtimes
+from impl.lower.types import LoweringError
 from impl.matcher import FusionReport, Limits, fuse_all_but
 
 __all__ = ["LoweringError", "MethodReport", "lower_to_vulkan", "prepare_for_vulkan"]

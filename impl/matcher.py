@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
-from impl.matcher_report import Fusion, FusionReport, Limits, Refusal, RefusalReason
-from impl.matcher_rewrite import rewrite
-from impl.matcher_rules import Plan, decide
+from impl.fusion.report import Fusion, FusionReport, Limits, Refusal, RefusalReason
+from impl.fusion.rewrite import rewrite
+from impl.fusion.rules import Plan, decide
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reference.nibble_layouts import unpack_flat, unpack_linear_weight
+from reference.table.layouts import unpack_flat, unpack_linear_weight
 
 Array = npt.NDArray[Any]
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case import Case, Dispatch
-from conformance.inputs import operands, table_values
-from conformance.observation import Arrays, Graph, Observation, Refused
-from conformance.subjects import _lowered
-from conformance.subjects._quantize import run_export, run_quantize
-from reference.nibble_layouts import pack_flat, pack_linear_weight
+from conformance.case.case import Case, Dispatch
+from conformance.case.operands import operands, table_values
+from conformance.harness.observation import Arrays, Graph, Observation, Refused
+from conformance.subjects import lowered
+from conformance.subjects.quantize import run_export, run_quantize
+from reference.table.layouts import pack_flat, pack_linear_weight
 
 
 class SubjectUnderTest:
@@ -36,7 +36,7 @@ class SubjectUnderTest:
         if case.stage in {"QUANTIZE", "EXPORT", "MATCH"}:
             return None
         if case.stage in {"LOWER", "RUN"}:
-            return _lowered.reason(case)
+            return lowered.reason(case)
         if case.stage == "PACK" and case.table is not None:
             return "the wheel has no function that packs flat bytes" if case.table.layout == "flat" else None
         if case.stage == "KERNEL" and case.dispatch is not None:
@@ -52,7 +52,7 @@ class SubjectUnderTest:
         if case.stage == "MATCH":
             return run_match(case)
         if case.stage in {"LOWER", "RUN"}:
-            return _lowered.ask(case, lower)
+            return lowered.ask(case, lower)
         return run_pack(case) if case.stage == "PACK" else run_kernel(case)
 
 
@@ -74,10 +74,10 @@ def lower(program: Any, options: Mapping[str, Any]) -> bytes:
 
 def run_match(case: Case) -> Graph:
     """Build the case's program, apply the wheel's FusePatternsPass and observe."""
-    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
-    from conformance.observe_match import observe_match  # noqa: PLC0415 - the same
+    from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
+    from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
 
-    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
     return observe_match(build(case.program), lambda program: (fuse_patterns(program), None))
 
 
@@ -88,7 +88,7 @@ def run_pack(case: Case) -> Arrays:
         pack_4bit_weight_tensor,
     )
 
-    assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
+    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
     values = torch.from_numpy(table_values(case.table))
     return Arrays({"packed": pack_4bit_weight_tensor(values, inner_dim_padding=None).numpy()})
 
@@ -105,15 +105,15 @@ def run_kernel(case: Case) -> Arrays | Refused:
     given = operands(case)
     facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
     if case.program is None:
-        assert case.dispatch is not None  # noqa: S101 - conformance.case.check saw to it
+        assert case.dispatch is not None  # noqa: S101 - conformance.case.case.check saw to it
         linear = case.dispatch.weight_layout != "flat"
         packed = (pack_linear_weight if linear else pack_flat)(given.values)
         arguments = (torch.from_numpy(packed), torch.from_numpy(given.scales), given.group_size)
         result = torch.ops.et_vk.embedding_q4gsw(*arguments, torch.from_numpy(given.indices), linear)
         return Arrays({"out": result.numpy()}, facts)
-    from conformance.build_program import build  # noqa: PLC0415 - takes seconds to load
-    from conformance.observe_match import fused_node  # noqa: PLC0415 - the same
-    from conformance.observe_run import fused_arguments  # noqa: PLC0415 - the same
+    from conformance.observe.execute import fused_arguments  # noqa: PLC0415 - the same
+    from conformance.observe.match import fused_node  # noqa: PLC0415 - the same
+    from conformance.program.build import build  # noqa: PLC0415 - takes seconds to load
 
     built = build(case.program)
     program = fuse_patterns(built.program)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conformance.case import Case
-from conformance.observation import Observation, Untestable
-from conformance.source_tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
-from conformance.subjects import _lowered, _overlay, executorch
-from conformance.subjects._quantize import run_export
+from conformance.case.case import Case
+from conformance.harness.observation import Observation, Untestable
+from conformance.sources.tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
+from conformance.subjects import executorch, lowered, overlay
+from conformance.subjects.quantize import run_export
 
 _VULKAN = "executorch.backends.vulkan"
 #: What of the tree each stage calls.
@@ -37,7 +37,7 @@ class SubjectUnderTest:
         """``argument`` is PATH or PATH@REVISION.
 
         Raises:
-            ValueError: see ``conformance.source_tree.source_tree``.
+            ValueError: see ``conformance.sources.tree.source_tree``.
         """
         self._tree: SourceTree = source_tree(argument)
         self._copy: Path | None = None
@@ -46,7 +46,7 @@ class SubjectUnderTest:
     def supports(self, case: Case) -> str | None:
         """Return why the case cannot be asked of a source tree, or None."""
         if case.stage in {"LOWER", "RUN"}:
-            return _lowered.reason(case)
+            return lowered.reason(case)
         if case.stage == "PACK" and case.table is not None and case.table.layout == "flat":
             return "ExecuTorch has no function that packs flat bytes"
         if case.stage == "QUANTIZE":
@@ -65,14 +65,14 @@ class SubjectUnderTest:
             return self._on_device(case, folder)
         vulkan = () if case.stage == "EXPORT" else (_VULKAN,)
         for name in ("executorch.exir", *vulkan, *_CALLED.get(case.stage, ())):
-            _overlay.load(name)
+            overlay.load(name)
         if case.stage == "EXPORT":
             return run_export(case)
         if case.stage == "MATCH":
             return executorch.run_match(case)
         if case.stage == "PACK":
             return executorch.run_pack(case)
-        return self._on_device(case, folder) if case.stage == "KERNEL" else _lowered.ask(case, executorch.lower)
+        return self._on_device(case, folder) if case.stage == "KERNEL" else lowered.ask(case, executorch.lower)
 
     def _ready(self) -> Path:
         """The tree's copy, laid over the wheel at the first case."""
@@ -81,21 +81,21 @@ class SubjectUnderTest:
         if self._copy is None:
             try:
                 self._copy = copy_of(self._tree)
-                _overlay.install(self._copy)
+                overlay.install(self._copy)
             except (ValueError, Untestable) as error:
                 self._why = str(error)
                 raise Untestable(self._why) from error
         return self._copy
 
     def _on_device(self, case: Case, folder: Path) -> Observation:
-        from conformance.subjects import _src_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+        from conformance.subjects import executorch_src_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
         if not (folder / GENERATOR).is_file() or not (folder / GLSL / "embedding_q4gsw.glsl").is_file():
             raise Untestable(f"{self._tree}: no {GENERATOR} or {GLSL}/embedding_q4gsw.glsl: no shader to judge")
-        shaders = _src_kernel.shaders_of(folder)
+        shaders = executorch_src_kernel.shaders_of(folder)
         if case.stage == "PREPACK":
-            return _src_kernel.run_prepack_case(case, shaders)
-        return _src_kernel.run_kernel_case(case, shaders, _fuse, _src_kernel.host_line(folder))
+            return executorch_src_kernel.run_prepack_case(case, shaders)
+        return executorch_src_kernel.run_kernel_case(case, shaders, _fuse, executorch_src_kernel.host_line(folder))
 
 
 def _fuse(program: Any) -> tuple[Any, Any]:

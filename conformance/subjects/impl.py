@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance.case import Case
-from conformance.inputs import table_values
-from conformance.observation import Arrays, Graph, Observation, Refused
-from conformance.subjects import _lowered
-from conformance.subjects._impl_types import Fuse, Pack, telling
-from conformance.subjects._quantize import run_export, run_quantize
+from conformance.case.case import Case
+from conformance.case.operands import table_values
+from conformance.harness.observation import Arrays, Graph, Observation, Refused
+from conformance.subjects import lowered
+from conformance.subjects.impl_types import Fuse, Pack, telling
+from conformance.subjects.quantize import run_export, run_quantize
 
 
 class SubjectUnderTest:
@@ -26,7 +26,7 @@ class SubjectUnderTest:
     def supports(self, case: Case) -> str | None:
         """Return why the case cannot be asked of the player, or None."""
         if case.stage in {"LOWER", "RUN"}:
-            return _lowered.reason(case)
+            return lowered.reason(case)
         return None
 
     def run(self, case: Case) -> Observation:
@@ -39,7 +39,7 @@ class SubjectUnderTest:
             return run_match(case)
         if case.stage in {"PACK", "PREPACK"}:
             return run_pack(case)
-        return _lowered.ask(case, lower) if case.stage in {"LOWER", "RUN"} else run_kernel(case)
+        return lowered.ask(case, lower) if case.stage in {"LOWER", "RUN"} else run_kernel(case)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -53,11 +53,11 @@ def lower(program: Any, options: Mapping[str, Any]) -> bytes:
 
 def run_match(case: Case, fuse: Fuse | None = None) -> Graph:
     """Build the case's program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
-    from conformance.build_program import build  # noqa: PLC0415 - torch takes seconds to load
-    from conformance.observe_match import observe_match  # noqa: PLC0415 - the same
+    from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
+    from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
     from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - the same
 
-    assert case.program is not None  # noqa: S101 - conformance.case.check saw to it
+    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
     return observe_match(build(case.program), telling(fuse or fuse_q4_embeddings))
 
 
@@ -69,12 +69,12 @@ def run_pack(case: Case, pack: Pack | None = None, prepare: Pack | None = None) 
     """
     from impl import packer  # noqa: PLC0415 - torch takes seconds to load
 
-    assert case.table is not None  # noqa: S101 - conformance.case.check saw to it
+    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
     values = table_values(case.table)
     if case.table.storage != "buffer":
-        from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+        from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-        return _impl_kernel.run_prepack_on_device(case.table, (prepare or packer.pack_linear_weight)(values))
+        return impl_kernel.run_prepack_on_device(case.table, (prepare or packer.pack_linear_weight)(values))
     if case.table.layout == "blocks":
         return Arrays({"blocks": (pack or packer.pack_blocks)((prepare or packer.pack_linear_weight)(values))})
     own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[case.table.layout]
@@ -89,10 +89,10 @@ def run_kernel(
     pack: Pack | None = None,
     blocks: Pack | None = None,
 ) -> Arrays | Refused:
-    """Dispatch the case on a Vulkan device; ``conformance.subjects._impl_kernel.run_kernel`` says how."""
-    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+    """Dispatch the case on a Vulkan device; ``conformance.subjects.impl_kernel.run_kernel`` says how."""
+    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-    return _impl_kernel.run_kernel(case, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
+    return impl_kernel.run_kernel(case, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
 
 
 def check_device(wanted: str) -> None:
@@ -102,9 +102,9 @@ def check_device(wanted: str) -> None:
         ValueError: it is not; names the devices there are.
         EnvironmentProblem: no Vulkan loader or driver; names the package to install.
     """
-    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-    _impl_kernel.check_device(wanted)
+    impl_kernel.check_device(wanted)
 
 
 def device_lines() -> list[str]:
@@ -113,6 +113,6 @@ def device_lines() -> list[str]:
     Raises:
         EnvironmentProblem: no Vulkan loader, driver or device; names the package to install.
     """
-    from conformance.subjects import _impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-    return _impl_kernel.device_lines()
+    return impl_kernel.device_lines()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from conformance.generate_shards import Shard
+from conformance.runs.shards import Shard
 
 
 def test_generated(shard: Shard, verdict_on_shard: Callable[[Shard], None]) -> None:

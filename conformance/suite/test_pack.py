@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from conformance.case import Case
+from conformance.case.case import Case
 
 STAGE = "PACK"
 

@@ -11,8 +11,8 @@ from unittest import mock
 
 import numpy as np
 
-from conformance.case import Case
-from conformance.observation import Arrays, Observation, Refused
+from conformance.case.case import Case
+from conformance.harness.observation import Arrays, Observation, Refused
 from tests.planted import subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
 
@@ -177,9 +177,10 @@ class NibblesOfThePackedDialect(MatchBug):
     signatures = ("MATCH/array/values",)
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl import matcher, matcher_rewrite
+        from impl import matcher
+        from impl.fusion import rewrite
 
-        with mock.patch.object(matcher_rewrite, "flat_to_linear_weight", lambda data: data.clone()):
+        with mock.patch.object(rewrite, "flat_to_linear_weight", lambda data: data.clone()):
             return matcher.fuse_q4_embeddings(program)
 
 
@@ -209,8 +210,8 @@ class ExportBug(Planted):
     def run(self, case: Case) -> Observation:
         if case.stage != self.stage or case.program is None:
             return super().run(case)
-        from conformance.build_program import build
-        from conformance.observe_export import observe_export
+        from conformance.observe.export import observe_export
+        from conformance.program.build import build
 
         built = build(case.program)
         self.wrong(built.program)
@@ -276,12 +277,12 @@ class LosesAnOption(Planted):
     signatures = ("LOWER/decision/force_fp16",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import _lowered
+        from conformance.subjects import lowered
         from conformance.subjects.impl import lower
 
         if case.stage != self.stage:
             return super().run(case)
-        return _lowered.ask(case, lambda program, _: lower(program, {}))
+        return lowered.ask(case, lambda program, _: lower(program, {}))
 
 
 class FusesNothingToLower(Planted):
@@ -292,7 +293,7 @@ class FusesNothingToLower(Planted):
     signatures = ("LOWER/decision/missed_delegation",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import _lowered
+        from conformance.subjects import lowered
         from conformance.subjects.impl import lower
         from impl import lowering
         from impl.matcher import FusionReport
@@ -304,7 +305,7 @@ class FusesNothingToLower(Planted):
             return program, FusionReport((), ())
 
         with mock.patch.object(lowering, "fuse_all_but", nothing):
-            return _lowered.ask(case, lower)
+            return lowered.ask(case, lower)
 
 
 class LowersLikeTheWheel(Planted):
@@ -315,9 +316,9 @@ class LowersLikeTheWheel(Planted):
     signatures = ("LOWER/decision/undue_delegation:group_size_not_multiple_of_4",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import _lowered, executorch
+        from conformance.subjects import executorch, lowered
 
-        return _lowered.ask(case, executorch.lower) if case.stage == self.stage else super().run(case)
+        return lowered.ask(case, executorch.lower) if case.stage == self.stage else super().run(case)
 
 
 class HandsOverFloat32(LowersLikeTheWheel):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from conformance.case import Case
-from conformance.observation import Observation
+from conformance.case.case import Case
+from conformance.harness.observation import Observation
 from conformance.subjects.impl import SubjectUnderTest, run_match, run_pack
 from tests.planted.glsl import planted_source
 
@@ -131,19 +131,20 @@ class MissingCheck(MatchBug):
     reasons: ClassVar[tuple[str, ...]]
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl import matcher, matcher_rules
+        from impl import matcher
+        from impl.fusion import rules
 
-        whole: Callable[..., Iterator[Any]] = matcher_rules._violations
+        whole: Callable[..., Iterator[Any]] = rules._violations
 
         @functools.wraps(whole)
         def some(*arguments: Any) -> Iterator[Any]:
             return (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
 
-        matcher_rules._violations = some  # type: ignore[assignment]  # that is the bug
+        rules._violations = some  # type: ignore[assignment]  # that is the bug
         try:
             return matcher.fuse_q4_embeddings(program)
         finally:
-            matcher_rules._violations = whole  # type: ignore[assignment]  # put back
+            rules._violations = whole  # type: ignore[assignment]  # put back
 
 
 class NoZeroPointCheck(MissingCheck):
@@ -294,7 +295,7 @@ class ShaderBug(Planted):
     bug: ClassVar[str]
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects._impl_kernel import run_kernel
+        from conformance.subjects.impl_kernel import run_kernel
 
         if case.stage != "KERNEL":
             return super().run(case)

@@ -1,0 +1,1 @@
+"""What a .pte holds, and what a device would do with it."""

@@ -1,0 +1,175 @@
+"""Audits a ``.pte``: what its delegates and its CPU part hold, and what would fail or be wrong on a device.
+
+Source: docs/contract.md sections 6 and 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
+from executorch.exir.schema import DelegateCall, KernelCall, Tensor
+
+from conformance.audit.report import Audit, Part, Problem, to_json
+from conformance.audit.tables import LINEAR, table_rows
+from conformance.harness.errors import CannotRun
+from conformance.pte.cpu import registered
+from conformance.pte.delegate import TORCH
+from conformance.pte.file import VULKAN, Method, PteFile, VulkanDelegate, read_pte
+from conformance.pte.lookup import LOOKUP, check_servable, lookup_call, storage_of
+from conformance.pte.operators import load, registered_operators
+from conformance.pte.run import scalar_dtype
+
+#: Texels a side that the partitioner counts on.
+TEXTURE_LIMIT = 16384
+#: Vulkan's required minimum of maxStorageBufferRange.
+BUFFER_RANGE = 1 << 27
+
+
+def audit_file(path: str) -> str:
+    """Audit a file; the result is ``audit_report.to_json``'s text. Entry point of ``conformance.harness.limited``.
+
+    Raises:
+        BadFile: see ``read_pte``.
+    """
+    return to_json(audit(read_pte(Path(path))))
+
+
+def audit(file: PteFile) -> Audit:
+    """Audit a parsed file."""
+    parts: list[Part] = []
+    problems: list[Problem] = []
+    notes: list[str] = []
+    kernels = registered()
+    for method in file.methods:
+        for delegate in method.delegates.values():
+            counts = Counter(call.name for call in delegate.graph.chain)
+            size = sum(map(len, delegate.constants))
+            parts.append(Part(method.name, f"vulkan{delegate.index}", dict(counts), size))
+            problems += _delegate_problems(delegate)
+            if delegate.options.get("force_fp16", b"\0").strip(b"\0"):
+                notes.append(f"{delegate.name}: force_fp16 makes scales and outputs float16 (contract 3.7)")
+        problems += _boundary_problems(method)
+        cpu = Counter(method.operator(c) for c in method.instructions() if isinstance(c, KernelCall))
+        others = Counter(d.id for d in method.plan.delegates if d.id != VULKAN)
+        if cpu or others:
+            operators = dict(cpu) | {f"{k} delegate": n for k, n in others.items()}
+            parts.append(Part(method.name, "cpu", operators, _cpu_bytes(file, method)))
+        problems += [
+            Problem(
+                "fails",
+                "missing_kernel",
+                f"{method.name}/cpu",
+                f"the wheel's CPU runtime registers no {operator}",
+            )
+            for operator in cpu
+            if operator not in kernels
+        ]
+    rows, waste = table_rows(file)
+    notes += [
+        f"{row.table}: {row.bytes} bytes need maxStorageBufferRange above Vulkan's minimum of 128 MiB"
+        for row in rows
+        if row.bytes > BUFFER_RANGE
+    ]
+    source = load()
+    return Audit(
+        file.size,
+        file.digest,
+        source.version,
+        source.revision,
+        tuple(parts),
+        tuple(rows),
+        (*problems, *waste),
+        tuple(notes),
+    )
+
+
+def _cpu_bytes(file: PteFile, method: Method) -> int:
+    buffers = file.content.program.constant_buffer
+    used = {v.val.data_buffer_idx for v in method.plan.values if isinstance(v.val, Tensor)} - {0}
+    return sum(len(buffers[n].storage) for n in used if n < len(buffers))
+
+
+def _delegate_problems(delegate: VulkanDelegate) -> Iterator[Problem]:
+    where, graph = f"{delegate.method}/vulkan{delegate.index}", delegate.graph
+    for name in dict.fromkeys(call.name for call in graph.chain):
+        if name not in registered_operators():
+            yield Problem(
+                "fails",
+                "unregistered_operator",
+                where,
+                f"the Vulkan runtime registers no operator {name}; the method does not load",
+                "keep it out of the delegate, or rewrite it before partitioning",
+            )
+    for call in graph.chain:
+        try:
+            if call.name == LOOKUP:
+                lookup = lookup_call(graph, call.args)
+                check_servable(graph, lookup)
+                _check_extents(delegate, graph.values[lookup.out].value)
+            elif call.name == LINEAR:
+                _check_linear(delegate, call.args)
+        except CannotRun as error:
+            kind = "group_size" if "group_size" in str(error) else "unservable"
+            yield Problem("fails" if kind == "unservable" else "wrong", kind, where, str(error))
+
+
+def _check_extents(delegate: VulkanDelegate, out: VkTensor) -> None:
+    if storage_of(delegate.graph, out) != "texture3d":
+        return
+    dims: list[int] = list(out.dims)
+    columns, rows = dims[-1], dims[-2] if len(dims) > 1 else 1
+    for axis, extent in (("x", -(-columns // 4)), ("y", rows), ("z", math.prod(dims[:-2]))):
+        if extent > TEXTURE_LIMIT:
+            raise CannotRun(f"{LOOKUP}: its output needs {extent} texels in {axis}, beyond {TEXTURE_LIMIT}")
+
+
+def _check_linear(delegate: VulkanDelegate, args: list[int]) -> None:
+    """What upstream's 4-bit linear takes for granted: one scale for every 4 columns, whole groups."""
+    values = delegate.graph.values
+    weight, group = values[args[1]].value, values[args[3]].value.int_val
+    columns = 2 * weight.dims[-1]
+    if group < 1 or group % 4:
+        raise CannotRun(f"{LINEAR}: group_size {group} of {columns} columns; its shader reads one scale per 4 columns")
+
+
+def _boundary_problems(method: Method) -> Iterator[Problem]:
+    """Dtypes (and static shapes) on both sides of every delegate call (contract 6.3)."""
+    for call in method.instructions():
+        if not isinstance(call, DelegateCall) or call.delegate_index not in method.delegates:
+            continue
+        delegate = method.delegates[call.delegate_index]
+        inside = [*delegate.graph.input_ids, *delegate.graph.output_ids]
+        for number, (value, outer) in enumerate(zip(inside, call.args, strict=True)):
+            inner, spec = delegate.graph.values[value].value, method.plan.values[outer].val
+            if not isinstance(inner, VkTensor) or not isinstance(spec, Tensor):
+                continue
+            inputs = len(delegate.graph.input_ids)
+            what = f"input {number}" if number < inputs else f"output {number - inputs}"
+            where = f"{delegate.method}/vulkan{delegate.index}"
+            yield from _boundary(where, what, inner, spec)
+
+
+def _boundary(where: str, what: str, inner: VkTensor, spec: Tensor) -> Iterator[Problem]:
+    staged = inner.staging_datatype if inner.staging_datatype.name != "UNSET" else inner.datatype
+    try:
+        outer: Any = scalar_dtype(spec)
+    except CannotRun as error:
+        yield Problem("fails", "dtype", where, f"{what}: {error}")
+        return
+    widened = {("INT32", "torch.int64"), ("FLOAT32", "torch.float64")}
+    if TORCH[staged.name] != outer and (staged.name, str(outer)) not in widened:
+        yield Problem(
+            "wrong",
+            "dtype",
+            where,
+            f"{what} is {str(TORCH[staged.name]).removeprefix('torch.')} in the delegate, "
+            f"{str(outer).removeprefix('torch.')} in the program",
+            "cast after the lookup, inside the delegate",
+        )
+    if spec.shape_dynamism == 0 and list(inner.dims) != list(spec.sizes):
+        yield Problem("wrong", "shape", where, f"{what} is {inner.dims} in the delegate, {spec.sizes} in the program")

@@ -1,0 +1,1 @@
+"""The question: a case, its operands, the catalogue, TOML."""

@@ -1,0 +1,75 @@
+"""``python -m conformance audit | explain | operators``: commands about model files.
+
+Exit codes: 0 read; 1 something would fail or be wrong on a device (audit); 2 the file or the command line is
+at fault.
+
+Source: docs/architecture.md, "Public surface"; docs/contract.md section 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conformance.pte import operators as vulkan_operators
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subparsers to ``commands`` (what ``ArgumentParser.add_subparsers`` returned)."""
+    audit = commands.add_parser("audit", help="what a .pte holds, and what would fail or be wrong on a device")
+    audit.add_argument("file", type=Path, help="MODEL.pte")
+    audit.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    explain = commands.add_parser("explain", help="each embedding of a saved program: fused or refused, and why")
+    explain.add_argument("file", type=Path, help="MODEL.pt2, as torch.export.save writes it")
+    explain.add_argument("--json", action="store_true", help="print the findings as JSON")
+    explain.add_argument("--as-test", action="store_true", help="print a unittest that shows the same decisions")
+
+    operators = commands.add_parser("operators", help="the operators that ExecuTorch's Vulkan runtime registers")
+    operators.add_argument("--executorch-src", type=Path, help="read the list anew from this clone, and save it")
+    operators.add_argument("--revision", default="HEAD", help="revision of the clone (default: HEAD)")
+
+
+def _audit(given: argparse.Namespace) -> int:
+    from conformance.audit import report  # noqa: PLC0415 - other commands do not need them
+    from conformance.harness import limited  # noqa: PLC0415 - other commands do not need them
+    from conformance.pte import program  # noqa: PLC0415 - other commands do not need them
+
+    program.check_pte(given.file)
+    text = limited.run("conformance.audit.audit:audit_file", given.file)
+    found = report.from_json(text)
+    print(text if given.json else report.render(found, str(given.file)))
+    return 1 if found.fails() else 0
+
+
+def _explain(given: argparse.Namespace) -> int:
+    from conformance.explain import pt2, report  # noqa: PLC0415 - other commands do not need them
+    from conformance.harness import limited  # noqa: PLC0415 - other commands do not need them
+
+    pt2.check_pt2(given.file)
+    text = limited.run("conformance.explain.explain:explain_file", given.file)
+    found = report.from_json(text)
+    if given.as_test:
+        print(report.as_test(found, given.file.stem))
+    else:
+        print(text if given.json else report.render(found, str(given.file)))
+    return 0
+
+
+def _operators(given: argparse.Namespace) -> int:
+    if given.executorch_src:
+        vulkan_operators.save(vulkan_operators.read_source(given.executorch_src, given.revision))
+        vulkan_operators.load.cache_clear()
+    known = vulkan_operators.load()
+    print("\n".join(known.operators))
+    print(f"{len(known.operators)} operators of executorch {known.version} ({known.revision})")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "audit": _audit,
+    "explain": _explain,
+    "operators": _operators,
+}

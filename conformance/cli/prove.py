@@ -1,0 +1,217 @@
+"""``python -m conformance prove``: arithmetic, layout, indexing, all of them, or ``--check FILE...``.
+
+Exit codes: 0 proven (or the certificate holds), 1 refuted, rejected, or a journal that cannot be gone on
+with, 2 usage or a machine that lacks something. Needs numpy and tqdm only, for devices PyPI's vulkan.
+
+Source: docs/proofs.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conformance.files import DISK, check_writable, unwritable
+from conformance.harness.observation import EnvironmentProblem
+from conformance.proofs import arithmetic as prove_arithmetic
+from conformance.proofs import certificate
+from conformance.proofs import check as prove_check
+from conformance.proofs import domain as prove_domain
+from conformance.proofs import indexing as prove_indexing
+from conformance.proofs import layout as prove_layout
+from conformance.proofs import target as prove_target
+from conformance.proofs.journal import Journal, JournalRefused
+
+OUT = Path("report/certificates")
+
+
+class UsageError(ValueError):
+    """Something the user gave is wrong; one line, exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]  # raises instead of exiting
+        raise UsageError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    top = _Parser(prog="python -m conformance prove", description="Prove the operator's numbers; certificates")
+    kinds = top.add_subparsers(dest="kind", required=True, parser_class=_Parser)
+    arithmetic = kinds.add_parser("arithmetic", help="every scale bit pattern of a domain times every code")
+    _target(arithmetic)
+    which = arithmetic.add_mutually_exclusive_group()
+    which.add_argument("--domain", default="all", help="all | boundary | START:STOP, bit patterns (default: all)")
+    which.add_argument("--range", dest="domain", help="START:STOP, bit patterns of the scale's dtype")
+    arithmetic.add_argument("--resume", action="store_true", help="go on with the journal beside the certificate")
+    arithmetic.add_argument("--threads", type=int, default=0, help="threads of the oracle (default: cores, at most 6)")
+    arithmetic.add_argument("--chunk", type=int, default=prove_arithmetic.MOST, help="scales a chunk at most")
+    indexing = kinds.add_parser("indexing", help="which code, scale and index every output element reads")
+    _target(indexing)
+    layout = kinds.add_parser("layout", help="the byte layouts are bijections, and a packer keeps to them")
+    layout.add_argument("--subject", default="impl", help="impl | executorch | reference | path.py:Class")
+    layout.add_argument("--out", type=Path, default=OUT, help=f"directory for the certificate (default: {OUT})")
+    every = kinds.add_parser("all", help="layout, indexing and float16 of every variant, float32 at its boundaries")
+    _target(every)
+    check = kinds.add_parser("check", help="whether certificates hold (also: prove --check FILE)")
+    check.add_argument("files", type=Path, nargs="+")
+    check.add_argument("--device", default="", help="Vulkan device by name or index (default: the certificate's)")
+    check.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
+    return top
+
+
+def _target(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--subject", default="impl", help="impl | executorch | reference")
+    command.add_argument(
+        "--variant", default="*", help="names or patterns such as '*f16scale*', with commas (default: all)"
+    )
+    command.add_argument("--device", default="", help="Vulkan device by name or index")
+    command.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
+    command.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what follows ``prove`` and return the exit code."""
+    words = ["check", *arguments[1:]] if list(arguments[:1]) == ["--check"] else list(arguments)
+    try:
+        given = parser().parse_args(words)
+        run = {"arithmetic": _arithmetic, "indexing": _indexing, "layout": _layout, "all": _all, "check": _check}
+        if given.kind != "check":
+            check_writable(given.out)
+        return run[given.kind](given)
+    except JournalRefused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, EnvironmentProblem) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename or getattr(given, "out", "standard output")
+        print(f"error: {unwritable(where, error)}", file=sys.stderr)
+        return 2
+
+
+def _variants(given: argparse.Namespace) -> list[str]:
+    names = prove_target.variants(given.subject)
+    patterns = given.variant.split(",")
+    found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if not found:
+        raise UsageError(f"no variant {given.variant!r} of {given.subject}; there are {', '.join(names)}")
+    return found
+
+
+def _arithmetic(given: argparse.Namespace) -> int:
+    names = _variants(given)
+    if given.chunk < 1 or given.threads < 0:
+        raise UsageError("--chunk and --threads must be positive")
+    return max(_arithmetic_of(given, name, given.domain) for name in names)
+
+
+def _arithmetic_of(given: argparse.Namespace, variant: str, domain_name: str) -> int:
+    target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
+    try:
+        domain = prove_domain.parse(domain_name, target.facts["scale_dtype"])
+        out = given.out / f"arithmetic-{variant}-{domain.name.replace(':', '-')}.json"
+        chunk = min(
+            target.open_products(min(given.chunk, domain.segment, domain.size), prove_arithmetic.SLOTS), domain.segment
+        )
+        versions = certificate.versions(given.subject)
+        header = prove_arithmetic.header(target, domain, chunk, versions)
+        with Journal(out.with_suffix(".journal"), header, resume=given.resume) as journal:
+            prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads or None)
+            found = prove_arithmetic.findings(journal.records, target.facts, domain)
+            timing = _timing(journal.records, domain.pairs)
+            made = certificate.arithmetic(target.facts, domain, found, versions, timing)
+            certificate.write(out, made)
+            journal.remove()
+    finally:
+        target.close()
+    return _say(out, made)
+
+
+def _timing(records: Sequence[dict[str, Any]], pairs: int) -> dict[str, Any]:
+    began, ended = min(r["began"] for r in records), max(r["ended"] for r in records)
+    stages = {name: sum(r["seconds"][name] for r in records) for name in certificate.STAGES}
+    return certificate.timing(began, ended, sum(r["working_s"] for r in records), pairs, stages)
+
+
+def _indexing(given: argparse.Namespace) -> int:
+    return max(_indexing_of(given, name) for name in _variants(given))
+
+
+def _indexing_of(given: argparse.Namespace, variant: str) -> int:
+    target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
+    try:
+        began, started = time.time(), time.perf_counter()
+        found = prove_indexing.prove(target)
+        spent = time.perf_counter() - started
+        stages = {**target.seconds, "oracle": spent - sum(target.seconds.values())}
+        timing = certificate.timing(began, time.time(), spent, found["counts"]["elements"], stages)
+        versions = certificate.versions(given.subject)
+        made = certificate.of_cases("indexing", target.facts, found, versions, timing)
+    finally:
+        target.close()
+    out = given.out / f"indexing-{variant}.json"
+    certificate.write(out, made)
+    return _say(out, made)
+
+
+def _layout(given: argparse.Namespace) -> int:
+    began, started = time.time(), time.perf_counter()
+    found = prove_layout.prove(given.subject)
+    spent = time.perf_counter() - started
+    stages = {"device": 0.0, "transfer": 0.0, "oracle": spent}
+    timing = certificate.timing(began, time.time(), spent, found["counts"]["elements"], stages)
+    versions = certificate.versions(given.subject)
+    made = certificate.of_cases("layout", prove_layout.facts(given.subject), found, versions, timing)
+    out = given.out / f"layout-{Path(given.subject.partition(':')[0]).stem}.json"
+    certificate.write(out, made)
+    return _say(out, made)
+
+
+def _all(given: argparse.Namespace) -> int:
+    worst = 0
+    given.resume, given.threads, given.chunk = False, 0, prove_arithmetic.MOST
+    for name in _variants(given):
+        if not name.endswith("-nomodes"):  # the same addresses as with modes declared
+            worst = max(worst, _indexing_of(given, name))
+        worst = max(worst, _arithmetic_of(given, name, "all" if "f16scale" in name else "boundary"))
+    return worst if given.shader else max(worst, _layout(given))
+
+
+def _check(given: argparse.Namespace) -> int:
+    worst = 0
+    for path in given.files:
+        try:
+            lines = prove_check.check(path, device=given.device, rerun=not given.no_rerun)
+            print(f"{path}: holds; {'; '.join(lines)}", flush=True)
+        except certificate.Rejected as error:
+            worst = 1
+            print(f"{path}: {error}", flush=True)
+    return worst
+
+
+def _say(path: Path, made: dict[str, Any]) -> int:
+    """One line for a certificate, one for its rates, one a mismatch."""
+    counts = ", ".join(f"{name} {number}" for name, number in made["counts"].items())
+    print(f"{made['result']}: {path} ({counts})")
+    timing = made["timing"]
+    stages = ", ".join(f"{name} {_giga(stage['pairs_per_s'])}" for name, stage in timing["stages"].items())
+    what = "pairs" if made["kind"] == "arithmetic" else "elements"
+    whole = _giga(timing["pairs_per_s"])
+    print(f"  {timing['working_s']:.2f} s, G {what}/s: {whole} in all; {stages}; {timing['binds']} binds")
+    for line in made["mismatches"]:
+        print(f"  {line}")
+    sys.stdout.flush()
+    return 1 if made["mismatches"] else 0
+
+
+def _giga(rate: int) -> str:
+    return f"{rate / 1e9:.3f}" if rate else "-"

@@ -1,0 +1,198 @@
+"""Reads a saved program (``.pt2``) without running code of it, and reports the player's decision on each embedding.
+
+Runs in a bounded child process (``conformance.harness.limited``).
+
+Source: docs/contract.md section 5.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import executorch.kernels.quantized  # noqa: F401 - registers quantized_decomposed's embeddings
+import torch
+import torchao  # noqa: F401 - registers its tensor subclasses for torch's weights_only reader
+from executorch.exir import EdgeCompileConfig, to_edge
+from torch.export.pt2_archive._package import PT2ArchiveReader
+
+from conformance.explain.pt2 import check_members, check_model, check_pt2
+from conformance.explain.report import Explanation, Parameters, Row, to_json
+from conformance.harness.errors import BadFile, one_line
+from conformance.observe.execute import op_name
+from conformance.program.tensors import dtype_name
+from impl.matcher import fuse_q4_embeddings
+
+_EMBEDDINGS = ("aten.embedding", "quantized_decomposed.embedding_")
+_DEQUANTIZE = "dequantize_affine"
+
+
+def explain_file(path: str) -> str:
+    """Explain a file; the result is ``explain_report.to_json``'s text. Entry point of ``conformance.harness.limited``.
+
+    Raises:
+        BadFile: it is no saved program, holds more than data, or cannot be taken to the edge dialect.
+    """
+    return to_json(explain(load_pt2(Path(path)), path))
+
+
+def load_pt2(path: Path) -> Any:
+    """torch.export.load, after everything in the file that it would hand to pickle or eval has been checked.
+
+    Raises:
+        BadFile: see ``conformance.explain.pt2``; or weights that torch's weights_only reader refuses.
+    """
+    check_pt2(path)
+    try:
+        with PT2ArchiveReader(str(path)) as archive:
+            names = archive.get_file_names()
+            check_members(names, str(path))  # as torch's own reader finds them, which zipfile need not
+            for member in names:
+                if member.startswith("models/"):
+                    check_model(json.loads(archive.read_bytes(member)), str(path))
+                elif member.startswith("data/") and not member.endswith(".json"):
+                    _check_weights(archive.read_bytes(member), member, path)
+        program = torch.export.load(path)
+    except BadFile:
+        raise
+    except Exception as error:  # whatever torch's reader raises is about the file
+        raise BadFile(f"{path}: torch.export.load cannot read it ({one_line(error)})") from error
+    program._guards_code = []  # noqa: SLF001 - text that torch would run as Python; no decision needs it
+    return program
+
+
+def _check_weights(data: bytes, member: str, path: Path) -> None:
+    """A ZIP is a pickle for torch.load: it must be one that the weights_only reader takes. Other bytes are raw."""
+    if data[:2] != b"PK":
+        if data[:1] == b"\x80" and b"torch" in data[:256]:
+            raise BadFile(f"{path}: {member} is a bare pickle")
+        return
+    try:
+        torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError and whatever the bytes provoke
+        raise BadFile(f"{path}: {member} needs more than data to load ({one_line(error)})") from error
+
+
+def explain(program: Any, name: str) -> Explanation:
+    """The player's decision on every embedding of a program of torch.export.
+
+    Raises:
+        BadFile: to_edge does not take the program.
+    """
+    try:
+        renorm = [torch.ops.aten.embedding_renorm.default]
+        config = EdgeCompileConfig(_core_aten_ops_exception_list=renorm)
+        edge = to_edge(program, compile_config=config).exported_program()
+    except Exception as error:  # whatever a pass raises
+        raise BadFile(f"{name}: to_edge does not take it ({one_line(error)})") from error
+    _, report = fuse_q4_embeddings(edge)
+    fused = {f.node: f for f in report.fused}
+    refused = {r.node: r for r in report.refused}
+    rows = []
+    for node in edge.graph.nodes:
+        if not op_name(node).startswith(_EMBEDDINGS):
+            continue
+        outcome, reason, detail, table = "not 4-bit", "", "", ""
+        if node.name in fused:
+            outcome, table = "fused", fused[node.name].table
+        elif node.name in refused:
+            outcome, reason, detail = "refused", str(refused[node.name].reason), refused[node.name].detail
+        rows.append(
+            Row(node.name, outcome, reason, detail, table or _table(edge, node), _line(node), _parameters(edge, node))
+        )
+    graph_nodes = {r.node for r in rows}
+    rows += [
+        Row(r.node, "refused", str(r.reason), r.detail, "", "", None)
+        for r in report.refused
+        if r.node not in graph_nodes  # inside a branch of control flow
+    ]
+    return Explanation(tuple(rows))
+
+
+def _dequantize(node: Any) -> Any | None:
+    """The dequantize behind a lookup's table, through operators of one tensor."""
+    at = node.args[0]
+    while isinstance(at, torch.fx.Node) and at.op == "call_function":
+        if _DEQUANTIZE in op_name(at):
+            return at
+        at = at.args[0] if at.args else None
+    return None
+
+
+def _constant(program: Any, node: Any) -> Any | None:
+    """The tensor behind a placeholder, through operators of one tensor; None where there is none."""
+    while isinstance(node, torch.fx.Node) and node.op == "call_function":
+        node = node.args[0] if node.args else None
+    if not isinstance(node, torch.fx.Node):
+        return None
+    targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
+    return {**program.constants, **program.state_dict}.get(targets.get(node.name))
+
+
+def _table(program: Any, node: Any) -> str:
+    dequantize = _dequantize(node)
+    at = dequantize.args[0] if dequantize is not None else node.args[0]
+    while isinstance(at, torch.fx.Node) and at.op == "call_function":
+        at = at.args[0] if at.args else None
+    targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
+    return str(targets.get(getattr(at, "name", "")) or "")
+
+
+def _line(node: Any) -> str:
+    """The last line of the user's own source in the node's stack trace."""
+    lines = str(node.meta.get("stack_trace") or "").splitlines()
+    own = [i for i, text in enumerate(lines) if text.strip().startswith("File") and "site-packages" not in text]
+    return " ".join(text.strip() for text in lines[own[-1] : own[-1] + 2]) if own else ""
+
+
+def _parameters(program: Any, node: Any) -> Parameters | None:
+    """What the graph says of the table: by torchao's dequantize, or by the packed operator itself."""
+    dequantize = _dequantize(node)
+    if dequantize is not None:
+        given = _by_name(dequantize)
+        indices, weight, scale = node.args[1], dequantize.meta["val"], given["scale"].meta["val"]
+        block = tuple(int(n) for n in given["block_size"])
+        output = dtype_name(weight.dtype)
+        dialect, columns, zero = "torchao", int(weight.shape[-1]), given.get("zero_point")
+        low, high = given.get("quant_min"), given.get("quant_max")
+    elif op_name(node) == "quantized_decomposed.embedding_4bit":
+        given = _by_name(node)
+        indices, weight = given["indices"], given["weight"].meta["val"]
+        scale, zero = given["weight_scales"].meta["val"], given.get("weight_zero_points")
+        columns = 2 * int(weight.shape[-1])
+        block = (1, columns // max(1, int(scale.shape[-1]) if scale.dim() > 1 else 1))
+        output, dialect = dtype_name(node.meta["val"].dtype), "embedding_4bit"
+        low, high = given.get("weight_quant_min"), given.get("weight_quant_max")
+    else:
+        return None
+    value = indices.meta["val"]
+    return Parameters(
+        dialect,
+        int(weight.shape[0]),
+        columns,
+        block,
+        tuple(int(n) for n in scale.shape),
+        dtype_name(scale.dtype),
+        _zero_point(program, zero),
+        int(low) if low is not None else -8,
+        int(high) if high is not None else 7,
+        output,
+        tuple(int(n) if isinstance(n, int) else 3 for n in value.shape),
+        dtype_name(value.dtype),
+    )
+
+
+def _by_name(node: Any) -> dict[str, Any]:
+    schema = node.target._schema  # noqa: SLF001 - torch's way to a schema
+    return {**{a.name: v for a, v in zip(schema.arguments, node.args, strict=False)}, **node.kwargs}
+
+
+def _zero_point(program: Any, node: Any) -> str:
+    if node is None:
+        return "none"
+    tensor = _constant(program, node)
+    if tensor is None:
+        return "unknown"
+    return "nonzero" if bool((tensor != 0).any()) else "zero"

@@ -1,0 +1,128 @@
+"""What of a saved program (``.pt2``) could run code while torch.export.load reads it, found before it is read.
+
+torch.export.load calls pickle for tensor subclasses, evaluates symbolic expressions as Python, resolves
+operator names by attribute access and loads compiled packages. This module refuses everything but data:
+``check_pt2`` looks at the archive, ``check_model`` at a model's JSON; the pickles are checked by the caller
+with torch's own weights_only reader (``conformance.explain.explain``).
+
+>>> check_expression("FloorDiv(s60 + 7, 8)", "m")
+>>> check_expression("open('x')", "m")
+Traceback (most recent call last):
+...
+conformance.harness.errors.BadFile: m: the symbolic expression "open('x')" is more than arithmetic on sizes
+
+Source: docs/contract.md section 6.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from conformance.harness.errors import BadFile
+
+#: Folders of the archive that hold data; every other one (compiled packages, custom objects) is refused.
+_MEMBER = re.compile(
+    r"(archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/[\w.\-]+\.json"
+    r"|data/weights/(weight_\d+|[\w.\-]+\.json)|data/constants/(tensor_\d+|[\w.\-]+\.json)"
+    r"|data/sample_inputs/[\w.\-]+\.pt|extra/[\w.\-]+)"
+)
+_OPERATOR = re.compile(
+    r"torch\.ops\.(aten|prims|quantized_decomposed|torchao|export|et_vk|dim_order_ops|llama)"
+    r"\.(__(?:and|or|xor|lshift|rshift|iand|ior|ixor)__|(?!__)\w+)\.(?!__)\w+"
+    r"|torch\.ops\.higher_order\.(?!__)\w+|torch\.sym_\w+|torch\._sym_\w+"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|getitem|lshift|rshift)"
+    r"|math\.(ceil|floor|trunc|sqrt)"
+)
+_NAMES = (
+    "Symbol Integer Float Rational Mod PythonMod Min Max FloorDiv CeilDiv CleanDiv ModularIndexing Where CeilToInt "
+    "FloorToInt TruncToInt TruncToFloat RoundToInt RoundDecimal ToFloat LShift RShift PowByNatural FloatPow "
+    "FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator Identity OpaqueUnaryFn_sqrt Eq Ne Lt Le Gt Ge And Or "
+    "Not Abs positive integer nonnegative negative real finite True False oo int_oo IntInfinity"
+)
+_WORDS = frozenset(_NAMES.split())
+_TOKEN = re.compile(
+    r"\s+|(?P<word>[A-Za-z_]\w*)|\d+(\.\d+)?(e[+-]?\d+)?|'(?P<name>[A-Za-z_]\w*)'|\*\*|[<>=!]=|[-+*/%(),=<>&|~]"
+)
+_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")
+_LARGEST = 64 << 30
+
+
+def check_pt2(path: Path) -> None:
+    """Check that ``path`` is a saved program whose archive holds nothing but data.
+
+    Raises:
+        BadFile: it does not exist, is no ZIP, is truncated, unpacks to far more than its size, comes from another
+            torch version, or has a member that is not data.
+    """
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+        raise BadFile(f"{path}: not a .pt2, or truncated ({error})") from error
+    size = path.stat().st_size
+    if sum(m.file_size for m in members) > min(size + 4096, _LARGEST) or any(m.compress_type for m in members):
+        raise BadFile(
+            f"{path}: the archive unpacks to more than its {size} bytes; torch.export.save stores uncompressed"
+        )
+    names = [m.filename.partition("/")[2] for m in members]
+    if len(set(names)) != len(names):
+        raise BadFile(f"{path}: the archive has two members of one name")
+    if "archive_version" not in names or not any(n.startswith("models/") for n in names):
+        raise BadFile(f"{path}: not a program of torch.export.save in torch 2.13's format")
+    check_members(names, str(path))
+
+
+def check_members(names: Sequence[str], path: str) -> None:
+    """Check that every member of an archive, named below its root folder, is plain data of an exported program.
+
+    Raises:
+        BadFile: names the first that is not.
+    """
+    for name in names:
+        if not _MEMBER.fullmatch(name):
+            raise BadFile(f"{path}: archive member {name!r} is not plain data of an exported program")
+
+
+def check_model(model: Any, name: str) -> None:
+    """Check a model's JSON: operator names, symbolic expressions, and specifications of trees.
+
+    Raises:
+        BadFile: names the first entry that could do more than describe a graph.
+    """
+    waiting: list[Any] = [model]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += item.values()
+            target, expression = item.get("target"), item.get("expr_str")
+            if isinstance(target, str) and "inputs" in item and not _OPERATOR.fullmatch(target):
+                raise BadFile(f"{name}: operator {target[:80]!r} is not of a dialect that is known here")
+            if expression is not None:
+                check_expression(expression, name)
+        elif isinstance(item, str) and ("__enum__" in item or "__reduce__" in item):
+            raise BadFile(f"{name}: a tree specification that imports a module")
+
+
+def check_expression(text: Any, name: str) -> None:
+    """Check that a symbolic expression is arithmetic on sizes: numbers, symbols, sympy's and torch's functions.
+
+    Raises:
+        BadFile: it is anything else.
+    """
+    at = 0
+    while isinstance(text, str) and len(text) < 4096 and at < len(text):  # noqa: PLR2004 - a page of arithmetic
+        token = _TOKEN.match(text, at)
+        word = token and token["word"]
+        if token is None or (word and word not in _WORDS and not _SYMBOL.fullmatch(word)):
+            break
+        at = token.end()
+    if not isinstance(text, str) or at < len(text):
+        raise BadFile(f"{name}: the symbolic expression {str(text)[:80]!r} is more than arithmetic on sizes")

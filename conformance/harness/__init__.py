@@ -1,0 +1,1 @@
+"""The process border: a subject in a child process, observations out of it."""

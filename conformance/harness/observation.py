@@ -1,0 +1,179 @@
+"""What a subject did, as numpy and plain data, and its encoding between processes.
+
+An Observation is all that ever leaves the child process in which a subject runs. The encoding is
+a JSON header followed by raw array bytes: nothing in it can run code, and sizes are checked before
+anything is allocated. bfloat16 arrays travel as the structured dtype ``reference.arithmetic.bfloat16`` uses.
+
+Source: docs/architecture.md, "The nouns".
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+Facts = Mapping[str, str]
+ArrayMap = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Stages PACK, PREPACK, KERNEL: named arrays, and facts such as the declared execution modes."""
+
+    arrays: ArrayMap
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one lookup step of the spec. ``reason`` is "" where the subject gives none."""
+
+    lookup: str
+    fused: bool
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages EXPORT, MATCH and RUN: a program, observed.
+
+    At EXPORT there are no decisions, and ``source_outputs`` is what the quantized steps read, by "STEP.operand".
+    ``outputs``: what the rewritten program computes, by step name, fused nodes through the
+    reference operator. ``source_outputs``: what the same runtime computes for the program that was
+    not rewritten. ``changed``: names of what the subject touched in the source program (graph,
+    signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
+    """
+
+    decisions: tuple[Decision, ...]
+    outputs: ArrayMap
+    source_outputs: ArrayMap
+    changed: tuple[str, ...] = ()
+    unstable: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class File:
+    """Stage LOWER: a file that was written, with its SHA-256."""
+
+    path: str
+    digest: str
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The subject declined the whole case, with its reason."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The subject raised, died or hung. ``signal`` names the signal that killed it, if one did."""
+
+    type: str
+    message: str
+    signal: str = ""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """The subject cannot be asked this case; the reason is its own."""
+
+    reason: str
+
+
+#: The fact that says how long building and exporting the program took, in seconds. It is no part of what was answered.
+BUILDING = "build_seconds"
+
+
+def timeless(observation: Arrays | Graph) -> Arrays | Graph:
+    """Return the observation without the facts that differ from run to run."""
+    return replace(observation, facts={name: fact for name, fact in observation.facts.items() if name != BUILDING})
+
+
+Observation = Arrays | Graph | File | Refused | Raised | Unsupported
+_TYPES: dict[str, Any] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
+_MAX_HEADER = 64 << 20
+_MAX_ARRAY = 4 << 30
+
+
+class EnvironmentProblem(Exception):  # noqa: N818 - it is not the subject's error but the machine's
+    """A subject's adapter raises this when the machine lacks something; the verdict is ERROR."""
+
+
+class Untestable(Exception):  # noqa: N818 - it is not the subject's error either
+    """What was given as the subject cannot be tried at all, as a source tree that does not import (bisect: 125)."""
+
+
+def encode(observation: Observation) -> bytes:
+    """Return ``observation`` as bytes: uint64 header length, JSON header, then the arrays' bytes."""
+    blobs: list[bytes] = []
+    body: dict[str, Any] = {}
+    for name, value in vars(observation).items():
+        if name in {"arrays", "outputs", "source_outputs"}:
+            body[name] = {key: _put_array(array, blobs) for key, array in value.items()}
+        elif name == "decisions":
+            body[name] = [vars(d) for d in value]
+        else:
+            body[name] = dict(value) if name == "facts" else value
+    header = json.dumps({"kind": type(observation).__name__, "body": body}).encode()
+    return b"".join([struct.pack("<Q", len(header)), header, *blobs])
+
+
+def decode(data: bytes) -> Observation:
+    """Return the observation that ``encode`` wrote.
+
+    Raises:
+        ValueError: the bytes are truncated, carry an unknown kind, dtype or field, or sizes that do not fit.
+    """
+    if len(data) < 8 or (length := struct.unpack_from("<Q", data)[0]) > min(_MAX_HEADER, len(data) - 8):  # noqa: PLR2004 - 8 bytes of length
+        raise ValueError("observation: truncated header")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        kind, body = _TYPES[header["kind"]], header["body"]
+        arrays = memoryview(data)[8 + length :]
+        for name in ("arrays", "outputs", "source_outputs"):
+            if name in body:
+                body[name] = {key: _get_array(meta, arrays) for key, meta in body[name].items()}
+        if "decisions" in body:
+            body["decisions"] = tuple(Decision(**d) for d in body["decisions"])
+        for name in ("changed", "unstable"):
+            if name in body:
+                body[name] = tuple(body[name])
+        result: Observation = kind(**body)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"observation: malformed ({error!r})") from error
+    return result
+
+
+def _put_array(array: np.ndarray[Any, Any], blobs: list[bytes]) -> dict[str, Any]:
+    raw = np.ascontiguousarray(array).tobytes()
+    offset = sum(map(len, blobs))
+    blobs.append(raw)
+    descr = array.dtype.descr if array.dtype.names else array.dtype.str
+    return {"dtype": descr, "shape": list(array.shape), "offset": offset, "bytes": len(raw)}
+
+
+def _get_array(meta: dict[str, Any], data: memoryview) -> np.ndarray[Any, Any]:
+    descr = meta["dtype"]
+    dtype = np.dtype([(str(n), str(t)) for n, t in descr]) if isinstance(descr, list) else np.dtype(str(descr))
+    if dtype.hasobject:
+        raise ValueError("observation: an array of Python objects is not data")
+    shape = tuple(int(n) for n in meta["shape"])
+    count = 1
+    for size in shape:
+        if size < 0 or (count := count * size) > _MAX_ARRAY:
+            raise ValueError(f"observation: array shape {shape} is out of bounds")
+    start, size = int(meta["offset"]), int(meta["bytes"])
+    if size != count * dtype.itemsize or start < 0 or start + size > len(data):
+        raise ValueError(f"observation: array of shape {shape} and {size} bytes does not fit its data")
+    return np.frombuffer(data[start : start + size], dtype=dtype).reshape(shape).copy()

@@ -1,0 +1,106 @@
+"""Subject: an implementation under judgement, and how one is found by name or file.
+
+Source: docs/architecture.md, "The nouns".
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from conformance.case.case import Case
+from conformance.harness.observation import Observation
+from conformance.sources.tree import source_tree
+
+SUBJECTS = Path(__file__).parent.parent / "subjects"
+#: Built-in subjects that are told what to judge: NAME:WHAT.
+WHAT = {"executorch-src": "PATH[@REVISION]"}
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """The one interface of the suite. A subject is made anew in every child process."""
+
+    def supports(self, case: Case) -> str | None:
+        """Return why the subject cannot be asked this case, or None if it can."""
+        ...
+
+    def run(self, case: Case) -> Observation:
+        """Do what the case asks and report it. Exceptions count against the subject."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """Names of the built-in subjects: the files of conformance/subjects/, with dashes."""
+    return tuple(sorted(p.stem.replace("_", "-") for p in SUBJECTS.glob("*.py") if not p.stem.startswith("_")))
+
+
+def resolved(spec: str) -> str:
+    """Return ``spec`` as it is recorded: what NAME:WHAT names in full, so that it means the same from anywhere.
+
+    Raises:
+        ValueError: see ``check_name``.
+    """
+    name, colon, what = spec.partition(":")
+    if colon and name == "executorch-src":
+        return f"{name}:{source_tree(what)}"
+    path, colon, class_name = spec.rpartition(":")
+    return f"{Path(path).resolve()}:{class_name}" if colon and path.endswith(".py") else spec
+
+
+def check_name(spec: str) -> None:
+    """Check ``spec`` without importing anything.
+
+    Raises:
+        ValueError: neither a built-in name, nor NAME:WHAT, nor an existing path.py:Class; names the nearest ones.
+    """
+    name, colon, _ = spec.partition(":")
+    if name in WHAT:
+        if not colon:
+            raise ValueError(f"subject {name!r} needs to be told what to judge: --subject {name}:{WHAT[name]}")
+        resolved(spec)
+        return
+    if spec in names():
+        return
+    path, colon, class_name = spec.rpartition(":")
+    if colon and path.endswith(".py"):
+        if not Path(path).is_file():
+            raise ValueError(f"subject {spec!r}: no file {path}")
+        if not class_name.isidentifier():
+            raise ValueError(f"subject {spec!r}: {class_name!r} is not a class name")
+        return
+    near = difflib.get_close_matches(spec, names(), cutoff=0.3) or names()
+    raise ValueError(f"unknown subject {spec!r}; did you mean {' or '.join(near)}? (or path.py:Class)")
+
+
+def load(spec: str) -> Subject:
+    """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``), NAME:WHAT or path.py:Class.
+
+    Raises:
+        ValueError: no such subject, or what was found has no ``supports`` and ``run``.
+    """
+    check_name(spec)
+    name, _, what = spec.partition(":")
+    told = (what,) if name in WHAT else ()
+    if spec in names() or told:
+        stem = name.replace("-", "_")
+        module, class_name = importlib.import_module(f"conformance.subjects.{stem}"), "SubjectUnderTest"
+    else:
+        path, _, class_name = spec.rpartition(":")
+        module_spec = importlib.util.spec_from_file_location(f"subject_{Path(path).stem}", path)
+        if module_spec is None or module_spec.loader is None:
+            raise ValueError(f"subject {spec!r}: {path} cannot be imported")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_spec.name] = module
+        module_spec.loader.exec_module(module)
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise ValueError(f"subject {spec!r}: no class {class_name} there")
+    subject = found(*told)
+    if not isinstance(subject, Subject):
+        raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
+    return subject

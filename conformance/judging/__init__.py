@@ -1,0 +1,1 @@
+"""The oracles applied to observations, one module a kind."""

@@ -1,0 +1,87 @@
+"""The oracle of stage EXPORT: the graph's form, what its steps read, and what it computes.
+
+Source: docs/contract.md section 4, 3.6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from conformance.case.case import Case
+from conformance.harness.observation import Graph
+from conformance.judging import compare
+from conformance.judging.lowered import judge_linear
+from conformance.results.mismatch import DecisionMismatch, DtypeShapeMismatch, Mismatch
+from reference.arithmetic.bfloat16 import dtype_name
+from reference.program.evaluate import evaluate
+from reference.program.export_form import export_dynamic, export_forms, export_operands, export_tables
+from reference.program.spec import Linear, ProgramSpec
+from reference.program.values import tensor_values
+
+
+def judge_export(case: Case, graph: Graph) -> Mismatch | None:
+    """Return the first mismatch: an operator of another form, an operand of other bits, an output of other bits."""
+    spec = case.program
+    assert spec is not None  # noqa: S101 - conformance.case.case.check saw to it
+    return _forms(spec, graph) or _operands(spec, graph) or _outputs(spec, graph)
+
+
+def _forms(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    for step, form in export_forms(spec).items():
+        got = graph.facts.get(f"form:{step}", "no such node")
+        if got != form:
+            return DecisionMismatch(step, form, got, "form")
+    for lookup, form in export_tables(spec).items():
+        got = graph.facts.get(f"table:{lookup}", "no such node")
+        if got != form:
+            return DecisionMismatch(lookup, f"to read {form}", f"to read {got}", "table")
+    for name, dimensions in export_dynamic(spec).items():
+        got = graph.facts.get(f"dynamic:{name}", "no such input")
+        if got != str(list(dimensions)):
+            return DtypeShapeMismatch(name, f"symbolic in {list(dimensions)}", f"symbolic in {got}", "dynamic")
+    return None
+
+
+def _operands(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    expected = export_operands(spec)
+    for name in graph.source_outputs:
+        if name not in expected:
+            return DtypeShapeMismatch(name, "absent", dtype_name(graph.source_outputs[name]), "made_up")
+    for name, want in expected.items():
+        if name not in graph.source_outputs:
+            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
+        if wrong := compare.same_bits(name, graph.source_outputs[name], want):
+            return wrong
+    return None
+
+
+def _outputs(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    expected = evaluate(spec)
+    linear = {s.name: s for s in spec.steps if isinstance(s, Linear)}
+    for name in spec.outputs():
+        if name not in graph.outputs:
+            why = graph.facts.get(f"failed:{name}", "missing")
+            return DtypeShapeMismatch(name, "an array", why, "missing")
+        found: Mismatch | None = None
+        if name in linear:
+            found = _linear(spec, linear[name], graph)
+        elif name in expected:
+            found = compare.same_bits(name, graph.outputs[name], expected[name])
+        if found is not None:
+            return found
+    return None
+
+
+def _linear(spec: ProgramSpec, step: Linear, graph: Graph) -> Mismatch | None:
+    """A linear's dtype and shape; in float32 its values too. No order of summing is the contract's: 3.6 bounds it."""
+    tensors, table = tensor_values(spec), spec.dequantize(step.table)
+    got, zero_point = graph.outputs[step.name], tensors.get(table.zero_point)
+    shape = (*tensors[step.x].shape[:-1], tensors[table.weight].shape[0])
+    if wrong := compare.dtype_shape(step.name, got, table.output_dtype, shape):
+        return wrong
+    if table.output_dtype != "float32" or (zero_point is not None and bool(np.any(zero_point))):
+        return None
+    host = replace(graph, source_outputs={step.name: got}, facts={"execution_modes": "RoundingModeRTE 32"})
+    return judge_linear(spec, step, host, tensors, delegated=True)

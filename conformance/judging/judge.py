@@ -1,0 +1,278 @@
+"""The judge: one oracle a stage, and the verdict on what a subject did.
+
+Source: docs/contract.md; each oracle names its section.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conformance.case.case import Case
+from conformance.case.operands import operands, table_values
+from conformance.harness.observation import (
+    Arrays,
+    File,
+    Graph,
+    Observation,
+    Raised,
+    Refused,
+    Unsupported,
+    encode,
+    timeless,
+)
+from conformance.judging import compare, export, lowered
+from conformance.results.mismatch import (
+    ArrayMismatch,
+    DecisionMismatch,
+    DtypeShapeMismatch,
+    Mismatch,
+    Mutated,
+    RaisedMismatch,
+    as_data,
+    signature,
+)
+from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
+from reference.arithmetic.accept import HOST, AcceptSet, FloatModes, accept_products
+from reference.arithmetic.bfloat16 import dtype_name
+from reference.program.evaluate import evaluate
+from reference.program.fusibility import violations
+from reference.program.spec import Dequantize, Linear, Lookup, ProgramSpec
+from reference.program.values import tensor_values, values_array
+from reference.table import layouts
+from reference.table.quantize import quantize_symmetric
+from reference.table.quantize_variants import quantize_hqq, quantize_no_clipping
+
+#: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
+TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
+_PACKERS = {
+    "flat": layouts.pack_flat,
+    "linear_weight": layouts.pack_linear_weight,
+    "blocks": layouts.pack_blocks,
+}
+
+
+_QUANTIZERS = {
+    "symmetric": quantize_symmetric,
+    "no_clipping": quantize_no_clipping,
+    "hqq": quantize_hqq,
+    "qat": quantize_symmetric,  # what is trained is the float table; converting quantizes it as ever
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an oracle found: the first mismatch (None: right), and whether the strict set holds."""
+
+    mismatch: Mismatch | None
+    strict: bool | None = None
+
+
+def judge(case: Case, observation: Observation, subject: str) -> Verdict:
+    """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
+    facts = dict(getattr(observation, "facts", {}))
+    digest = (
+        hashlib.sha256(encode(timeless(observation))).hexdigest() if isinstance(observation, Arrays | Graph) else ""
+    )
+
+    def verdict(
+        outcome: str, mismatch: Mismatch | None = None, reason: str = "", strict: bool | None = None
+    ) -> Verdict:
+        found = signature(case.stage, mismatch) if mismatch else ""
+        data = as_data(mismatch) if mismatch else None
+        return Verdict(
+            case=case.id,
+            stage=case.stage,
+            subject=subject,
+            outcome=outcome,
+            signature=found,
+            reason=reason,
+            mismatch=data,
+            strict=strict,
+            digest=digest,
+            facts=facts,
+            source=case.source,
+        )
+
+    if isinstance(observation, Unsupported):
+        return verdict(UNSUPPORTED, reason=observation.reason)
+    if isinstance(observation, Raised):
+        raised = RaisedMismatch(observation.type, observation.message, observation.signal, observation.type)
+        return verdict(ERROR if observation.type in TROUBLE else FAIL, raised, raised.line())
+    if isinstance(observation, Refused):
+        beyond = case.dispatch.beyond if case.dispatch is not None else ""
+        if beyond and observation.reason == "device_limit" and beyond in observation.detail:
+            return verdict(PASS, reason=f"refused: {observation.detail}")
+        if case.force_fp16 and observation.reason == "force_fp16":  # contract 3.7
+            return verdict(PASS, reason=f"refused: {observation.detail}")
+        refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
+        return verdict(FAIL, refused, refused.line())
+    oracles: dict[str, Callable[[Case, Any], Finding]]
+    oracles = {
+        "QUANTIZE": _quantize,
+        "EXPORT": _export,
+        "MATCH": _match,
+        "PACK": _pack,
+        "LOWER": _lower,
+        "PREPACK": _pack,
+        "KERNEL": _kernel,
+        "RUN": _run,
+    }
+    oracle = oracles[case.stage]
+    expected_kind = {"EXPORT": Graph, "MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
+    if not isinstance(observation, expected_kind):
+        wrong = RaisedMismatch(
+            "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
+        )
+        return verdict(ERROR, wrong, wrong.line())
+    finding = oracle(case, observation)
+    if finding.mismatch is None:
+        return verdict(PASS, strict=finding.strict)
+    return verdict(FAIL, finding.mismatch, finding.mismatch.line(), finding.strict)
+
+
+def _quantize(case: Case, observation: Arrays) -> Finding:
+    """Contract 4: torchao's codes, scales and zero points, bit for bit."""
+    given = case.quantize
+    assert given is not None  # noqa: S101 - conformance.case.case.check saw to it
+    weights = values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim))
+    expected = _QUANTIZERS[given.method](weights, given.group_size)
+    for name, want in zip(("scale", "qdata", "zero_point"), (expected[1], expected[0], expected[2]), strict=True):
+        if name not in observation.arrays:
+            return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
+        if wrong := compare.same_bits(name, observation.arrays[name], want):
+            return Finding(wrong)
+    return Finding(None)
+
+
+def _export(case: Case, graph: Graph) -> Finding:
+    """Contract 4: how the program is spelled, and what it computes."""
+    return Finding(export.judge_export(case, graph))
+
+
+def _match(case: Case, graph: Graph) -> Finding:
+    """Contract 5: decisions as the predicate has them, the original's bits, nothing touched, stable."""
+    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
+    wrong = (
+        _decisions(case.program, graph)
+        or _outputs(case.program, graph)
+        or next((Mutated(name, "source") for name in graph.changed), None)
+        or next((Mutated(name, "second_run") for name in graph.unstable), None)
+    )
+    return Finding(wrong)
+
+
+def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    expected = violations(spec)
+    got = {d.lookup: d for d in graph.decisions}
+    for lookup, reasons in expected.items():
+        why = " and ".join(sorted(reasons))
+        if lookup not in got:
+            return DecisionMismatch(lookup, f"refused ({why})" if reasons else "fused", "no decision", "undecided")
+        decision = got[lookup]
+        if decision.fused and reasons:
+            return DecisionMismatch(lookup, f"refused ({why})", "fused", f"undue_fusion:{min(reasons)}")
+        if not decision.fused and not reasons:
+            said = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
+            return DecisionMismatch(lookup, "fused", said, f"missed_fusion:{decision.reason}")
+        if decision.reason and decision.reason not in reasons:
+            return DecisionMismatch(lookup, f"refused ({why})", f"refused ({decision.reason})", "wrong_reason")
+    return None
+
+
+def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMismatch | None:
+    """Every output: the reference's bits, or for a linear those of the program that was not rewritten (5.7).
+
+    A linear of other bits was rewritten, for a delegate: contract 3.6 bounds it.
+    """
+    expected, groups = evaluate(spec), _group_sizes(spec)
+    linear = {s.name: s for s in spec.steps if isinstance(s, Linear)}
+    for name in spec.outputs():
+        want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
+        if name not in graph.outputs:
+            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
+        wrong: ArrayMismatch | DtypeShapeMismatch | None
+        wrong = compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0))
+        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(want) == "float32":
+            host = replace(graph, facts={"execution_modes": "RoundingModeRTE 32"})
+            wrong = lowered.judge_linear(spec, linear[name], host, tensor_values(spec), delegated=True)
+        if wrong:
+            return wrong
+    return None
+
+
+def _group_sizes(spec: ProgramSpec) -> dict[str, int]:
+    """Columns that share a scale, by lookup, for the picture of a mismatch."""
+    blocks = {s.name: s.block_size for s in spec.steps if isinstance(s, Dequantize)}
+    return {s.name: blocks[s.table][-1] for s in spec.steps if isinstance(s, Lookup) and blocks[s.table]}
+
+
+def _lower(case: Case, file: File) -> Finding:
+    """Contract 6: what the file holds."""
+    return Finding(lowered.judge_lower(case, file))
+
+
+def _run(case: Case, graph: Graph) -> Finding:
+    """Contract 5.7 and 6: what the file computes."""
+    return Finding(*lowered.judge_run(case, graph))
+
+
+def _pack(case: Case, observation: Arrays) -> Finding:
+    """Contract 1: flat and linear-weight bytes, and the blocks that the GPU reads."""
+    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
+    name = "blocks" if case.table.layout == "blocks" else "packed"
+    if name not in observation.arrays:
+        return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
+    values = table_values(case.table)
+    if wrong := _fences(name, observation.arrays[name], observation.facts):
+        return Finding(wrong)
+    expected = _PACKERS[case.table.layout](values)
+    return Finding(compare.same_codes(name, observation.arrays[name], expected, values, case.table.layout))
+
+
+def _kernel(case: Case, observation: Arrays) -> Finding:
+    """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
+    assert case.dispatch is not None  # noqa: S101 - conformance.case.case.check saw to it
+    facts = observation.facts
+    if "out" not in observation.arrays:
+        return Finding(DtypeShapeMismatch("out", "an array", "missing", "missing"))
+    given, got = operands(case), observation.arrays["out"]
+    shape = (*given.indices.shape, given.values.shape[1])
+    if wrong := compare.dtype_shape("out", got, case.dispatch.output_dtype, shape):
+        return Finding(wrong)
+    if broken := _fences("out", got, facts):
+        return Finding(broken)
+    modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
+    allowed = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, modes)
+    strict = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, HOST)
+    return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
+
+
+def _fences(name: str, got: Any, facts: Mapping[str, str]) -> Mutated | ArrayMismatch | None:
+    """Contract 7.4: the guard bands are whole, and every element of the output was written."""
+    if facts.get("guards", "intact") != "intact":
+        return Mutated(f"guard band ({facts['guards']})", "guard_band")
+    if unwritten := facts.get("unwritten"):
+        index = tuple(int(i) for i in np.unravel_index(int(unwritten), got.shape))
+        return ArrayMismatch(name, index, "never written", ("any allowed value",), 1, got.size, "unwritten")
+    return None
+
+
+def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtype: str, modes: FloatModes) -> AcceptSet:
+    """Accept sets of a lookup; rows of indices outside [0, V) are NaN (contract 7.3)."""
+    outside = (indices < 0) | (indices >= values.shape[0])
+    rows = np.where(outside, 0, indices).astype(np.int64)
+    per_column = np.repeat(scales, group_size, axis=1)
+    if not values.shape[0]:
+        rows, values, per_column = (
+            rows * 0,
+            np.zeros((1, values.shape[1]), np.int8),
+            np.ones((1, values.shape[1]), scales.dtype),
+        )
+    accept = accept_products(values[rows], per_column[rows], output_dtype, modes)
+    nan = accept.any_nan | outside[..., None]
+    return replace(accept, any_nan=nan, anything=accept.anything & ~outside[..., None])

@@ -1,0 +1,1 @@
+"""Cases as files, for runtimes that are elsewhere."""

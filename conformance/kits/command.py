@@ -1,0 +1,80 @@
+"""Calling a runtime that is a command: once a kit, without a shell, with a time limit.
+
+Source: docs/kits.md, "A runner on this machine".
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from conformance.kits.judge import judge_kit
+from conformance.kits.kit import Kit, check_model
+from conformance.results.verdict import ERROR, FAIL, Verdict
+
+_TAIL = 500
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a command such as 'runner {pte} {out} {inputs}'.
+
+    Raises:
+        ValueError: it lacks {pte} or {out}.
+    """
+    words = shlex.split(command)
+    if not words or "{pte}" not in command or "{out}" not in command:
+        raise ValueError(f"--subject-command {command!r} needs {{pte}} and {{out}} (and may have {{inputs}})")
+    return words
+
+
+def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Mapping[str, str] | None) -> Verdict:
+    """Call the command for one kit and judge what it leaves in ``out``, a new directory.
+
+    Raises:
+        ValueError: the command cannot be run at all, or the kit is malformed.
+    """
+    out.mkdir(parents=True)
+    started = time.perf_counter()
+    trouble = _call(words, kit, out, seconds)
+    taken = round(time.perf_counter() - started, 4)
+    if trouble:
+        return Verdict(kit.case, "RUN", "command", *trouble, seconds=taken)
+    return replace(judge_kit(kit, out, "command", facts), seconds=taken)
+
+
+def _call(words: list[str], kit: Kit, out: Path, seconds: float) -> tuple[str, str, str] | None:
+    """Call the runner; what went wrong as outcome, signature and reason, or None."""
+    values = {"{pte}": str(check_model(kit).resolve()), "{out}": str(out)}
+    inputs = [str((kit.folder / tensor.file).resolve()) for tensor in kit.inputs]
+    command: list[str] = []
+    for word in words:
+        if word == "{inputs}":
+            command += inputs
+            continue
+        for place, value in values.items():
+            word = word.replace(place, value)  # noqa: PLW2901 - a word with its places filled in
+        command.append(word)
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError as error:
+        raise ValueError(f"--subject-command: {command[0]} cannot be run: {error.strerror}") from error
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return ERROR, "RUN/raised/Timeout", f"no answer within {seconds:g} s"
+    if process.returncode:
+        tail = " ".join(said.decode(errors="replace").split())[-_TAIL:]
+        code = process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return FAIL, f"RUN/raised/{'Died' if code < 0 else 'Command'}", f"the runner ended with {how}: {tail}"
+    return None

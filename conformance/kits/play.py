@@ -1,0 +1,33 @@
+"""The command-line runner that plays kits: delegates on our Vulkan kernel, the rest on the wheel's CPU runtime.
+
+Source: docs/kits.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from conformance.kits.kit import check_model, read_kit, read_tensor
+from conformance.pte.run import run_pte
+
+
+def play(folder: Path, outputs: Path) -> list[str]:
+    """Run one kit's model on its inputs and write ``output_N.bin`` into ``outputs``; returns the files' names.
+
+    Raises:
+        ValueError: the kit is malformed; names the field.
+        CannotRun: the model asks for something that cannot be executed; names it.
+        EnvironmentProblem: no Vulkan device or shader compiler.
+    """
+    kit = read_kit(folder)
+    model = check_model(kit)
+    ran = run_pte(model, [read_tensor(folder, tensor).copy() for tensor in kit.inputs])
+    outputs.mkdir(parents=True, exist_ok=True)
+    names = []
+    for position, array in enumerate(ran.outputs):
+        name = f"output_{position}.bin"
+        (outputs / name).write_bytes(np.ascontiguousarray(array).tobytes())
+        names.append(name)
+    return names

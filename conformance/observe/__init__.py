@@ -1,0 +1,1 @@
+"""What a rewriting or a lowering did, observed without its help."""

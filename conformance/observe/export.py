@@ -1,0 +1,113 @@
+"""The observer of stage EXPORT: how torch.export and to_edge spell a program, and what it computes.
+
+Source: docs/contract.md section 4; docs/architecture.md, "Stage".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conformance.case.case import Case
+from conformance.harness.observation import Graph
+from conformance.observe.execute import op_name, run_program
+from conformance.observe.match import PASSING, outputs_by_step
+from conformance.program.build import BuiltProgram, build
+from conformance.program.tensors import Array, dtype_name, to_numpy, user_inputs
+from reference.program.spec import Dequantize, Linear, Read
+
+#: An operator's tensor arguments by the name that the spec's step gives them.
+_OPERANDS = {
+    "input": "weight",
+    "scale": "scale",
+    "zero_point": "zero_point",
+    "indices": "indices",
+    "weight": "weight",
+    "weight_scales": "scale",
+    "weight_zero_points": "zero_point",
+}
+
+
+def run_export(case: Case) -> Graph:
+    """Build, export and take to the edge dialect the case's program, and observe it.
+
+    Raises:
+        Exception: whatever torchao, torch.export or to_edge raises.
+    """
+    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
+    return observe_export(build(case.program))
+
+
+def observe_export(built: BuiltProgram) -> Graph:
+    """Return the form of every quantized step, the values that it reads, and the program's outputs.
+
+    Returns:
+        ``outputs``: by step name. ``source_outputs``: what the steps read, by "STEP.operand". facts has "form:STEP",
+        the operator with its arguments that are no tensors, "table:LOOKUP", that of the dequantize behind a lookup, and
+        "dynamic:INPUT", the dimensions of a user input that are symbolic, beside the builder's own.
+    """
+    values = run_program(built.program, built.inputs)
+    outputs, failed = outputs_by_step(built, built.program, values)
+    facts = {**built.facts, **{f"failed:{step}": why for step, why in failed.items()}}
+    nodes = {n.name: n for n in built.program.graph.nodes}
+    facts |= _dynamic(built, nodes)
+    operands: dict[str, Array] = {}
+    for step in built.spec.steps:
+        if isinstance(step, Linear | Read) or step.name not in built.nodes:
+            continue
+        node = nodes[built.nodes[step.name]]
+        node = node if isinstance(step, Dequantize) else _through(node)
+        form, read = _form(node)
+        facts[f"form:{step.name}"] = form
+        if (table := read.get("table")) is not None:
+            facts[f"table:{step.name}"] = _form(_through(table))[0]
+        for name, given in read.items():
+            value = values.get(given.name) if name != "table" else None
+            if isinstance(value, torch.Tensor):
+                operands[f"{step.name}.{name}"] = to_numpy(value)
+    return Graph((), outputs, operands, facts=facts)
+
+
+def _form(node: Any) -> tuple[str, dict[str, Any]]:
+    """An operator with its plain arguments, defaults filled in; and the nodes that it reads, by the spec's names."""
+    if not op_name(node):
+        return node.op, {}
+    schema = node.target._schema  # noqa: SLF001 - torch names an operator's parameters nowhere else
+    words, read = [op_name(node)], {}
+    embedding = words[0] == "aten.embedding"  # its weight is the dequantized table, a step of its own
+    for position, parameter in enumerate(schema.arguments):
+        default = parameter.default_value if parameter.has_default_value() else None
+        given = node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
+        if isinstance(given, torch.fx.Node):
+            known = _OPERANDS.get(parameter.name, parameter.name)
+            read["table" if embedding and parameter.name == "weight" else known] = given
+        elif parameter.name not in _OPERANDS:
+            words.append(f"{parameter.name}={_plain(parameter, given)}")
+    return " ".join(words), read
+
+
+def _dynamic(built: BuiltProgram, nodes: dict[str, Any]) -> dict[str, str]:
+    """Which dimensions of each user input's placeholder are no plain numbers."""
+    found = {}
+    for tensor in user_inputs(built.spec):
+        for name in built.placeholders[tensor.name]:
+            sizes = nodes[name].meta["val"].shape
+            found[f"dynamic:{tensor.name}"] = str([d for d, size in enumerate(sizes) if not isinstance(size, int)])
+    return found
+
+
+def _through(node: Any) -> Any:
+    """What stands behind operators that only hand their operand on."""
+    while op_name(node) in PASSING:
+        node = node.args[0]
+    return node
+
+
+def _plain(parameter: Any, given: Any) -> str:
+    """A value as specs spell it. A schema keeps a dtype's default as a number: 6 is float32."""
+    if isinstance(given, torch.dtype):
+        return dtype_name(given)
+    if "dtype" in parameter.name and isinstance(given, int):
+        return "float32" if given == 6 else f"dtype {given}"  # noqa: PLR2004 - c10::ScalarType::Float
+    return str(list(given)) if isinstance(given, list | tuple) else str(given)

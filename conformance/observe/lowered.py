@@ -1,0 +1,137 @@
+"""The observer of stages LOWER and RUN: facts about the file that a lowering wrote, and what it computes.
+
+Tables are looked for by their bytes in the file, so nothing here depends on where a lowering put them.
+
+Source: docs/contract.md 5.7, 6.1 to 6.3.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from executorch.exir import EdgeProgramManager, to_edge
+from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+from conformance.audit.audit import audit
+from conformance.harness.observation import Decision, Graph
+from conformance.program.build import BuiltProgram
+from conformance.program.tensors import Array
+from conformance.pte.file import PteFile
+from conformance.pte.lookup import LOOKUP
+from conformance.pte.producer import Producer, producer
+from conformance.pte.run import run_pte
+from reference.arithmetic.bfloat16 import BFLOAT16
+from reference.program.spec import Linear, PackedLookup, ProgramSpec
+from reference.program.values import tensor_values
+from reference.table.dequantize import dequantize_affine
+from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat
+
+_FLOATS = ("float32", "float16")
+
+
+def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> dict[str, str]:
+    """What the file holds, for ``conformance.judging.lowered.judge_lower``.
+
+    Returns:
+        Facts: "places" (JSON: step -> [place, operator]), "copies" (JSON: table tensor -> form -> how often its bytes
+        are in the file), "problems" (JSON: the audit's problems), "notes" (JSON: its notes), "size".
+    """
+    found = audit(file)
+    return {
+        **built.facts,
+        "places": json.dumps({s: [p.place, p.operator] for s, p in places(built, file).items()}),
+        "copies": json.dumps(copies(built.spec, data)),
+        "problems": json.dumps([[p.severity, p.kind, p.where, p.detail] for p in found.problems]),
+        "notes": json.dumps(found.notes),
+        "size": str(file.size),
+    }
+
+
+def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
+    """What the file computes, for ``conformance.judging.lowered.judge_run``.
+
+    Returns:
+        Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
+        the program that was not rewritten on the same inputs; facts "places", and what the lookups' shaders declared.
+
+    Raises:
+        CannotRun, EnvironmentProblem: see ``conformance.pte.run.run_pte``.
+    """
+    ran = run_pte(file, built.inputs)
+    found = places(built, file)
+    outputs = {step: ran.outputs[position] for step, position in built.outputs.items()}
+    decisions = tuple(
+        Decision(step.name, found[step.name] == Producer("vulkan", LOOKUP, found[step.name].delegate))
+        for step in built.spec.lookups()
+    )
+    facts = {**built.facts, "places": json.dumps({s: [p.place, p.operator] for s, p in found.items()})}
+    for name in ("execution_modes", "precise", "device", "driver"):
+        said = dict.fromkeys(lookup[name] for lookup in ran.lookups)
+        facts[name] = "; ".join(said)
+    storages = {lookup["io_storage"] for lookup in ran.lookups}
+    facts["io_storage"] = "texture3d" if "texture3d" in storages else "buffer"
+    return Graph(decisions, outputs, _source_outputs(built), facts=facts)
+
+
+def places(built: BuiltProgram, file: PteFile) -> dict[str, Producer]:
+    """What computes each step's output, by step name."""
+    method = file.method("forward")
+    return {step: producer(method, method.plan.outputs[position]) for step, position in built.outputs.items()}
+
+
+def copies(spec: ProgramSpec, data: bytes) -> dict[str, dict[str, int]]:
+    """How often each table that a lookup reads is in the file: packed, as it was, and dequantized."""
+    values = tensor_values(spec)
+    found: dict[str, dict[str, int]] = {}
+    for lookup in spec.lookups():
+        if isinstance(lookup, PackedLookup):
+            table, form = values[lookup.weight], "original"
+            name, whole, dequantized = lookup.weight, unpack_flat(table), {}
+        else:
+            step = spec.dequantize(lookup.table)
+            table, form, name = values[step.weight], "original", step.weight
+            whole = table
+            zero = values[step.zero_point] if step.zero_point else None
+            dequantized = {
+                f"dequantized {dtype}": dequantize_affine(table, step.block_size, values[step.scale], zero, dtype)
+                for dtype in _FLOATS
+                if step.output_dtype != "bfloat16" and values[step.scale].dtype != BFLOAT16
+            }
+        forms: dict[str, Array] = {form: table, **dequantized}
+        if _is_4bit(whole):
+            forms |= {"packed linear_weight": pack_linear_weight(whole), "packed flat": pack_flat(whole)}
+        counts = found.setdefault(name, {})
+        for what, array in forms.items():
+            counts[what] = max(counts.get(what, 0), _count(data, array.tobytes()))
+    return found
+
+
+def _is_4bit(values: Array) -> bool:
+    """Whether a table has a packed form: int8 values in [-8, 7], in pairs."""
+    low, high = -8, 7
+    whole_bytes = values.dtype == np.int8 and values.shape[-1] % 2 == 0
+    return bool(whole_bytes and values.size and values.min() >= low and values.max() <= high)
+
+
+def _count(data: bytes, wanted: bytes) -> int:
+    """Occurrences that do not overlap; a table of one repeated byte is not searched for."""
+    if len(set(wanted[:4096])) < 2:  # noqa: PLR2004 - such bytes are everywhere
+        return 0
+    return data.count(wanted)
+
+
+def _source_outputs(built: BuiltProgram) -> dict[str, Any]:
+    """For every linear step, what the program that was not rewritten computes on the same CPU runtime.
+
+    Its tables are folded into float constants first: no runtime has torchao's dequantize.
+    """
+    linears = [s.name for s in built.spec.steps if isinstance(s, Linear)]
+    if not linears:
+        return {}
+    edge = to_edge(built.exported)
+    folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=set())
+    manager = EdgeProgramManager({"forward": folded}, None, edge.compile_config).to_executorch()
+    outputs = run_pte(bytes(manager.buffer), built.inputs).outputs
+    return {name: outputs[built.outputs[name]] for name in linears}

@@ -1,0 +1,155 @@
+"""The observer of stage MATCH: runs a rewriting and reports what it did, from the programs alone.
+
+It never asks the rewriting what it fused: it finds the fused lookups on the rewritten graph, computes
+both programs, and compares snapshots. Only the reasons for refusals are the subject's own words.
+
+Source: docs/contract.md 5.1, 5.2, 5.6, 5.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from conformance.harness.observation import Decision, Graph
+from conformance.observe.execute import FUSED, Failure, op_name, run_program, user_output_nodes
+from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
+from conformance.program.build import BuiltProgram
+from conformance.program.tensors import Array, dtype_name, to_numpy
+
+#: What a subject says of a lookup: (fused, reason, detail).
+Told = tuple[bool, str, str]
+#: A rewriting: the program in; out the rewritten one and, by the source's node name, what the subject says.
+Rewrite = Callable[[Any], tuple[Any, Mapping[str, Told] | None]]
+#: Operators that hand their first operand on, its values kept or converted.
+PASSING = {
+    "aten.clone",
+    "aten._to_copy",
+    "aten.to",
+    "aten.alias_copy",
+    "aten.detach_copy",
+    "aten.lift_fresh_copy",
+    "aten.view_copy",
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten.squeeze_copy",
+    "aten.unsqueeze_copy",
+    "aten.expand_copy",
+    "dim_order_ops._clone_dim_order",
+    "dim_order_ops._to_dim_order_copy",
+}
+
+
+class InvalidRewrite(Exception):  # noqa: N818 - it names what the subject returned
+    """The rewritten program is not valid: its verifier rejects it, or a node's metadata is untrue."""
+
+
+def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
+    """Run ``rewrite`` on a built program and observe what came of it.
+
+    Returns:
+        Decisions for every lookup of the spec; outputs of the rewritten and of the source program by step
+        name (one that could not be computed is left out, and facts["failed:STEP"] says why); what was
+        changed of the source; what a second run on the result changed. facts has the builder's facts, and
+        the number of fused nodes.
+
+    Raises:
+        ValueError: the source program itself cannot be computed: the spec or the builder is at fault.
+        InvalidRewrite: the result is not a valid program.
+        Exception: whatever ``rewrite`` raises.
+    """
+    before = source_snapshot(built)
+    source_values = run_program(built.program, built.inputs)
+    source_outputs, failed = outputs_by_step(built, built.program, source_values)
+    if failed:
+        step, why = next(iter(failed.items()))
+        raise ValueError(f"the source program does not compute step {step!r}: {why}")
+    rewritten, told = rewrite(built.program)
+    changed = differences(before, source_snapshot(built))
+    _check_valid(rewritten)
+    values = run_program(rewritten, built.inputs)
+    _check_metadata(rewritten, values)
+    outputs, failed = outputs_by_step(built, rewritten, values)
+    facts = {**built.facts, "fused_nodes": str(sum(op_name(n) == FUSED for n in rewritten.graph.nodes))}
+    facts |= {f"failed:{step}": why for step, why in failed.items()}
+    return Graph(
+        decisions=decisions(built, rewritten, told or {}),
+        outputs=outputs,
+        source_outputs=source_outputs,
+        changed=changed,
+        unstable=_second_run(rewritten, rewrite),
+        facts=facts,
+    )
+
+
+def decisions(built: BuiltProgram, rewritten: Any, told: Mapping[str, Told]) -> tuple[Decision, ...]:
+    """What became of each lookup of the spec: fused where its output comes from a fused node."""
+    found = []
+    for lookup in built.spec.lookups():
+        fused = fused_node(rewritten, built.outputs[lookup.name]) is not None
+        _, reason, detail = told.get(built.nodes[lookup.name], (fused, "", ""))
+        found.append(Decision(lookup.name, fused, "" if fused else reason, "" if fused else detail))
+    return tuple(found)
+
+
+def fused_node(program: Any, position: int) -> Any:
+    """The et_vk.embedding_q4gsw node behind a user output, through operators that only hand it on; None without."""
+    node = user_output_nodes(program)[position]
+    while isinstance(node, torch.fx.Node) and op_name(node) in PASSING:
+        node = node.args[0]
+    return node if isinstance(node, torch.fx.Node) and op_name(node) == FUSED else None
+
+
+def outputs_by_step(
+    built: BuiltProgram, program: Any, values: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The user outputs by step name, and for those that could not be computed the reason."""
+    results = user_output_nodes(program)
+    outputs: dict[str, Array] = {}
+    failed: dict[str, str] = {}
+    for step, position in built.outputs.items():
+        node = results[position] if position < len(results) else None
+        value = values.get(node.name) if isinstance(node, torch.fx.Node) else node
+        if isinstance(value, Failure):
+            failed[step] = f"node {value.node}: {value.error}"
+        elif isinstance(value, torch.Tensor):
+            outputs[step] = to_numpy(value)
+        else:
+            failed[step] = f"output {position} is {value!r}, not a tensor"
+    return outputs, failed
+
+
+def _second_run(rewritten: Any, rewrite: Rewrite) -> tuple[str, ...]:
+    """What a second run makes different, and what it writes to in its input (contract 5.6)."""
+    first = program_snapshot(rewritten)
+    again, _ = rewrite(rewritten)
+    written = differences(first, program_snapshot(rewritten))
+    return tuple(f"input.{name}" for name in written) + differences(first, program_snapshot(again))
+
+
+def _check_valid(program: Any) -> None:
+    try:
+        program.validate()
+    except Exception as error:
+        raise InvalidRewrite(f"its verifier rejects the rewritten program: {error}") from error
+
+
+def _check_metadata(program: Any, values: Mapping[str, Any]) -> None:
+    """Dtype and sizes that the new nodes announce must be those of what they compute."""
+    for node in program.graph.nodes:
+        value, announced = values.get(node.name), node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        if not isinstance(announced, torch.Tensor):
+            raise InvalidRewrite(f"node {node.name} has no tensor in meta['val'], but yields one")
+        same = len(announced.shape) == value.dim() and all(
+            size == real for size, real in zip(announced.shape, value.shape, strict=True) if isinstance(size, int)
+        )
+        if announced.dtype != value.dtype or not same:
+            raise InvalidRewrite(
+                f"node {node.name} announces {dtype_name(announced.dtype)}{list(announced.shape)}, "
+                f"but yields {dtype_name(value.dtype)}{list(value.shape)}"
+            )

@@ -1,0 +1,1 @@
+"""A ProgramSpec as a torch program."""

@@ -1,0 +1,179 @@
+"""The program builder: a ProgramSpec becomes a torch program in the edge dialect.
+
+Source: docs/contract.md section 4; docs/architecture.md, "ProgramSpec".
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from conformance.harness.observation import BUILDING
+from conformance.program.speed import operators_listed_once
+from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
+from reference.program.spec import Dequantize, Lookup, ProgramSpec
+from reference.program.values import tensor_values
+
+
+@dataclass(frozen=True)
+class BuiltProgram:
+    """A spec as a program.
+
+    Attributes:
+        spec: what it was built from.
+        program: the ExportedProgram in the edge dialect.
+        inputs: the user inputs, in order, as plain tensors.
+        outputs: step name -> position among the user outputs.
+        nodes: step name -> name of the graph node that yields its value.
+        placeholders: tensor name -> names of the placeholders that bring it in (none where nothing reads it).
+        module: the caller's module (None on route "synthetic").
+        exported: what torch.export made, in the ATen dialect (None on route "synthetic").
+        facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply; and
+            how long building took (``conformance.harness.observation.BUILDING``).
+    """
+
+    spec: ProgramSpec
+    program: Any
+    inputs: tuple[Any, ...]
+    outputs: Mapping[str, int]
+    nodes: Mapping[str, str]
+    placeholders: Mapping[str, tuple[str, ...]]
+    module: Any = None
+    exported: Any = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def build(spec: ProgramSpec) -> BuiltProgram:
+    """Build a valid spec by its own route.
+
+    Raises:
+        ValueError: the route cannot express the spec; says why.
+    """
+    started = time.perf_counter()
+    built = _build(spec)
+    return replace(built, facts={**built.facts, BUILDING: f"{time.perf_counter() - started:.4f}"})
+
+
+def _build(spec: ProgramSpec) -> BuiltProgram:
+    values = tensor_values(spec)
+    inputs = tuple(to_torch(values[t.name]) for t in user_inputs(spec))
+    outputs = {name: position for position, name in enumerate(spec.outputs())}
+    if spec.route == "synthetic":
+        from conformance.program.synthetic import synthetic_program  # noqa: PLC0415 - loads executorch, which takes seconds
+
+        synthetic = synthetic_program(spec, values)
+        facts = {"route": "synthetic"}
+        return BuiltProgram(
+            spec, synthetic.program, inputs, outputs, synthetic.nodes, synthetic.placeholders, facts=facts
+        )
+    return _through_export(spec, values, inputs, outputs)
+
+
+def _through_export(
+    spec: ProgramSpec, values: dict[str, Array], inputs: tuple[Any, ...], outputs: dict[str, int]
+) -> BuiltProgram:
+    from executorch.exir import EdgeCompileConfig, to_edge  # noqa: PLC0415 - takes seconds
+
+    from conformance.program.module import make_module  # noqa: PLC0415 - with it
+
+    embeddings: dict[str, Any] | None = None
+    facts = {"route": spec.route}
+    if spec.route == "torchao":
+        from conformance.program.torchao import provenance, quantized_embeddings, unwrap_all  # noqa: PLC0415 - takes seconds
+
+        embeddings = quantized_embeddings(spec)
+        facts |= provenance(embeddings)
+    parts = _part_pointers(embeddings or {})
+    module = make_module(spec, values, embeddings)
+    if spec.unwrap and embeddings:
+        unwrap_all(module)
+        facts["unwrapped_by"] = "torchao.utils.unwrap_tensor_subclass"
+    # torch.export does not accept a renorm of its own making as a core operator: the caller has to name it.
+    renorm = [torch.ops.aten.embedding_renorm.default]
+    with warnings.catch_warnings(), operators_listed_once():
+        warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
+        exported = torch.export.export(
+            module, _example(spec, inputs), dynamic_shapes=_dynamic_shapes(spec), strict=spec.strict
+        )
+        edge = to_edge(exported, compile_config=EdgeCompileConfig(_core_aten_ops_exception_list=renorm))
+    program = edge.exported_program()
+    facts |= {
+        "exported_by": f"torch.export.export(strict={spec.strict})",
+        "edge_by": "executorch.exir.to_edge",
+    }
+    nodes = step_nodes(spec, program)
+    placeholders = _placeholders(spec, program, parts)
+    return BuiltProgram(spec, program, inputs, outputs, nodes, placeholders, module, exported, facts)
+
+
+def _example(spec: ProgramSpec, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What to trace with: the inputs, but sizes 0 and 1 of dynamic dimensions, which export would fix, become 3."""
+    examples = []
+    for tensor, value in zip(user_inputs(spec), inputs, strict=True):
+        shape = [3 if d in tensor.dynamic and n < 2 else n for d, n in enumerate(tensor.shape)]  # noqa: PLR2004 - sizes 0, 1
+        examples.append(value if tuple(shape) == tensor.shape else torch.zeros(shape, dtype=value.dtype))
+    return tuple(examples)
+
+
+def _dynamic_shapes(spec: ProgramSpec) -> tuple[Any, ...] | None:
+    inputs = user_inputs(spec)
+    if not any(t.dynamic for t in inputs):
+        return None
+    return tuple(dict.fromkeys(t.dynamic, torch.export.Dim.DYNAMIC) or None for t in inputs)
+
+
+def _part_pointers(embeddings: dict[str, Any]) -> dict[int, str]:
+    """Which table part lives at which address; torchao's tensors keep theirs through export."""
+    return {
+        getattr(embedding.weight, part).data_ptr(): f"{table}.{part}"
+        for table, embedding in embeddings.items()
+        for part in ("qdata", "scale", "zero_point")
+    }
+
+
+def _placeholders(spec: ProgramSpec, program: Any, parts: dict[int, str]) -> dict[str, tuple[str, ...]]:
+    identifier = {v: k for k, v in identifiers(spec).items()}
+    found: dict[str, list[str]] = {t.name: [] for t in all_tensors(spec)}
+    inputs = iter(user_inputs(spec))
+    constants = {**program.constants, **program.state_dict}
+    for entry in program.graph_signature.input_specs:
+        if entry.target is None:
+            found[next(inputs).name].append(entry.arg.name)
+            continue
+        name = identifier.get(entry.target) or parts.get(constants[entry.target].data_ptr())
+        if name in found:
+            found[name].append(entry.arg.name)
+    return {name: tuple(nodes) for name, nodes in found.items()}
+
+
+def step_nodes(spec: ProgramSpec, program: Any) -> dict[str, str]:
+    """Find each step's node: an output's own, and for a Dequantize what its first reader reads."""
+    by_name = {n.name: n for n in program.graph.nodes}
+    user_outputs = list(program.graph_signature.user_outputs)
+    nodes = dict(zip(spec.outputs(), user_outputs, strict=True))
+    for step in spec.steps:
+        if isinstance(step, Dequantize):
+            readers = [s for s in spec.steps if step.name in {getattr(s, "table", None), getattr(s, "of", None)}]
+            if readers:
+                node = by_name[nodes[readers[0].name]]
+                nodes[step.name] = _back_to_dequantize(node, linear=not isinstance(readers[0], Lookup))
+    return nodes
+
+
+def _back_to_dequantize(node: Any, *, linear: bool) -> str:
+    """Follow the table operand back: the last one of a linear's mm, the first one of everything else.
+
+    Raises:
+        ValueError: there is none.
+    """
+    while "dequantize_affine" not in str(node.target):
+        tensors = node.all_input_nodes
+        if not tensors:
+            raise ValueError(f"no dequantize_affine stands before {node.name}: the export folded it, or lost it")
+        node = tensors[-1] if linear and "mm" in str(node.target) else tensors[0]
+    return str(node.name)

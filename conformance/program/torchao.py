@@ -1,0 +1,81 @@
+"""Route "torchao": each table is an nn.Embedding that torchao's own quantize_ has quantized.
+
+Source: docs/contract.md section 4.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torchao.quantization import IntxWeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerAxis, PerGroup
+
+from conformance.program.module import module_calls
+from conformance.program.tensors import to_torch, torch_dtype
+from reference.program.spec import Lookup, ProgramSpec, QuantizedTable
+from reference.program.values import float_table
+
+
+def quantized_embeddings(spec: ProgramSpec) -> dict[str, Any]:
+    """Return an nn.Embedding for each table, quantized by torchao's weight-only int4 configuration.
+
+    Raises:
+        ValueError: there is no table, or torchao refuses one; names the table and what torchao said.
+    """
+    if not spec.tables:
+        raise ValueError("route 'torchao' needs a quantized table ([[program.tables]]); the spec has none")
+    tables = {t.name: t for t in spec.tables}
+    first: dict[str, Lookup] = {}
+    for lookup in module_calls(spec, tables):
+        first.setdefault(spec.dequantize(lookup.table).weight.rpartition(".")[0], lookup)
+    return {table.name: quantize_table(table, first.get(table.name)) for table in spec.tables}
+
+
+def quantize_table(table: QuantizedTable, lookup: Lookup | None = None) -> Any:
+    """Return the table's nn.Embedding after quantize_; ``lookup`` gives its padding_idx and gradient options.
+
+    Raises:
+        ValueError: torchao refuses the table; names it and what torchao said.
+    """
+    embedding = torch.nn.Embedding(
+        table.vocab_size,
+        table.embed_dim,
+        padding_idx=lookup.padding_idx if lookup is not None and lookup.padding_idx >= 0 else None,
+        scale_grad_by_freq=lookup.scale_grad_by_freq if lookup is not None else False,
+        sparse=lookup.sparse if lookup is not None else False,
+        dtype=torch_dtype(table.dtype),
+        _weight=to_torch(float_table(table)),
+    )
+    embedding.weight.requires_grad_(requires_grad=False)
+    granularity = PerGroup(table.group_size) if table.group_size else PerAxis(0)
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchao's notes about its own versions are not ours to judge
+            quantize_(embedding, config, lambda module, _name: isinstance(module, torch.nn.Embedding))
+    except Exception as error:  # torchao raises whatever its reshapes and asserts do
+        raise ValueError(
+            f"table {table.name!r}: torchao cannot quantize it ({type(error).__name__}: {error})"
+        ) from error
+    return embedding
+
+
+def unwrap_all(module: Any) -> None:
+    """Apply torchao's unwrap_tensor_subclass: the parts of every quantized weight become plain parameters."""
+    from torchao.utils import unwrap_tensor_subclass  # noqa: PLC0415 - only where a spec asks for it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecation notes of torchao's helper
+        unwrap_tensor_subclass(module)
+
+
+def provenance(embeddings: dict[str, Any]) -> dict[str, str]:
+    """What the quantized weights are, read off the objects themselves."""
+    weights = [e.weight for e in embeddings.values()]
+    return {
+        "tensor_type": ",".join(sorted({type(w).__name__ for w in weights})),
+        "tensor_module": ",".join(sorted({type(w).__module__ for w in weights})),
+        "quantized_by": f"{quantize_.__module__}.{quantize_.__name__}",
+    }

@@ -1,0 +1,1 @@
+"""Proofs of numbers and addressing, and their certificates."""

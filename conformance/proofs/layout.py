@@ -1,0 +1,236 @@
+"""Proving layouts: flat, linear-weight and block are bijections between codes and nibbles, and a packer keeps to them.
+
+By enumeration for small tables: every code's number is written into the codes four bits a run, packed by the
+subject, and read back from every nibble. By exact integers for tables beyond 2**31 nibbles: a nibble's place
+is a mixed-radix number whose digits are quotients and remainders of row and column.
+
+Source: docs/contract.md section 1; docs/proofs.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from conformance.case.case import Case, Table
+from conformance.harness import subject as subjects
+from conformance.harness.observation import Arrays, Refused, Unsupported
+from conformance.proofs.target import FACTS, Array
+from reference.program.spec import Values
+from reference.table import layouts
+from reference.table.positions import Place, block_bytes, block_place, flat_place, linear_weight_place
+
+PLACES: dict[str, Callable[[int, int, int], Place]] = {
+    "flat": flat_place,
+    "linear_weight": linear_weight_place,
+    "blocks": block_place,
+}
+#: V and D of what is enumerated.
+SMALL = (
+    *((v, d) for v in (1, 7, 8, 9) for d in (32, 64)),
+    (15, 96),
+    (16, 160),
+    (17, 128),
+    (64, 256),
+    (9, 2048),
+)
+#: V and D of what is shown by arithmetic alone: beyond 2**31 nibbles, V about multiples of 8.
+LARGE = ((262153, 8192), (65543, 65536))
+_PADDING = 8
+_BOTH = 2
+Packed = Callable[[Array], Array]
+
+
+def facts(subject: str) -> dict[str, str]:
+    """What the certificate says it is about; nothing of it runs a shader."""
+    return dict.fromkeys(FACTS, "") | {"subject": subject, "arithmetic": "host"}
+
+
+def prove(subject: str) -> dict[str, Any]:
+    """Counts, mismatches and cases of the certificate; ``elements`` are the codes that were enumerated.
+
+    Raises:
+        ValueError: no such subject.
+    """
+    cases: dict[str, str] = {}
+    mismatches: list[str] = []
+    elements = 0
+    for layout, storage, (rows, columns) in _small_cases():
+        name = _name(layout, storage, rows, columns)
+        pack = packer(subject, layout, storage)
+        if isinstance(pack, str):
+            cases[name] = f"refused: {pack}"
+            continue
+        wrong = enumerate_packed(layout, rows, columns, pack)
+        elements += rows * columns
+        cases[name] = "refuted" if wrong else "proven"
+        mismatches += [f"{name}: {wrong}"] if wrong else []
+    for layout, (rows, columns) in itertools.product(PLACES, LARGE):
+        name = _name(layout, "by arithmetic", rows, columns)
+        wrong = by_arithmetic(layout, rows, columns)
+        cases[name] = "refuted" if wrong else "proven"
+        mismatches += [f"{name}: {wrong}"] if wrong else []
+    beyond = sum(outcome.startswith("refused") for outcome in cases.values())
+    counts = {"cases": len(cases), "elements": elements, "beyond_limits": beyond, "wrong": len(mismatches)}
+    return {"counts": counts, "mismatches": mismatches, "cases": cases}
+
+
+def case_names() -> dict[str, int]:
+    """Every case's name, and how many codes it enumerates."""
+    small = {_name(lay, storage, rows, columns): rows * columns for lay, storage, (rows, columns) in _small_cases()}
+    return small | {_name(lay, "by arithmetic", *size): 0 for lay, size in itertools.product(PLACES, LARGE)}
+
+
+def _small_cases() -> Iterator[tuple[str, str, tuple[int, int]]]:
+    for layout in PLACES:
+        for storage in ("buffer", "texture2d") if layout == "blocks" else ("buffer",):
+            for size in sorted(SMALL, key=math.prod):
+                yield layout, storage, size
+
+
+def _name(layout: str, how: str, rows: int, columns: int) -> str:
+    return f"{layout} v{rows}-d{columns} {how}"
+
+
+def packer(subject: str, layout: str, storage: str) -> Packed | str:
+    """The subject's function from int8 values [V, D] to packed bytes, or why it has none.
+
+    Raises:
+        ValueError: no such subject.
+    """
+    if subject == "reference":
+        own: dict[str, Packed] = {
+            "flat": layouts.pack_flat,
+            "linear_weight": layouts.pack_linear_weight,
+            "blocks": layouts.pack_blocks,
+        }
+        return own[layout]
+    loaded = subjects.load(subject)
+
+    def case(values: Array) -> Case:
+        table = Table(values.shape[0], values.shape[1], Values("literal", data=values.tobytes().hex()), layout, storage)
+        stage = "PREPACK" if layout == "blocks" else "PACK"
+        return Case("proof/layout", stage, "1", "a code in the wrong nibble", table=table)
+
+    if reason := loaded.supports(case(np.zeros((1, 32), np.int8))):
+        return reason
+
+    def pack(values: Array) -> Array:
+        seen = loaded.run(case(values))
+        if isinstance(seen, Refused | Unsupported):
+            raise ValueError(f"subject {subject} does not pack {layout}: {seen.reason}")
+        if not isinstance(seen, Arrays) or len(seen.arrays) != 1:
+            raise ValueError(f"subject {subject} answers layout {layout} with no single array")
+        return next(iter(seen.arrays.values()))
+
+    return pack
+
+
+def enumerate_packed(layout: str, rows: int, columns: int, pack: Packed) -> str:
+    """The first nibble that holds the wrong code, in one line; "" where the packing is the layout's bijection."""
+    place = PLACES[layout]
+    nibbles = _padded_rows(layout, rows) * columns
+    at = np.array([_index(place(n, k, columns)) for n in range(rows) for k in range(columns)])
+    if len(np.unique(at)) != at.size or at.min() < 0 or at.max() >= nibbles:
+        return "the layout's places are not distinct nibbles of the table"
+    held = np.zeros(nibbles, np.int64)
+    number = np.arange(at.size)
+    for shift in range(0, (at.size - 1).bit_length(), 4):
+        codes = _nibbles(pack(_values(number >> shift & 15, rows, columns)))
+        if codes.size != nibbles:
+            return f"{codes.size} nibbles, not {nibbles}"
+        held |= codes.astype(np.int64) << shift
+    complement = _nibbles(pack(_values(15 - (number & 15), rows, columns)))
+    held[complement != 15 - (held & 15)] = -1  # it holds no code of the table
+    wrong = np.flatnonzero(held[at] != number)
+    if wrong.size:
+        n, k = divmod(int(wrong[0]), columns)
+        source = int(held[at][wrong[0]])
+        says = f"that of row {source // columns} column {source % columns}" if 0 <= source < at.size else "none of them"
+        byte, low = place(n, k, columns)
+        return f"the nibble of row {n} column {k} (byte {byte}, bit {low}) holds {says} ({wrong.size} are wrong)"
+    padding = np.setdiff1d(np.arange(nibbles), at)
+    if (complement[padding] != _PADDING).any() or (held[padding] != -1).any():
+        return "a row past the table does not hold code 8"
+    return ""
+
+
+def by_arithmetic(layout: str, rows: int, columns: int) -> str:
+    """Why the layout's formula is no bijection for such a table, or "": exact integers, nothing allocated.
+
+    A place counts nibbles. Row and column split into digits by division with remainder, which is a bijection.
+    Each digit adds its weight times its value (checked for every value), the digits add up (checked at every
+    corner and seeded inner points), and each weight is the product of the ranges below it: a mixed-radix
+    number, which names every nibble once.
+    """
+    digits = _digits(layout, rows, columns)
+    zero = _nibble(layout, (0,) * len(digits), columns)
+    weights = []
+    for i, span in enumerate(digits):
+        steps = [_nibble(layout, _one(len(digits), i, value), columns) - zero for value in range(span)]
+        weight = steps[1] if span > 1 else 0
+        if steps != [value * weight for value in range(span)]:
+            return f"digit {i} does not add a fixed weight for each step"
+        weights.append(weight)
+    for point in _points(digits):
+        if _nibble(layout, point, columns) != zero + sum(w * v for w, v in zip(weights, point, strict=True)):
+            return f"digits {point} do not add up"
+    # A negative weight counts its digit from the other end: the flat layout's even column is in the high nibble.
+    total = 1
+    for weight, span in sorted((abs(w), span) for w, span in zip(weights, digits, strict=True) if span > 1):
+        if weight != total:
+            return f"weight {weight} is not {total}, the product of the ranges below it"
+        total *= span
+    lowest = zero + sum(min(0, w) * (span - 1) for w, span in zip(weights, digits, strict=True))
+    if (lowest, total) != (0, _padded_rows(layout, rows) * columns):
+        return f"nibbles {lowest} to {lowest + total} are not those of the table"
+    return ""
+
+
+def _digits(layout: str, rows: int, columns: int) -> tuple[int, ...]:
+    """Ranges of the digits of row and column; of blocks: row // 8, its half, its word, column // 4, its byte."""
+    return (-(-rows // 8), 2, 4, columns // 4, 4) if layout == "blocks" else (rows, columns // 2, 2)
+
+
+def _nibble(layout: str, digits: tuple[int, ...], columns: int) -> int:
+    """Where the code of these digits lies."""
+    if layout == "blocks":
+        block, half, word, four, byte = digits
+        return _index(block_place(8 * block + 4 * half + word, 4 * four + byte, columns))
+    row, pair, odd = digits
+    return _index(PLACES[layout](row, 2 * pair + odd, columns))
+
+
+def _one(size: int, at: int, value: int) -> tuple[int, ...]:
+    return tuple(value if i == at else 0 for i in range(size))
+
+
+def _points(digits: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    yield from itertools.product(*({0, span - 1} for span in digits))
+    random = np.random.Generator(np.random.PCG64(sum(digits)))
+    for _ in range(1000):
+        yield tuple(int(random.integers(span)) for span in digits)
+
+
+def _index(place: Place) -> int:
+    """Nibbles before a place: the low nibble of a byte comes first."""
+    return _BOTH * place[0] + place[1] // 4
+
+
+def _padded_rows(layout: str, rows: int) -> int:
+    if layout != "blocks":
+        return rows
+    return block_bytes(rows, 4) // 2  # a row of four columns takes two bytes
+
+
+def _values(codes: Array, rows: int, columns: int) -> Array:
+    return (codes - 8).astype(np.int8).reshape(rows, columns)
+
+
+def _nibbles(packed: Array) -> Array:
+    data = np.ascontiguousarray(packed.astype(packed.dtype.newbyteorder("<"))).reshape(-1).view(np.uint8)
+    return np.stack([data & 15, data >> 4], axis=1).reshape(-1)

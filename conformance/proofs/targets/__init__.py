@@ -1,0 +1,1 @@
+"""What proofs run on: a device, the host, a stream of dispatches."""

@@ -1,0 +1,190 @@
+"""Proof target "impl": a variant of the embedding shader (ours, or one given by path) on a Vulkan device.
+
+Needs neither torch nor executorch.
+
+Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from conformance.harness.observation import EnvironmentProblem
+from conformance.proofs.target import Array, BeyondLimit, Looked, Products
+from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
+from conformance.pte.spirv import is_precise
+from impl.errors import (
+    DeviceLacksFeature,
+    DeviceLimitExceeded,
+    ShaderCompileError,
+    ShaderToolMissing,
+    VulkanUnavailable,
+)
+from impl.kernel import VARIANTS, Device, KernelResult, Variant, embedding_shader, run_embedding, variant_named
+from impl.shader import compiler
+from reference.table.layouts import pack_blocks, pack_flat
+
+ROOT = Path(__file__).resolve().parents[3]
+_OURS = compiler.GLSL / "embedding_q4gsw.comp"
+#: What keeps three slots of float32 results under 1 GiB, whatever a device can bind.
+_MOST = 1 << 22
+#: Chunks of variants with textures: they go through the checked path, which runs everything twice.
+_MOST_TEXTURED = 1 << 18
+_PLANE_ROWS = 1024
+
+
+def variants(_subject: str) -> tuple[str, ...]:
+    """The variants' names: 24, each also with nothing declared."""
+    return tuple(v.name for v in (*VARIANTS, *(replace(v, float_modes="none") for v in VARIANTS)))
+
+
+def open_target(_subject: str, variant: str, device: str, shader: Path | None) -> DeviceTarget:
+    """Open the device and compile the shader; see ``conformance.proofs.target.open_target``."""
+    chosen = variant_named(variant)
+    if shader is not None and not shader.is_file():
+        raise ValueError(f"no shader file {shader}")
+    try:
+        opened = Device(device or None, validate=os.environ.get("Q4GSW_VALIDATE") == "1")
+    except VulkanUnavailable as error:
+        raise EnvironmentProblem(str(error)) from error
+    try:
+        return DeviceTarget(opened, chosen, shader or _OURS)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def derived(facts: Mapping[str, str]) -> dict[str, str]:
+    """What the facts' shader is and compiles to here, with the float modes that the facts declare.
+
+    Raises:
+        ValueError: no such variant or shader file, or it does not compile.
+        EnvironmentProblem: no compiler, and not in the cache.
+    """
+    source, variant = ROOT / facts["shader"], variant_named(facts["variant"])
+    modes = tuple(m for m in facts["execution_modes"].split(",") if m)
+    if not source.is_file():
+        raise ValueError(f"no shader file {facts['shader']}")
+    try:
+        return _settled(variant, source, compiler.compile_shader(source, variant.defines, modes))
+    except ShaderCompileError as error:
+        raise ValueError(str(error)) from error
+    except ShaderToolMissing as error:
+        raise EnvironmentProblem(str(error)) from error
+
+
+def _settled(variant: Variant, source: Path, shader: compiler.Shader) -> dict[str, str]:
+    """The facts that need no device."""
+    resolved = source.resolve()
+    return {
+        "subject": "impl",
+        "variant": variant.name,
+        "scale_dtype": variant.scale_dtype,
+        "output_dtype": variant.output_dtype,
+        "arithmetic": "device",
+        "execution_modes": ",".join(shader.float_modes),
+        "precise": "1" if is_precise(shader.spirv) else "0",
+        "io_storage": variant.io_storage,
+        "shader": str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
+        "glsl_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "spirv_sha256": shader.sha256,
+    }
+
+
+class DeviceTarget:
+    """See ``conformance.proofs.target.Target``."""
+
+    def __init__(self, device: Device, variant: Variant, source: Path) -> None:
+        self._device, self._variant = device, variant
+        try:
+            self._shader = embedding_shader(device.info, variant, source)
+        except ShaderToolMissing as error:
+            raise EnvironmentProblem(str(error)) from error
+        except ShaderCompileError as error:
+            raise ValueError(str(error)) from error
+        self.facts: Mapping[str, str] = {
+            **_settled(variant, source, self._shader),
+            "device": device.info.name,
+            "driver": device.info.driver,
+        }
+        self.seconds = {"device": 0.0, "transfer": 0.0}
+        self._stream: Stream | None = None
+        self._table: tuple[Array, Array] | None = None
+
+    def open_products(self, most: int, slots: int) -> int:
+        """Halve the chunk until the device holds it."""
+        chunk = max(SMALLEST, 1 << (min(most, _MOST).bit_length() - 1))
+        if self._variant.io_storage == "texture3d":
+            chunk = min(chunk, _MOST_TEXTURED)
+            packed, indices = table(self._variant, chunk)
+            self._table = packed, indices.reshape(-1, min(_PLANE_ROWS, indices.size))
+            return chunk
+        while self._stream is None:
+            try:
+                self._stream = Stream(self._device, self._variant, self._shader, chunk, slots, self.seconds)
+            except DeviceLimitExceeded:
+                if chunk == SMALLEST:
+                    raise
+                chunk //= 2
+        return chunk
+
+    def products(self, slot: int, scales: Array) -> Products:
+        """Streamed where output and indices are buffers, else through the checked path."""
+        if self._stream is not None:
+            return self._stream.products(slot, scales)
+        assert self._table is not None  # noqa: S101 - open_products comes first
+        packed, indices = self._table
+        padded = np.zeros((indices.size, PER_ROW), self._variant.scale_dtype)
+        padded.reshape(-1)[: scales.size] = scales
+        found = self._run(packed, padded, GROUP, indices)
+        bits = found.out.reshape(-1, 16)[: scales.size]
+        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(found))
+
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+        """Pack with the reference's layouts and run checked: poison, guard bands, two runs."""
+        packed = (pack_flat if self._variant.weight_layout == "flat" else pack_blocks)(values)
+        found = self._run(packed, scales, group_size, indices)
+        return Looked(found.out, _damage(found))
+
+    def _run(self, packed: Array, scales: Array, group_size: int, indices: Array) -> KernelResult:
+        started = time.perf_counter()
+        try:
+            return run_embedding(
+                self._device,
+                self._variant,
+                packed,
+                scales,
+                group_size,
+                indices,
+                vocab_size=scales.shape[0],
+                shader=self._shader,
+            )
+        except DeviceLimitExceeded as error:
+            raise BeyondLimit(str(error)) from error
+        except DeviceLacksFeature as error:
+            raise EnvironmentProblem(str(error)) from error
+        finally:
+            self.seconds["device"] += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Free everything and close the device."""
+        if self._stream is not None:
+            self._stream.close()
+        self._device.close()
+
+
+def _damage(found: KernelResult) -> str:
+    if found.damage:
+        return found.damage
+    for what, at in (("never written", found.unwritten), ("not the same in two runs", found.unstable)):
+        if at is not None:
+            place = tuple(int(i) for i in np.unravel_index(at, found.out.shape))
+            return f"element {list(place)} is {what}"
+    return ""

@@ -1,0 +1,122 @@
+"""Proof targets on the host: "executorch" (the wheel's eager operator) and "reference" (our own numpy operator).
+
+Source: docs/contract.md sections 2 and 3.5; docs/proofs.md.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from conformance.harness.observation import EnvironmentProblem
+from conformance.proofs.target import FACTS, Array, Looked, Products
+from reference.q4_embedding_ref import embedding_q4gsw
+from reference.table.layouts import pack_flat, pack_linear_weight
+
+#: weight bytes, scales, group size, indices, is_linear_weight -> output
+Operator = Callable[[Array, Array, int, Array, bool], Array]
+_COLUMNS, _GROUP = 512, 16
+_PER_ROW = _COLUMNS // _GROUP
+_MOST = 1 << 18
+_LAYOUTS = {"flat": pack_flat, "linear": pack_linear_weight}
+
+
+def variants(subject: str) -> tuple[str, ...]:
+    """LAYOUT-OUTout-SCALEscale: the wheel's operator returns float32 only."""
+    outputs = ("f32",) if subject == "executorch" else ("f32", "f16")
+    return tuple(f"{lay}-{out}out-{scale}scale" for lay in _LAYOUTS for out in outputs for scale in ("f32", "f16"))
+
+
+def open_target(subject: str, variant: str, _device: str, shader: Path | None) -> HostTarget:
+    """Load the operator; see ``conformance.proofs.target.open_target``."""
+    if shader is not None:
+        raise ValueError(f"subject {subject} runs on the host and takes no shader")
+    settled = derived({"subject": subject, "variant": variant})
+    operator, driver = _wheel() if subject == "executorch" else _reference(settled["output_dtype"])
+    facts = dict.fromkeys(FACTS, "") | settled | {"device": f"CPU {platform.machine()}", "driver": driver}
+    return HostTarget(operator, facts)
+
+
+def derived(facts: Mapping[str, str]) -> dict[str, str]:
+    """See ``conformance.proofs.target.derived``."""
+    if facts["variant"] not in variants(facts["subject"]):
+        raise ValueError(
+            f"unknown variant {facts['variant']!r} of {facts['subject']}: "
+            f"known are {', '.join(variants(facts['subject']))}"
+        )
+    _layout, output, scale = facts["variant"].split("-")
+    settled = dict.fromkeys(FACTS, "") | {
+        "subject": facts["subject"],
+        "variant": facts["variant"],
+        "scale_dtype": "float16" if scale.startswith("f16") else "float32",
+        "output_dtype": "float16" if output.startswith("f16") else "float32",
+        "arithmetic": "host",
+    }
+    return {name: value for name, value in settled.items() if name not in {"device", "driver"}}
+
+
+class HostTarget:
+    """See ``conformance.proofs.target.Target``."""
+
+    def __init__(self, operator: Operator, facts: Mapping[str, str]) -> None:
+        self.facts = facts
+        self.seconds = {"device": 0.0, "transfer": 0.0}
+        self._operator = operator
+        self._linear = facts["variant"].startswith("linear")
+        self._pack = _LAYOUTS["linear" if self._linear else "flat"]
+        self._packed, self._indices = np.empty((0, 0), np.uint8), np.empty(0, np.int64)
+
+    def open_products(self, most: int, slots: int) -> int:  # noqa: ARG002 - results are new arrays, in any slot
+        """Chunks small enough for the temporaries of an eager operator."""
+        chunk = min(_MOST, max(_PER_ROW, 1 << (most.bit_length() - 1)))
+        self._indices = np.arange(chunk // _PER_ROW)
+        codes = np.tile(np.arange(-8, 8, dtype=np.int8), _PER_ROW)
+        self._packed = self._pack(np.broadcast_to(codes, (self._indices.size, _COLUMNS)))
+        return chunk
+
+    def products(self, slot: int, scales: Array) -> Products:  # noqa: ARG002 - as above
+        """One eager call."""
+        padded = np.zeros((self._indices.size, _PER_ROW), scales.dtype)
+        padded.reshape(-1)[: scales.size] = scales
+        bits = self._call(self._packed, padded, _GROUP, self._indices).reshape(-1, 16)[: scales.size]
+        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), "")
+
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+        """One eager call."""
+        return Looked(self._call(self._pack(values), scales, group_size, indices), "")
+
+    def _call(self, packed: Array, scales: Array, group_size: int, indices: Array) -> Array:
+        started = time.perf_counter()
+        result = self._operator(packed, scales, group_size, indices, self._linear)
+        self.seconds["device"] += time.perf_counter() - started
+        return result
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _reference(output_dtype: str) -> tuple[Operator, str]:
+    def operator(packed: Array, scales: Array, group_size: int, indices: Array, linear: bool) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return embedding_q4gsw(packed, scales, group_size, indices, linear, output_dtype)
+
+    return operator, f"numpy {np.__version__}"
+
+
+def _wheel() -> tuple[Operator, str]:
+    try:
+        import torch  # noqa: PLC0415 - takes seconds to load
+        from executorch.backends.vulkan import custom_ops_lib  # noqa: F401, PLC0415 - registers the operator
+    except ImportError as error:
+        raise EnvironmentProblem(f"subject executorch needs torch and executorch: {error}") from error
+
+    def operator(packed: Array, scales: Array, group_size: int, indices: Array, linear: bool) -> Array:
+        given = (torch.from_numpy(packed), torch.from_numpy(scales), group_size, torch.from_numpy(indices), linear)
+        result: Array = torch.ops.et_vk.embedding_q4gsw(*given).numpy()
+        return result
+
+    return operator, f"torch {torch.__version__}"

@@ -1,0 +1,1 @@
+"""A .pte file read and run."""

@@ -1,0 +1,223 @@
+"""Executes a Vulkan delegate's graph: lookups on our Vulkan kernel, every other operator in eager Python.
+
+An operator that has no eager implementation, or that the Vulkan runtime does not register, is a
+``CannotRun`` that names it. Mutable buffers inside a delegate are not supported.
+
+Source: docs/contract.md 5.7, 6.3.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import executorch.backends.vulkan.custom_ops_lib  # defines the et_vk operators
+import executorch.exir.passes.dim_order_ops_registry  # noqa: F401 - defines the dim_order_ops operators
+import torch
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
+    Bool,
+    BoolList,
+    Double,
+    DoubleList,
+    Int,
+    IntList,
+    OperatorCall,
+    String,
+    SymInt,
+    ValueList,
+    VkTensor,
+)
+
+from conformance.harness.errors import CannotRun, DeviceWouldFail, one_line
+from conformance.program.tensors import to_numpy
+from conformance.pte.file import VulkanDelegate
+from conformance.pte.lookup import LOOKUP, lookup_call, run_lookup
+from conformance.pte.operators import registered_operators
+from impl.kernel import Device
+
+TORCH = {
+    "BOOL": torch.bool,
+    "UINT8": torch.uint8,
+    "INT8": torch.int8,
+    "INT32": torch.int32,
+    "FLOAT16": torch.float16,
+    "FLOAT32": torch.float32,
+    "FLOAT64": torch.float64,
+    "INT64": torch.int64,
+}
+#: What the runtime does with shapes and symbolic sizes; eager torch has no operator of these names.
+_NUMBERS: dict[str, Callable[..., Any]] = {
+    "sym_size.int": lambda tensor, dim: tensor.shape[dim],
+    "et_vk.select_as_symint.default": lambda tensor, dim, index: int(tensor.select(dim, index)),
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+}
+_SAME_BITS_ONLY = (torch.int64, torch.float64)
+#: Facts of one lookup that ran: the delegate's name, variant, declared modes, device.
+LookupFacts = dict[str, str]
+
+
+def run_delegate(
+    delegate: VulkanDelegate, inputs: Sequence[Any], device: Callable[[], Device]
+) -> tuple[list[Any], list[LookupFacts]]:
+    """Execute a delegate.
+
+    Args:
+        delegate: what to run.
+        inputs: a tensor or number for each of the graph's inputs, in the outer program's dtypes.
+        device: opens (or returns the open) Vulkan device; called only where the graph has a lookup.
+
+    Returns:
+        One tensor or number for each of the graph's outputs, in the graph's dtypes; facts of every lookup.
+
+    Raises:
+        CannotRun: names the operator and why; ``DeviceWouldFail`` where a device would not run it either.
+        EnvironmentProblem: no device or shader compiler.
+    """
+    graph = delegate.graph
+    values: dict[int, Any] = {}
+    for value, given in zip(graph.input_ids, inputs, strict=True):
+        values[value] = _staged(delegate, value, given)
+    facts: list[LookupFacts] = []
+    for call in graph.chain:
+        if call.name not in registered_operators():
+            raise DeviceWouldFail(f"{delegate.name}: the Vulkan runtime registers no operator {call.name}")
+        if call.name == LOOKUP:
+            indices = _read(delegate, values, lookup_call(graph, call.args).indices)
+            try:
+                result, of_call = run_lookup(graph, call.args, delegate.constants, to_numpy(indices), device())
+            except CannotRun as error:
+                raise type(error)(f"{delegate.name}: {error}") from error
+            values[call.args[-1]] = torch.from_numpy(result)
+            facts.append({"delegate": delegate.name, **of_call})
+        else:
+            _run_eager(delegate, call, values)
+    return [_read(delegate, values, value) for value in graph.output_ids], facts
+
+
+def _staged(delegate: VulkanDelegate, value: int, given: Any) -> Any:
+    """An input as the graph holds it; 64-bit numbers become 32-bit ones, as the runtime's staging does."""
+    spec = delegate.graph.values[value].value
+    if not isinstance(spec, VkTensor):
+        return given
+    wanted = TORCH[spec.datatype.name]
+    if given.dtype == wanted:
+        return given
+    narrowed = given.to(wanted)
+    halved = given.dtype == torch.float32 and wanted == torch.float16  # the force_fp16 option
+    if not halved and (given.dtype not in _SAME_BITS_ONLY or not torch.equal(narrowed.to(given.dtype), given)):
+        raise DeviceWouldFail(f"{delegate.name}: input {value} is {given.dtype}, the graph holds {wanted}")
+    return narrowed
+
+
+def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, Any]) -> None:
+    """Run one operator in eager torch and store what it gives under the call's last value."""
+    arguments = [_read(delegate, values, value) for value in call.args[:-1]]
+    out = call.args[-1]
+    try:
+        if call.name in _NUMBERS:
+            result = _NUMBERS[call.name](*arguments)
+        else:
+            op = _torch_operator(call.name)
+            positional, keywords = _by_schema(delegate, op, arguments, out)
+            with torch.no_grad():
+                result = op(*positional, **keywords)
+    except NotImplementedError as error:
+        raise CannotRun(f"{delegate.name}: no eager implementation of {call.name} is known here") from error
+    except Exception as error:  # whatever an eager operator raises
+        raise CannotRun(f"{delegate.name}: {call.name}: {one_line(error)}") from error
+    _store(delegate, call.name, out, result, values)
+
+
+def _torch_operator(name: str) -> Any:
+    """The torch operator of a serialized name such as "aten.add.Tensor".
+
+    Raises:
+        NotImplementedError: torch has none of that name.
+    """
+    namespace, _, rest = name.partition(".")
+    packet, _, overload = rest.partition(".")
+    try:
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+    except AttributeError as error:
+        raise NotImplementedError(name) from error
+
+
+def _by_schema(delegate: VulkanDelegate, op: Any, arguments: list[Any], out: int) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments as the operator's schema takes them; a dtype, which the file does not hold, is the output's."""
+    spec = delegate.graph.values[out].value
+    positional: list[Any] = []
+    keywords: dict[str, Any] = {}
+    for argument, value in zip(op._schema.arguments, arguments, strict=True):  # noqa: SLF001 - torch's way to a schema
+        given = value
+        if given is None and argument.name in {"dtype", "output_dtype"} and isinstance(spec, VkTensor):
+            given = TORCH[spec.datatype.name]
+        if argument.kwarg_only:
+            keywords[argument.name] = given
+        else:
+            positional.append(given)
+    return positional, keywords
+
+
+def _store(delegate: VulkanDelegate, name: str, out: int, result: Any, values: dict[int, Any]) -> None:
+    """Keep a result under the graph's value, in the graph's dtype."""
+    spec = delegate.graph.values[out].value
+    if isinstance(spec, ValueList):
+        results = list(result)
+        if len(results) != len(spec.items):
+            raise CannotRun(
+                f"{delegate.name}: {name} gives {len(results)} values where the graph has {len(spec.items)}"
+            )
+        for value, item in zip(spec.items, results, strict=True):
+            _store(delegate, name, value, item, values)
+        return
+    if isinstance(spec, VkTensor):
+        wanted = TORCH[spec.datatype.name]
+        if not isinstance(result, torch.Tensor):
+            raise CannotRun(f"{delegate.name}: {name} gives {type(result).__name__} where the graph has a tensor")
+        narrowing = {torch.int64: torch.int32, torch.float64: torch.float32}
+        if result.dtype != wanted and narrowing.get(result.dtype) != wanted:
+            raise CannotRun(f"{delegate.name}: {name} gives {result.dtype} where the graph has {wanted}")
+        result = result.to(wanted)
+    values[out] = result
+
+
+def _read(delegate: VulkanDelegate, values: dict[int, Any], value: int) -> Any:
+    """A value of the graph: computed before, or a constant or literal of the file."""
+    if value in values:
+        return values[value]
+    spec = delegate.graph.values[value].value
+    if isinstance(spec, VkTensor) and spec.constant_id >= 0:
+        values[value] = _constant(delegate, spec)
+        return values[value]
+    if isinstance(spec, ValueList):
+        return [_read(delegate, values, item) for item in spec.items]
+    if isinstance(spec, VkTensor | SymInt):
+        raise CannotRun(f"{delegate.name}: value {value} ({type(spec).__name__}) is read before it is computed")
+    return _literal(spec)
+
+
+def _constant(delegate: VulkanDelegate, spec: VkTensor) -> Any:
+    data = bytearray(delegate.constants[spec.constant_id])
+    dtype = TORCH[spec.datatype.name]
+    flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    return flat.reshape(spec.dims)
+
+
+def _literal(spec: Any) -> Any:
+    match spec:
+        case Int(int_val=number):
+            return number
+        case Bool(bool_val=flag):
+            return flag
+        case Double(double_val=number):
+            return float(number)
+        case String(string_val=text):
+            return text
+        case IntList(items=items) | BoolList(items=items) | DoubleList(items=items):
+            return list(items)
+        case _:
+            return None  # Null

@@ -1,0 +1,186 @@
+"""Runs ``et_vk.embedding_q4gsw`` of a delegate on a Vulkan device, from the bytes that the file holds.
+
+What the runtime chooses (block storage of the prepacked table) is chosen as it does; what the graph asks
+for (storage and layout of indices and output, dtypes) is honoured or is a ``DeviceWouldFail``.
+
+Source: docs/contract.md 6.1, 7.1, 7.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkGraph, VkStorageType, VkTensor
+
+from conformance.harness.errors import CannotRun, DeviceWouldFail
+from conformance.harness.observation import EnvironmentProblem
+from conformance.pte.spirv import is_precise
+from impl.errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
+from impl.kernel import Device, Variant, embedding_shader, run_embedding, run_prepack
+from reference.table.layouts import unpack_flat, unpack_linear_weight
+
+Array = np.ndarray[Any, Any]
+LOOKUP = "et_vk.embedding_q4gsw.default"
+_NUMPY = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT32": "int32",
+    "FLOAT16": "float16",
+    "FLOAT32": "float32",
+    "FLOAT64": "float64",
+    "INT64": "int64",
+}
+_WIDTH_PACKED = ("TENSOR_WIDTH_PACKED", "DEFAULT_LAYOUT")
+
+
+@dataclass(frozen=True)
+class LookupCall:
+    """One lookup of a graph: value ids, group size, and whether its table has the linear-weight layout."""
+
+    weight: int
+    scales: int
+    group_size: int
+    indices: int
+    linear: bool
+    out: int
+
+
+def lookup_call(graph: VkGraph, args: list[int]) -> LookupCall:
+    """The operator's arguments by name.
+
+    Raises:
+        DeviceWouldFail: not as many as its signature has, or of other kinds.
+    """
+    if len(args) != 6:  # noqa: PLR2004 - five arguments and the output
+        raise DeviceWouldFail(f"{LOOKUP}: {len(args)} values where the runtime takes 6")
+    weight, scales, group, indices, linear, out = args
+    given = [type(graph.values[a].value).__name__ for a in args]
+    if given != ["VkTensor", "VkTensor", "Int", "VkTensor", "Bool", "VkTensor"]:
+        raise DeviceWouldFail(f"{LOOKUP}: its values are {', '.join(given)}")
+    group_size, is_linear = graph.values[group].value.int_val, graph.values[linear].value.bool_val
+    return LookupCall(weight, scales, group_size, indices, is_linear, out)
+
+
+def storage_of(graph: VkGraph, tensor: VkTensor) -> str:
+    """A tensor's storage as the runtime resolves it: its own, the graph's override, or texture3d."""
+    for storage in (tensor.storage_type, graph.storage_type_override):
+        if storage != VkStorageType.DEFAULT_STORAGE:
+            return str(storage.name).lower().replace("_", "")
+    return "texture3d"
+
+
+def check_servable(graph: VkGraph, call: LookupCall) -> None:
+    """Check what the runtime's kernel asserts of a lookup, and which shader variants there are.
+
+    Raises:
+        DeviceWouldFail: names the value and what the kernel serves.
+    """
+    weight, scales, indices, out = (graph.values[v].value for v in (call.weight, call.scales, call.indices, call.out))
+    for name, tensor in (("weight", weight), ("weight_scales", scales)):
+        if tensor.constant_id < 0 or len(tensor.dims) != 2:  # noqa: PLR2004 - rows and columns
+            raise DeviceWouldFail(f"{LOOKUP}: {name} must be a constant of rank 2, is {tensor.dims}")
+    rows, embed_dim = weight.dims[0], 2 * weight.dims[1]
+    if weight.datatype.name != "UINT8" or embed_dim % 32 or not embed_dim:
+        raise DeviceWouldFail(
+            f"{LOOKUP}: weight is {weight.datatype.name}{weight.dims}; the kernel takes UINT8 with 32 | embed_dim"
+        )
+    group = call.group_size
+    if group < 1 or group % 4 or embed_dim % group:
+        raise DeviceWouldFail(f"{LOOKUP}: group_size {group} of embed_dim {embed_dim}; one scale is read per 4 columns")
+    if scales.dims != [rows, embed_dim // group]:
+        raise DeviceWouldFail(f"{LOOKUP}: weight_scales is {scales.dims}, must be {[rows, embed_dim // group]}")
+    for name, tensor, kinds in (
+        ("weight_scales", scales, ("FLOAT16", "FLOAT32")),
+        ("out", out, ("FLOAT16", "FLOAT32")),
+        ("indices", indices, ("INT32",)),
+    ):
+        if tensor.datatype.name not in kinds:
+            raise DeviceWouldFail(
+                f"{LOOKUP}: {name} is {tensor.datatype.name}; there are {' and '.join(kinds)} shaders"
+            )
+    _check_storage(graph, indices, out)
+
+
+def _check_storage(graph: VkGraph, indices: VkTensor, out: VkTensor) -> None:
+    storages = storage_of(graph, out), storage_of(graph, indices)
+    if storages[0] not in {"buffer", "texture3d"} or storages[0] != storages[1]:
+        raise DeviceWouldFail(
+            f"{LOOKUP}: out is in a {storages[0]}, indices in a {storages[1]}; the shaders have both in a buffer "
+            "or both in a texture3d"
+        )
+    for name, tensor in (("out", out), ("indices", indices)):
+        if tensor.memory_layout.name not in _WIDTH_PACKED:
+            raise DeviceWouldFail(f"{LOOKUP}: {name} is {tensor.memory_layout.name}; the kernel is width-packed")
+
+
+def constant_array(tensor: VkTensor, constants: tuple[bytes, ...]) -> Array:
+    """A constant's bytes as an array of the graph's dtype and shape."""
+    return np.frombuffer(constants[tensor.constant_id], _NUMPY[tensor.datatype.name]).reshape(tensor.dims)
+
+
+def table_values(call: LookupCall, graph: VkGraph, constants: tuple[bytes, ...]) -> Array:
+    """The table's int8 [V, D] values, unpacked from the file's bytes."""
+    packed = constant_array(graph.values[call.weight].value, constants)
+    return unpack_linear_weight(packed) if call.linear else unpack_flat(packed)
+
+
+def run_lookup(
+    graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array, device: Device
+) -> tuple[Array, Mapping[str, str]]:
+    """Run one lookup; returns its output, and what the shader declared and how it was bound.
+
+    Raises:
+        DeviceWouldFail: the kernel does not serve what the graph asks for.
+        CannotRun: an index is outside the table, or the device wrote where it must not.
+        EnvironmentProblem: the device or the shader compiler is at fault.
+    """
+    call = lookup_call(graph, args)
+    check_servable(graph, call)
+    weight_spec, scales_spec, out_spec = (graph.values[v].value for v in (call.weight, call.scales, call.out))
+    weight = constant_array(weight_spec, constants)
+    rows = weight.shape[0]
+    layout: Literal["flat", "block"] = "flat"
+    weight_storage: Literal["buffer", "texture2d"] = "buffer"
+    try:
+        if call.linear:
+            layout = "block"
+            limit = device.info.limits["maxImageDimension2D"]
+            fits = weight.shape[1] // 2 <= limit and -(-rows // 8) <= limit
+            weight_storage = "texture2d" if fits else "buffer"
+            weight = run_prepack(device, weight, weight_storage).out
+        io_storage: Literal["buffer", "texture3d"] = (
+            "buffer" if storage_of(graph, out_spec) == "buffer" else "texture3d"
+        )
+        output_dtype: Literal["float32", "float16"] = "float16" if out_spec.datatype.name == "FLOAT16" else "float32"
+        scale_dtype: Literal["float32", "float16"] = "float16" if scales_spec.datatype.name == "FLOAT16" else "float32"
+        variant = Variant(output_dtype, scale_dtype, layout, weight_storage, io_storage)
+        scales = constant_array(scales_spec, constants)
+        shader = embedding_shader(device.info, variant)
+        result = run_embedding(
+            device, variant, weight, scales, call.group_size, indices, vocab_size=rows, shader=shader
+        )
+    except (DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable) as error:
+        raise EnvironmentProblem(str(error)) from error
+    except (IndexError, ValueError) as error:
+        raise CannotRun(f"{LOOKUP}: {error}") from error
+    for problem in (result.damage, _at("never written", result.unwritten), _at("unstable", result.unstable)):
+        if problem:
+            raise CannotRun(f"{LOOKUP} ({variant.name}): {problem}")
+    facts = {
+        "variant": variant.name,
+        "execution_modes": ",".join(result.float_modes),
+        "precise": "1" if is_precise(shader.spirv) else "0",
+        "io_storage": io_storage,
+        "weight_storage": weight_storage,
+        "device": result.device,
+        "driver": result.driver,
+    }
+    return result.out, facts
+
+
+def _at(what: str, position: int | None) -> str:
+    return "" if position is None else f"output element {position} is {what}"

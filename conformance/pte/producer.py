@@ -1,0 +1,95 @@
+"""Finds what computed a method's output: which operator, in which delegate or on the CPU.
+
+Operators that only hand a value on, kept or converted, are looked through.
+
+Source: docs/contract.md 5.7, 6.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import ValueList
+from executorch.exir.schema import DelegateCall, KernelCall, TensorList
+
+from conformance.pte.file import Method, VulkanDelegate
+
+#: Operators that hand their first operand on, by name without overload, delegates' and the CPU's alike.
+_PASSING = {
+    "aten.clone",
+    "aten._to_copy",
+    "aten.alias_copy",
+    "aten.view_copy",
+    "aten.squeeze_copy",
+    "aten.unsqueeze_copy",
+    "aten.expand_copy",
+    "dim_order_ops._clone_dim_order",
+    "dim_order_ops._to_dim_order_copy",
+    "et_vk.prepack",
+}
+
+
+@dataclass(frozen=True)
+class Producer:
+    """Where a value comes from: "vulkan", "cpu", "input" or "constant"; the operator; a delegate's position or -1."""
+
+    place: str
+    operator: str
+    delegate: int = -1
+
+
+def producer(method: Method, value: int) -> Producer:
+    """What computed a value of the method's plan."""
+    calls = list(method.instructions())
+    return _outer(method, value, len(calls), calls)
+
+
+def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Producer:
+    for position in range(before - 1, -1, -1):
+        call = calls[position]
+        if isinstance(call, DelegateCall) and value in call.args:
+            delegate = method.delegates.get(call.delegate_index)
+            if delegate is None:
+                return Producer("cpu", f"delegate {call.delegate_index}")
+            inputs = len(delegate.graph.input_ids)
+            if value not in call.args[inputs:]:
+                continue
+            inner = delegate.graph.output_ids[call.args[inputs:].index(value)]
+            found = _inner(delegate, inner)
+            if found.place != "input":
+                return found
+            return _outer(method, call.args[int(found.operator)], position, calls)
+        if isinstance(call, KernelCall) and value in _outputs(method, call):
+            name = method.operator(call).replace("::", ".")
+            if _bare(name) in _PASSING:
+                return _outer(method, call.args[0], position, calls)
+            return Producer("cpu", name)
+    return Producer("input" if value in method.plan.inputs else "constant", "")
+
+
+def _outputs(method: Method, call: KernelCall) -> set[int]:
+    last = call.args[-1]
+    inner = method.plan.values[last].val
+    return {last, *inner.items} if isinstance(inner, TensorList) else {last}
+
+
+def _inner(delegate: VulkanDelegate, value: int) -> Producer:
+    """What computed a value of a delegate's graph; of an input, ``operator`` is its number."""
+    graph = delegate.graph
+    for call in reversed(graph.chain):
+        out = call.args[-1]
+        inner = graph.values[out].value
+        if value != out and not (isinstance(inner, ValueList) and value in inner.items):
+            continue
+        if _bare(call.name) in _PASSING:
+            return _inner(delegate, call.args[0])
+        return Producer("vulkan", call.name, delegate.index)
+    if value in graph.input_ids:
+        return Producer("input", str(graph.input_ids.index(value)))
+    return Producer("constant", "", delegate.index)
+
+
+def _bare(name: str) -> str:
+    """An operator's name without its overload."""
+    return ".".join(name.split(".")[:2])

@@ -1,0 +1,202 @@
+"""Runs a whole ``.pte`` without a Vulkan runtime.
+
+Each Vulkan delegate is executed by ``observe_pte_delegate``; everything between two of them runs on the
+wheel's real CPU runtime. What is not supported: control flow in a method that also calls Vulkan,
+mutable state that such a method writes, and data outside the file; each is a ``CannotRun``.
+
+Source: docs/contract.md 5.7, 6.1, 6.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir.schema import Bool, DelegateCall, Double, FreeCall, Int, KernelCall, String, Tensor
+
+from conformance.harness.errors import CannotRun, DeviceWouldFail
+from conformance.program.tensors import to_numpy, to_torch
+from conformance.pte.cpu import run_calls
+from conformance.pte.delegate import LookupFacts, run_delegate
+from conformance.pte.file import Method, PteFile, read_pte
+from impl.kernel import Device
+
+_open: list[Device] = []
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a method returned (numpy arrays and numbers, in order), and facts of every lookup that ran."""
+
+    outputs: tuple[Any, ...]
+    lookups: tuple[LookupFacts, ...]
+
+
+def open_device() -> Device:
+    """The device that $Q4GSW_DEVICE names (or the default), kept open for the next file.
+
+    Raises:
+        EnvironmentProblem: no loader, no driver or no such device.
+    """
+    from conformance.harness.observation import EnvironmentProblem  # noqa: PLC0415 - only where opening fails
+    from impl.errors import VulkanUnavailable  # noqa: PLC0415 - the same
+
+    if not _open or _open[0].broken:
+        try:
+            _open[:] = [Device()]
+        except VulkanUnavailable as error:
+            raise EnvironmentProblem(str(error)) from error
+    return _open[0]
+
+
+def run_pte(
+    source: PteFile | Path | str | bytes,
+    inputs: Sequence[Any],
+    method: str = "forward",
+    device: Callable[[], Device] = open_device,
+) -> Ran:
+    """Execute one method of a ``.pte`` from its serialized bytes.
+
+    Args:
+        source: a parsed file, a path or the bytes.
+        inputs: an array, tensor or number for each of the method's inputs, in order.
+        method: its name.
+        device: returns an open Vulkan device; called only where a delegate has a lookup.
+
+    Raises:
+        BadFile: see ``read_pte``.
+        KeyError: no such method.
+        CannotRun: names the method, delegate and operator that cannot be executed, and why.
+        EnvironmentProblem: no Vulkan device or shader compiler.
+    """
+    file = source if isinstance(source, PteFile) else read_pte(source)
+    found = file.method(method)
+    values = _inputs(found, inputs)
+    lookups: list[LookupFacts] = []
+    stretches = list(_stretches(found))
+    for position, stretch in enumerate(stretches):
+        if isinstance(stretch, DelegateCall):
+            lookups += _call_delegate(found, stretch, values, device)
+            continue
+        later = set(found.plan.outputs)
+        for rest in stretches[position + 1 :]:
+            later.update(rest.args if isinstance(rest, DelegateCall) else [v for call in rest for v in call.args])
+        values |= run_calls(file, found, stretch, values, later)
+    return Ran(tuple(_output(found, value, values) for value in found.plan.outputs), tuple(lookups))
+
+
+def _inputs(method: Method, inputs: Sequence[Any]) -> dict[int, Any]:
+    if len(inputs) != len(method.plan.inputs):
+        raise CannotRun(f"method {method.name!r} takes {len(method.plan.inputs)} inputs, {len(inputs)} given")
+    values: dict[int, Any] = {}
+    for number, (value, given) in enumerate(zip(method.plan.inputs, inputs, strict=True)):
+        spec = method.plan.values[value].val
+        if not isinstance(spec, Tensor):
+            values[value] = given
+            continue
+        tensor = given if isinstance(given, torch.Tensor) else to_torch(given)
+        values[value] = _fits(f"method {method.name!r}, input {number}", tensor, spec)
+    return values
+
+
+def _fits(what: str, tensor: Any, spec: Tensor) -> Any:
+    """The tensor, whose dtype and shape must be those of the program (sizes are bounds where it is dynamic)."""
+    wanted = scalar_dtype(spec)
+    static = spec.shape_dynamism == 0
+    fits = len(tensor.shape) == len(spec.sizes) and all(
+        size == bound if static else size <= bound for size, bound in zip(tensor.shape, spec.sizes, strict=True)
+    )
+    if tensor.dtype != wanted or not fits:
+        bound = "" if static else " at most"
+        raise CannotRun(f"{what} is {tensor.dtype}{list(tensor.shape)}, the program has{bound} {wanted}{spec.sizes}")
+    return tensor
+
+
+def scalar_dtype(spec: Tensor) -> Any:
+    """A program tensor's dtype as torch's.
+
+    Raises:
+        CannotRun: a scalar type that torch does not have.
+    """
+    from executorch.exir.tensor import scalar_type_enum  # noqa: F401, PLC0415 - the table below is its inverse
+
+    names = {
+        "BYTE": torch.uint8,
+        "CHAR": torch.int8,
+        "SHORT": torch.int16,
+        "INT": torch.int32,
+        "LONG": torch.int64,
+        "HALF": torch.float16,
+        "FLOAT": torch.float32,
+        "DOUBLE": torch.float64,
+        "BOOL": torch.bool,
+        "BFLOAT16": torch.bfloat16,
+    }
+    if spec.scalar_type.name not in names:
+        raise CannotRun(f"a tensor of scalar type {spec.scalar_type.name} cannot be handed over")
+    return names[spec.scalar_type.name]
+
+
+def _stretches(method: Method) -> Iterator[Any]:
+    """Calls of Vulkan delegates, and between them lists of all other calls.
+
+    Raises:
+        CannotRun: control flow in a method with Vulkan delegates.
+    """
+    stretch: list[Any] = []
+    for call in method.instructions():
+        if isinstance(call, DelegateCall) and call.delegate_index in method.delegates:
+            if stretch:
+                yield stretch
+                stretch = []
+            yield call
+        elif isinstance(call, KernelCall | DelegateCall):
+            stretch.append(call)
+        elif not isinstance(call, FreeCall):  # memory that a stretch's own end frees
+            raise CannotRun(f"method {method.name!r}: {type(call).__name__} (control flow) is not supported here")
+    if stretch:
+        yield stretch
+
+
+def _call_delegate(
+    method: Method, call: DelegateCall, values: dict[int, Any], device: Callable[[], Device]
+) -> list[LookupFacts]:
+    delegate = method.delegates[call.delegate_index]
+    count = len(delegate.graph.input_ids)
+    results, facts = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]], device)
+    for number, (value, result) in enumerate(zip(call.args[count:], results, strict=True)):
+        spec = method.plan.values[value].val
+        if isinstance(spec, Tensor):
+            values[value] = _handed_back(f"{delegate.name}, output {number}", result, spec)
+        else:
+            values[value] = result
+    return facts
+
+
+def _handed_back(what: str, result: Any, spec: Tensor) -> Any:
+    """A delegate's output in the outer program's dtype: only 64-bit numbers, and halves, may differ inside."""
+    wanted = scalar_dtype(spec)
+    widened = {(torch.int32, torch.int64), (torch.float32, torch.float64), (torch.float16, torch.float32)}
+    if result.dtype != wanted and (result.dtype, wanted) not in widened:
+        raise DeviceWouldFail(f"{what} is {result.dtype}, the outer program has {wanted}")
+    return _fits(what, result.to(wanted), spec)
+
+
+def _value(method: Method, value: int, values: dict[int, Any]) -> Any:
+    if value in values:
+        return values[value]
+    match method.plan.values[value].val:
+        case Int(int_val=literal) | Bool(bool_val=literal) | String(string_val=literal) | Double(double_val=literal):
+            return literal
+        case other:
+            raise CannotRun(
+                f"method {method.name!r}: value {value} ({type(other).__name__}) is read before it is known"
+            )
+
+
+def _output(method: Method, value: int, values: dict[int, Any]) -> Any:
+    result = _value(method, value, values)
+    return to_numpy(result) if isinstance(result, torch.Tensor) else result

@@ -1,0 +1,1 @@
+"""Verdicts, mismatches, replay files, known failures, reports."""

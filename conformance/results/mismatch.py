@@ -1,0 +1,135 @@
+"""Mismatch: what is wrong with an observation, tagged; and the signature derived from it.
+
+The signature ``STAGE/tag/reason`` is what expectations, diff, bisection and shrinking compare: a
+different failure is a different failure. Positions and values are detail, not identity.
+
+Source: docs/architecture.md, "Mismatch"; docs/adr/0003.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.results.picture import Picture
+
+
+@dataclass(frozen=True)
+class ArrayMismatch:
+    """Elements outside their accept set; the first one with index, bits and what was allowed."""
+
+    name: str
+    index: tuple[int, ...]
+    got: str
+    allowed: tuple[str, ...]
+    wrong: int
+    of: int
+    reason: str = "values"
+    picture: Picture | None = None
+    tag: str = "array"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        allowed = " or ".join(self.allowed)
+        where = f"{self.name}[{', '.join(map(str, self.index))}]"
+        return f"{where} is {self.got}, allowed is {allowed}; {self.wrong} of {self.of} elements wrong ({self.reason})"
+
+
+@dataclass(frozen=True)
+class DecisionMismatch:
+    """A lookup that was fused or refused against contract 5.3, or refused for a reason that does not hold."""
+
+    node: str
+    expected: str
+    got: str
+    reason: str
+    tag: str = "decision"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        return f"lookup {self.node}: expected {self.expected}, got {self.got}"
+
+
+@dataclass(frozen=True)
+class DtypeShapeMismatch:
+    """An output of another type or shape than the contract gives."""
+
+    name: str
+    expected: str
+    got: str
+    reason: str
+    tag: str = "dtype_shape"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        return f"{self.name} is {self.got}, expected {self.expected}"
+
+
+@dataclass(frozen=True)
+class Mutated:
+    """Something was written that must stay as it is: the source program, guard bands, a fused program."""
+
+    name: str
+    reason: str
+    tag: str = "mutated"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        return f"{self.name} was changed ({self.reason})"
+
+
+@dataclass(frozen=True)
+class LayoutMismatch:
+    """Packed codes that stand in other places than the layout's; ``reason`` names the recognised pattern."""
+
+    name: str
+    position: tuple[int, ...]
+    got: str
+    allowed: str
+    wrong: int
+    of: int
+    reason: str
+    read_from: str = ""
+    picture: Picture | None = None
+    tag: str = "layout"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        where = f"{self.name}[{', '.join(map(str, self.position))}]"
+        recognised = f"; {self.read_from}" if self.read_from else ""
+        return f"{where} is {self.got}, must be {self.allowed}; {self.wrong} of {self.of} wrong{recognised}"
+
+
+@dataclass(frozen=True)
+class RaisedMismatch:
+    """The subject raised, refused, died or hung where the contract asks for a result."""
+
+    type: str
+    message: str
+    signal: str
+    reason: str
+    tag: str = "raised"
+
+    def line(self) -> str:
+        """One line a stranger can act on."""
+        killed = f" (killed by {self.signal})" if self.signal else ""
+        return f"{self.type}{killed}: {self.message.strip().splitlines()[-1] if self.message.strip() else 'no message'}"
+
+
+Mismatch = ArrayMismatch | DecisionMismatch | DtypeShapeMismatch | Mutated | LayoutMismatch | RaisedMismatch
+
+
+def signature(stage: str, mismatch: Mismatch) -> str:
+    """Return the failure's identity: ``STAGE/tag/reason``."""
+    return f"{stage}/{mismatch.tag}/{mismatch.reason}"
+
+
+def as_data(mismatch: Mismatch) -> dict[str, Any]:
+    """Return the mismatch as a JSON object."""
+    return {k: _plain(v) for k, v in vars(mismatch).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Picture):
+        return vars(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,188 @@
+"""The files of a report beside verdicts.jsonl: summary.md for a pull request, report.html for a browser.
+
+Both come from the verdict stream alone, so ``python -m conformance report DIR --html`` makes them anew.
+They are written whole and together, or not at all.
+
+Source: docs/architecture.md, "Report directory"; docs/reading-a-report.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conformance.case.case import STAGES, Case
+from conformance.files import write_whole
+from conformance.results import expectations, timing
+from conformance.results.picture import KINDS, Picture
+from conformance.results.picture import decode as decode_picture
+from conformance.results.verdict import OUTCOMES, UNEXPECTED, XFAIL, Stream, Verdict, counts, last_line
+
+_PAGE = Path(__file__).parent / "report_page.html"
+#: Failures that summary.md names one by one.
+_NAMED = 20
+
+
+def write(folder: Path, streams: Sequence[Stream], cases: Iterable[Case] = ()) -> tuple[Path, Path]:
+    """Write summary.md and report.html into ``folder`` and return their paths.
+
+    ``cases``: where the contract section and the bug that a case shows are taken from, by id.
+
+    Raises:
+        ValueError: a file cannot be written; names it.
+    """
+    verdicts = [v for stream in streams for v in stream.verdicts]
+    paths = folder / "summary.md", folder / "report.html"
+    write_whole({paths[0]: summary(verdicts, streams[0].header if streams else {}), paths[1]: page(streams, cases)})
+    return paths
+
+
+def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
+    """Return the text for a pull request's comment: counts, failures by signature, strict, known failures."""
+    found = counts(verdicts)
+    bad = [v for v in verdicts if v.outcome in UNEXPECTED]
+    verdict = "as expected" if not bad else f"**{len(bad)} unexpected**"
+    lines = [f"### q4gsw conformance of `{_cell(header.get('subject', '?'))}`: {verdict}", ""]
+    lines += ["| " + " | ".join(OUTCOMES) + " |", "| ---: " * len(OUTCOMES) + "|"]
+    lines += ["| " + " | ".join(str(found[o]) for o in OUTCOMES) + " |", ""]
+    lines.append(strict_line(verdicts))
+    if bad:
+        by_signature = Counter(v.signature or v.outcome for v in bad)
+        lines += ["", "| unexpected | cases | for example |", "| --- | ---: | --- |"]
+        for name, count in by_signature.most_common():
+            example = next(v for v in bad if (v.signature or v.outcome) == name)
+            lines.append(f"| `{_cell(name)}` | {count} | `{_cell(example.case)}` |")
+        lines += ["", "<details><summary>First failures</summary>", ""]
+        for v in bad[:_NAMED]:
+            lines.append(f"- {v.outcome} `{_cell(v.case)}` (contract {v.source}): {_cell(v.reason, 300)}")
+            lines.append(f"  replay: `{_cell(v.replay)}`")
+        lines += ["", "</details>"]
+    known = Counter(v.defect for v in verdicts if v.outcome == XFAIL)
+    if known:
+        lines += ["", f"Known failures: {sum(known.values())} cases of {len(known)} defects: "]
+        lines[-1] += ", ".join(f"`{_cell(name)}` ({count})" for name, count in known.most_common())
+    versions = ", ".join(f"{k} {v}" for k, v in dict(header.get("versions", {})).items())
+    lines += ["", f"<sub>{_cell(versions, 500)}; device {_cell(device_of(verdicts) or header.get('device', '?'))}; "]
+    lines[-1] += f"suite {_cell(str(header.get('revision', '?'))[:12])}</sub>"
+    return "\n".join([*lines, "", last_line(verdicts), ""])
+
+
+def strict_line(verdicts: Sequence[Verdict]) -> str:
+    """Return the line that counts the strict verdicts."""
+    numeric = [v for v in verdicts if v.strict is not None]
+    return (
+        f"strict: {sum(v.strict is True for v in numeric)} of {len(numeric)} numeric verdicts hold the strict set too"
+    )
+
+
+def device_of(verdicts: Iterable[Verdict]) -> str:
+    """Return the first Vulkan device and driver that a verdict names, or ""."""
+    for v in verdicts:
+        if v.stage == "KERNEL" and v.facts.get("device"):
+            return f"{v.facts['device']} ({v.facts.get('driver', 'driver unknown')})"
+    return ""
+
+
+def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
+    """Return the report as one self-contained HTML page."""
+    shows = {c.id: (c.source, c.shows) for c in cases}
+    verdicts = [v for stream in streams for v in stream.verdicts]
+    subjects = ", ".join(dict.fromkeys(str(s.header.get("subject", "?")) for s in streams))
+    data = {
+        "about": f"{subjects}; {last_line(verdicts)}",
+        "stages": STAGES,
+        "kinds": KINDS,
+        "truncated": [
+            f"{s.header.get('subject', '?')} wrote {len(s.verdicts)} verdicts" for s in streams if s.truncated
+        ],
+        "verdicts": [_row(v, *shows.get(v.case, (v.source, ""))) for v in verdicts],
+        "known": _known(verdicts),
+        "timing": _timing(streams),
+        "streams": [str(s.header.get("subject", "?")) for s in streams],
+        "environment": _environment(streams),
+    }
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    # Inside a script element nothing but "<" can end it or open a comment.
+    return _PAGE.read_text(encoding="utf-8").replace("@DATA@", text.replace("<", "\\u003c"))
+
+
+def _timing(streams: Sequence[Stream]) -> list[list[object]]:
+    workers = timing.workers_of(s.header for s in streams)
+    found = timing.by_stage([v for stream in streams for v in stream.verdicts])
+    seconds = ([f"{s:.2f}" for s in (t.seconds, t.first, t.building)] for t in found)
+    rates = ([f"{r * workers:.1f}" for r in (t.rate, t.all_in)] for t in found)
+    return [[t.stage, t.cases, *s, *r] for t, s, r in zip(found, seconds, rates, strict=True)]
+
+
+def _row(v: Verdict, source: str, shows: str) -> dict[str, Any]:
+    plain = {
+        n: getattr(v, n) for n in ("case", "stage", "subject", "outcome", "signature", "reason", "strict", "defect")
+    }
+    device = device_of([v])
+    return {
+        **plain,
+        "source": v.source or source,
+        "shows": shows,
+        "seconds": v.seconds,
+        "replay": v.replay,
+        "device": device,
+        "picture": _picture(v),
+    }
+
+
+def _picture(v: Verdict) -> dict[str, Any] | None:
+    """The verdict's picture if it has a well-formed one: a stream may come from anywhere."""
+    given = (v.mismatch or {}).get("picture")
+    try:
+        picture = Picture(**given)  # type: ignore[arg-type]  # whatever JSON had is checked below
+        sizes = (picture.rows, picture.columns, picture.height, picture.width, picture.group)
+        if not all(isinstance(n, int) and n >= 0 for n in sizes) or max(picture.height, picture.width) > 64:  # noqa: PLR2004 - SIDE
+            return None
+        decode_picture(picture.cells, picture.height * picture.width)
+    except (TypeError, ValueError):
+        return None
+    return vars(picture)
+
+
+def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    found = Counter((v.subject, v.defect) for v in verdicts if v.outcome == XFAIL)
+    rows = []
+    for (subject, defect), count in found.most_common():
+        known = _entries(subject).get(defect)
+        if known:
+            text = {"reason": known.reason, "link": known.link}
+        else:  # a shard of generated programs, or an entry of the user's own file
+            example = next(v for v in verdicts if (v.subject, v.defect, v.outcome) == (subject, defect, XFAIL))
+            text = {"reason": f"for example {example.case}: {example.reason}", "link": ""}
+        rows.append({"cases": count, "subject": subject, "defect": defect, **text})
+    return rows
+
+
+@functools.cache
+def _entries(subject: str) -> Mapping[str, expectations.Known]:
+    """A built-in subject's known failures by defect."""
+    path = expectations.for_subject(subject)
+    return {known.defect: known for known in expectations.read(path)} if path else {}
+
+
+def _environment(streams: Sequence[Stream]) -> list[list[str]]:
+    """A row for everything that a header names, with a column for each stream."""
+    columns = []
+    for stream in streams:
+        column = {k: str(v) for k, v in stream.header.items() if k not in {"versions", "format", "subject"}}
+        column |= {k: str(v) for k, v in dict(stream.header.get("versions", {})).items()}
+        if found := device_of(stream.verdicts):
+            column["Vulkan device"] = found
+        columns.append(column)
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[name, *(column.get(name, "") for column in columns)] for name in names]
+
+
+def _cell(text: object, most: int = 120) -> str:
+    """Text that neither ends a table's cell nor a code span, nor opens an element."""
+    plain = " ".join(str(text).split()).replace("|", "/").replace("`", "'").replace("<", "&lt;")
+    return plain if len(plain) <= most else plain[:most] + "..."

@@ -1,0 +1,88 @@
+"""Where the time of a run went: by stage, and the slowest cases.
+
+Source: docs/reading-a-report.md, "Time".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from conformance.case.case import STAGES
+from conformance.harness.observation import BUILDING
+from conformance.results.verdict import UNSUPPORTED, Verdict
+
+#: The fact of a verdict that says how long its child's first case of the stage took.
+FIRST = "first_seconds"
+_MOST = 1e12
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a stage cost from asking to verdict, over all workers.
+
+    ``cases``: with each generated program counted, not its shard. ``first``: seconds of each child's first case of the
+    stage, which imports what the stage needs; ``children``: how many of those there are. ``building``: seconds in which
+    the other cases' programs were built and exported, which is the suite's work and torch's; at EXPORT it is what is
+    judged, and counts as the subject's.
+    """
+
+    stage: str
+    cases: int
+    seconds: float
+    first: float
+    building: float
+    children: int
+
+    @property
+    def rate(self) -> float:
+        """Cases a second of one worker, building and each child's first left out; 0 where there are no others."""
+        warm = self.seconds - self.first - (0.0 if self.stage == "EXPORT" else self.building)
+        return (self.cases - self.children) / warm if warm > 0 and self.cases > self.children else 0.0
+
+    @property
+    def all_in(self) -> float:
+        """Cases a second of one worker with everything counted."""
+        return self.cases / self.seconds if self.seconds > 0 else 0.0
+
+
+def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
+    """Return the time of each stage that was asked, in hand-over order; what is unsupported is left out."""
+    found = []
+    for stage in STAGES:
+        there = [v for v in verdicts if v.stage == stage and v.outcome != UNSUPPORTED]
+        if there:
+            first = [_number(v, FIRST) for v in there if FIRST in v.facts]
+            cases = sum(int(_number(v, "programs")) if "programs" in v.facts else 1 for v in there)
+            later = (v for v in there if FIRST not in v.facts or "programs" in v.facts)
+            building = sum(_number(v, BUILDING) for v in later if BUILDING in v.facts)
+            found.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), building, len(first)))
+    return tuple(found)
+
+
+def workers_of(headers: Iterable[Mapping[str, object]]) -> int:
+    """Return how many workers the runs of these headers had at the most, as far as they say."""
+    told = [header.get("workers") for header in headers]
+    return max([n for n in told if isinstance(n, int) and 0 < n < _MOST], default=1)
+
+
+def lines(verdicts: Sequence[Verdict], workers: int = 1, slowest: int = 10) -> list[str]:
+    """Return the table that ``report --timing`` prints; rates are those of all ``workers`` side by side."""
+    table = [f"stage      cases   seconds  importing  building   cases/s  cases/s all in   ({workers} workers)"]
+    table += [
+        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.building:9.2f}"
+        f" {t.rate * workers:9.1f} {t.all_in * workers:15.1f}"
+        for t in by_stage(verdicts)
+    ]
+    table.append("slowest cases:")
+    slow = sorted(verdicts, key=lambda v: -v.seconds)[:slowest]
+    return table + [f"  {v.seconds:8.3f} s  {v.case}" for v in slow]
+
+
+def _number(verdict: Verdict, name: str) -> float:
+    """A fact that is a number; 0 where it is not: a stream may come from anywhere."""
+    try:
+        number = float(verdict.facts[name])
+    except ValueError:
+        return 0.0
+    return number if 0 <= number < _MOST else 0.0

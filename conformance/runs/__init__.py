@@ -1,0 +1,1 @@
+"""Running the suite: the pytest plugin, one case, shards of generated programs."""

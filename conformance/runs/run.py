@@ -1,0 +1,135 @@
+"""Running cases: a worker, the judge, the report directory, and what a failure prints.
+
+Used alike by ``python -m conformance run`` and by the pytest plugin.
+
+Source: docs/architecture.md, "Public surface".
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from conformance.case.case import Case
+from conformance.case.catalogue import load
+from conformance.harness.subject import resolved
+from conformance.harness.worker import Worker
+from conformance.judging.judge import judge
+from conformance.results import expectations, replay, timing
+from conformance.results.expectations import Expectations
+from conformance.results.verdict import ERROR, FAIL, XFAIL, Verdict
+
+_PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a verdict depends on: Python and the packages under judgement."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def revision() -> str:
+    """Return the suite's own git revision, or "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def subject_origin(subject: str) -> dict[str, str]:
+    """Return the checkout that a subject file is in, its revision, and FILE.py:Class there; {} for other subjects."""
+    path, colon, name = subject.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return {}
+    file = Path(path).resolve()
+    # Whoever owns the checkout (in a container often another user), its code is about to be imported anyway.
+    words = ["git", "-c", "safe.directory=*", "-C", str(file.parent), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        top, found = done.stdout.splitlines() if done.returncode == 0 else ("unknown", "unknown")
+    except OSError:
+        top, found = "unknown", "unknown"
+    inside = file.relative_to(top).as_posix() if file.is_relative_to(top) else str(file)
+    return {"subject_repository": top, "subject_revision": found, "subject_file": f"{inside}:{name}"}
+
+
+def header(subject: str, device: str, level: str, selection: Sequence[str] = ()) -> dict[str, object]:
+    """Return the header line of a verdict stream; ``selection`` is what chose the cases beside the level."""
+    return {
+        "subject": resolved(subject),  # a branch moves; what it stood for then is what --from needs
+        **subject_origin(subject),
+        "device": device or "default",
+        "level": level,
+        "selection": " ".join(filter(None, selection)),
+        "revision": revision(),
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def expected_of(subject: str, file: str = "", *, off: bool = False) -> Expectations:
+    """Return what is expected of ``subject``: from ``file``, else from the file of its name, else nothing.
+
+    Raises:
+        ValueError: the file, or an entry of it, is not right; names both.
+    """
+    path = Path(file) if file else expectations.for_subject(subject)
+    if off or path is None:
+        return expectations.NONE
+    return expectations.load(path, load(), versions())
+
+
+def run_case(
+    worker: Worker,
+    case: Case,
+    report: Path | None,
+    known_versions: Mapping[str, str],
+    expected: Expectations = expectations.NONE,
+) -> Verdict:
+    """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
+    verdict = expected.apply(timed(worker, case))
+    if worker.first:
+        verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{verdict.seconds:.4f}"})
+    if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
+        return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
+    path = replay.write(report / "replay", case, verdict, known_versions)
+    return replace(verdict, replay=f"python -m conformance replay {path}")
+
+
+def timed(worker: Worker, case: Case) -> Verdict:
+    """Return the verdict on a case, with the seconds from asking to verdict on the clock on the wall."""
+    started = time.perf_counter()
+    verdict = judge(case, worker.run(case), worker.subject)
+    return replace(verdict, seconds=round(time.perf_counter() - started, 4))
+
+
+def describe(case: Case, verdict: Verdict) -> str:
+    """Return a failure as its own bug report."""
+    lines = [
+        f"{verdict.outcome} {case.id}  (stage {case.stage}, subject {verdict.subject})",
+        f"  what:      {verdict.reason}",
+        f"  contract:  docs/contract.md {case.source}; {case.shows}",
+        f"  signature: {verdict.signature or 'none'}",
+    ]
+    if verdict.defect:
+        lines.append(f"  defect:    {verdict.defect}")
+    if case.stage == "KERNEL" and verdict.facts.get("device"):
+        lines.append(f"  device:    {verdict.facts['device']} ({verdict.facts.get('driver', 'driver unknown')})")
+    if verdict.facts.get("binding"):
+        lines.append(f"  binding:   as {verdict.facts['binding']} of the tree has it")
+    lines.append(f"  replay:    {verdict.replay}")
+    return "\n".join(lines)

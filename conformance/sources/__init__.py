@@ -1,0 +1,1 @@
+"""Another ExecuTorch: git repositories, source trees, releases."""

@@ -1,0 +1,123 @@
+"""ExecuTorch's own embedding and prepack shaders, compiled by its generator from a checkout of any version.
+
+The checkout's ``gen_vulkan_spv.py`` runs as it is, on the checkout's templates, with the installed glslc.
+What is bound to the result follows the checkout's host code, named beside each rule here.
+
+Source: docs/contract.md sections 7.1 and 7.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from impl.errors import ShaderCompileError, ShaderToolMissing
+from impl.shader import float_modes
+from impl.shader.compiler import Shader, cache_directory
+
+if TYPE_CHECKING:
+    from impl.dispatch.variants import Variant
+
+_RUNTIME = Path("backends/vulkan/runtime")
+_GLSL = _RUNTIME / "graph/ops/glsl"
+_TEMPLATES = ("embedding_q4gsw", "pack_q4_linear_weight")
+_TIMEOUT_S = 300
+_BINDING = re.compile(r"\bbinding\s*=\s*(\d+)")
+
+
+def shader_name(variant: Variant) -> str:
+    """What ExecuTorch calls that variant: EmbeddingQ4gsw.cpp, add_embedding_q4gsw_node builds the name so."""
+    parts = ["embedding_q4gsw"]
+    if variant.scale_dtype == "float32":
+        parts.append("float_scales")
+    if variant.weight_layout == "block":
+        parts += ["linear_weight", variant.weight_storage]
+    return "_".join([*parts, variant.io_storage, {"float16": "half", "float32": "float"}[variant.output_dtype]])
+
+
+def prepack_name(storage: str) -> str:
+    """What ExecuTorch calls the prepack shader: QuantizedLinear.cpp, prepack_quantized_linear_weight."""
+    return f"pack_q4_linear_weight_{storage}"
+
+
+def executorch_shaders(checkout: Path) -> dict[str, Shader]:
+    """Every variant of both shaders by ExecuTorch's names, from a checkout, or from a directory of its .spv files.
+
+    Compiled modules are kept in the shader cache, under the hash of the templates.
+
+    Raises:
+        FileNotFoundError: the path is neither; names the first file that is missing.
+        ShaderToolMissing: not in the cache, and glslc is not installed.
+        ShaderCompileError: the generator failed or made nothing; carries the end of what it said.
+    """
+    if any(checkout.glob("embedding_q4gsw*.spv")):
+        return _load(checkout)
+    sources = _sources(checkout)
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    kept = cache_directory() / f"executorch-2-{digest.hexdigest()[:20]}"
+    if not any(kept.glob("embedding_q4gsw*.spv")):
+        _generate(checkout / _RUNTIME / "gen_vulkan_spv.py", sources, kept)
+    return _load(kept)
+
+
+def _sources(checkout: Path) -> list[Path]:
+    wanted = [checkout / _RUNTIME / "gen_vulkan_spv.py"]
+    wanted += [checkout / _GLSL / f"{name}.{suffix}" for name in _TEMPLATES for suffix in ("glsl", "yaml")]
+    for path in wanted:
+        if not path.is_file():
+            raise FileNotFoundError(f"no ExecuTorch checkout at {checkout}: {path.relative_to(checkout)} is missing")
+    return [*wanted, *sorted((checkout / _GLSL).glob("*.glslh"))]
+
+
+def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
+    glslc = shutil.which("glslc")
+    if glslc is None:
+        raise ShaderToolMissing(f"glslc is not installed and {kept} holds no modules: apt-get install glslc (Debian)")
+    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
+        templates, made, listing = (Path(scratch) / name for name in ("templates", "made", "listing"))
+        for directory in (templates, made, listing):
+            directory.mkdir()
+        for source in sources[1:]:
+            shutil.copy(source, templates)
+        command = [
+            sys.executable,
+            str(generator),
+            "-i",
+            str(templates),
+            "-c",
+            glslc,
+            "-t",
+            str(made),
+            "-o",
+            str(listing),
+        ]
+        done = subprocess.run([*command, "--optimize"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        modules = sorted({*made.glob("*.spv"), *listing.glob("*.spv")})
+        generated = sorted({*made.glob("*.glsl"), *listing.glob("*.glsl")})
+        if done.returncode or not modules:
+            raise ShaderCompileError(
+                f"{generator} made {len(modules)} modules: {(done.stderr or done.stdout)[-600:].strip()}"
+            )
+        kept.mkdir(parents=True, exist_ok=True)
+        for module in (*generated, *modules):
+            shutil.copy(module, kept / f".new-{module.name}")
+            (kept / f".new-{module.name}").replace(kept / module.name)
+
+
+def _load(directory: Path) -> dict[str, Shader]:
+    shaders = {}
+    for path in sorted(directory.glob("[!.]*.spv")):
+        spirv = path.read_bytes()
+        digest = hashlib.sha256(spirv).hexdigest()
+        text = path.with_suffix(".glsl").read_text(encoding="utf-8") if path.with_suffix(".glsl").is_file() else ""
+        declared = frozenset(int(number) for number in _BINDING.findall(text))
+        shaders[path.stem] = Shader(path.stem, spirv, digest, float_modes.declared(spirv), declared)
+    return shaders

@@ -1,0 +1,148 @@
+"""Stages KERNEL and PREPACK of subject "executorch-src": a source tree's shaders on a Vulkan device.
+
+Source: docs/contract.md sections 7.1 and 7.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from conformance.case.case import Case
+from conformance.case.operands import table_values
+from conformance.harness.observation import Arrays, EnvironmentProblem, Observation, Refused, Unsupported, Untestable
+from conformance.pte.spirv import bindings, is_precise
+from conformance.sources.tree import HOST
+from conformance.subjects import impl_kernel
+from conformance.subjects.executorch_shaders import executorch_shaders, prepack_name, shader_name
+from conformance.subjects.impl_types import Array, Fuse
+from impl.errors import (
+    DeviceLacksFeature,
+    DeviceLimitExceeded,
+    ShaderCompileError,
+    ShaderToolMissing,
+    VulkanUnavailable,
+)
+from impl.kernel import run_embedding, run_prepack
+from impl.shader.compiler import Shader
+from reference.table.layouts import linear_weight_to_blocks, pack_flat, pack_linear_weight, unpack_linear_weight
+
+#: The resources of contract 7.2: output, indices, weight, scales, sizes; and of the prepack shader.
+_EMBEDDING, _PREPACK = {0, 1, 2, 3, 4}, {0, 1}
+_MULTIPLE = 32
+
+
+def shaders_of(folder: Path) -> dict[str, Shader]:
+    """Every shader that the tree's generator makes, by name.
+
+    Raises:
+        EnvironmentProblem: glslc is not installed.
+        Untestable: the generator fails, or glslc refuses what it makes.
+    """
+    try:
+        return executorch_shaders(folder)
+    except ShaderToolMissing as error:
+        raise EnvironmentProblem(str(error)) from error
+    except (ShaderCompileError, FileNotFoundError) as error:
+        raise Untestable(f"the tree's shaders cannot be made: {' '.join(str(error).split())}") from error
+
+
+def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, binding: str = "") -> Observation:
+    """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left.
+
+    ``binding`` is the host code's line that the binding follows, for the report.
+
+    Raises:
+        EnvironmentProblem: no Vulkan driver, device or feature; names what to install or choose.
+        Exception: whatever the tree raises.
+    """
+    d = case.dispatch
+    assert d is not None  # noqa: S101 - conformance.case.case.check saw to it
+    variant = impl_kernel.variant_of(d)
+    if reason := _no_shader(shaders, shader_name(variant), _EMBEDDING):
+        return Unsupported(reason)
+    table = impl_kernel.drawn(case, pack_linear_weight) if case.program is None else impl_kernel.journey(case, fuse)
+    if isinstance(table, Refused):
+        return table
+    shader = shaders[shader_name(variant)]
+    try:
+        device = impl_kernel.open_device()
+        if d.weight_layout == "flat":
+            weight = pack_flat(unpack_linear_weight(table.bytes))
+        elif case.program is None:
+            weight = linear_weight_to_blocks(table.bytes)
+        else:
+            if reason := _no_shader(shaders, prepack_name(d.weight_storage), _PREPACK):
+                return Unsupported(reason)
+            weight = _prepack(table.bytes, d.weight_storage, shaders)
+        result = run_embedding(
+            device,
+            variant,
+            weight,
+            table.scales,
+            table.group_size,
+            table.indices,
+            vocab_size=table.scales.shape[0],
+            allow_out_of_range=True,
+            shader=shader,
+            grid="executorch",
+        )
+    except DeviceLimitExceeded as error:
+        return Unsupported(f"{error}; the tree's host code, which would have to say so, is not run here")
+    except (VulkanUnavailable, DeviceLacksFeature) as error:
+        raise EnvironmentProblem(str(error)) from error
+    facts = impl_kernel.facts_of(result, d, precise=is_precise(shader.spirv))
+    return Arrays({"out": result.out}, table.facts | facts | {"binding": binding})
+
+
+def host_line(folder: Path) -> str:
+    """Where the tree's host code binds and dispatches the embedding shader, as file:line; "" where it is not found."""
+    path = folder / HOST
+    if path.is_file():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if "DispatchNode(" in line:
+                return f"{HOST}:{number}"
+    return ""
+
+
+def run_prepack_case(case: Case, shaders: Mapping[str, Shader]) -> Observation:
+    """Dispatch the tree's prepack shader on the reference's linear-weight bytes.
+
+    Raises:
+        EnvironmentProblem: no Vulkan driver or device; names what to install.
+    """
+    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
+    if reason := _no_shader(shaders, prepack_name(case.table.storage), _PREPACK):
+        return Unsupported(reason)
+    values = table_values(case.table)
+    if values.shape[1] % _MULTIPLE:
+        return Unsupported(f"ExecuTorch's host prepacks rows of a multiple of {_MULTIPLE} columns only")
+    try:
+        return Arrays({"blocks": _prepack(pack_linear_weight(values), case.table.storage, shaders)})
+    except VulkanUnavailable as error:
+        raise EnvironmentProblem(str(error)) from error
+
+
+def _prepack(packed: Array, storage: str, shaders: Mapping[str, Shader]) -> Array:
+    """Blocks by the tree's shader.
+
+    Raises:
+        RuntimeError: it wrote outside its output, or left a word unwritten; says where.
+    """
+    given: Literal["buffer", "texture2d"] = "texture2d" if storage == "texture2d" else "buffer"
+    result = run_prepack(impl_kernel.open_device(), packed, given, shader=shaders[prepack_name(storage)])
+    if not result.guards_intact or result.unwritten is not None:
+        where = result.damage or f"word {result.unwritten} was never written"
+        raise RuntimeError(f"the prepack shader left its output: {where}")
+    return result.out
+
+
+def _no_shader(shaders: Mapping[str, Shader], name: str, wanted: set[int]) -> str:
+    """Why the shader of that name cannot be bound, or ""."""
+    if name not in shaders:
+        return f"the tree makes no shader {name}"
+    # What the source declares: a shader that forgot to use a resource is wrong, not of another interface.
+    if (found := shaders[name].bindings or bindings(shaders[name].spirv)) != wanted:
+        return f"shader {name} binds resources {sorted(found)}; contract 7.2 has {sorted(wanted)}"
+    return ""

@@ -1,0 +1,1 @@
+"""A subject judged beside every release."""

@@ -1,0 +1,78 @@
+"""A subject judged beside released versions of executorch or torchao: which there are, one judged, what is gated.
+
+Source: docs/versions.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance.results.expectations import Expectations
+from conformance.results.verdict import UNSUPPORTED, counts, read
+from conformance.sources.releases import environment, importing, in_environment, order, releases
+from conformance.versions.matrix import Judged, news
+
+
+class RunBroke(RuntimeError):  # noqa: N818 - it says what happened
+    """A version's run ended without all its verdicts; one line with the reason."""
+
+
+def chosen(package: str, wheels: Path | None, *, versions: str = "", since: str = "") -> list[str]:
+    """Return the versions that are asked for, oldest first: all there are, some ("A,B"), or those from one on.
+
+    Raises:
+        ValueError: one of them does not exist, or none do; names those there are.
+    """
+    wanted = {order(v.strip()) for v in versions.split(",") if v.strip()}
+    first = order(since) if since else None
+    there = releases(package, wheels)
+    if unknown := sorted(wanted - {order(v) for v in there}):
+        raise ValueError(f"{package} has no version {str(unknown[0])!r}; there are {', '.join(there)}")
+    found = [v for v in there if (not wanted or order(v) in wanted) and (first is None or order(v) >= first)]
+    if not found:
+        raise ValueError(f"{package} has no version from {since} on; there are {', '.join(there)}")
+    return found
+
+
+def judge_version(package: str, version: str, wheels: Path | None, words: Sequence[str], folder: Path) -> Judged:
+    """Run the suite in the version's environment: ``conformance run WORDS`` with its report in ``folder``.
+
+    Raises:
+        Unsatisfiable: the version cannot be had beside what is here, or does not import.
+        RunBroke: the run ended without all its verdicts.
+    """
+    python = environment(package, version, wheels)
+    importing(python)
+    done = in_environment(python, ["conformance", "run", "--quiet", "--report", str(folder), *words])
+    said = done.stderr.strip().rpartition("\n")[2]
+    if done.returncode not in {0, 1}:
+        raise RunBroke(f"the run ended with exit code {done.returncode}: {said}")
+    try:
+        stream = read(folder / "verdicts.jsonl")
+    except ValueError as error:
+        raise RunBroke(f"the run left no verdicts: {said}") from error
+    if stream.truncated:
+        raise RunBroke(f"the run stopped after {len(stream.verdicts)} verdicts: {said}")
+    if (ran := stream.header["versions"][package]) != version:
+        raise RunBroke(f"the run used {package} {ran}")
+    return Judged(version, stream)
+
+
+def gate(package: str, pinned: str, judged: Sequence[Judged], expected: Expectations) -> tuple[list[str], bool]:
+    """Return what is said of the versions from ``pinned`` on, and whether all of it is as expected.
+
+    ``expected``: what holds for the pinned version; a newer one that fails in the same way breaks nothing.
+    """
+    lines, good = [], True
+    for one in judged:
+        if order(one.version) < order(pinned):
+            continue
+        found = news(one.stream.verdicts, expected)
+        asked = len(one.stream.verdicts) - counts(one.stream.verdicts)[UNSUPPORTED]
+        good &= not found and asked > 0
+        said = "as expected" if asked else "nothing was judged: every case is unsupported"
+        lines.append(f"gate: {package} {one.version}: {f'{len(found)} unexpected' if found else said}")
+        lines += [f"  {v.outcome} {v.case}  {v.signature}  {' '.join(v.reason.split())}" for v in found]
+    older = f"versions before {pinned} are shown, not gated"
+    return [*lines, f"gate: {older}" if lines else f"gate: no version from {pinned} on was judged; {older}"], good

@@ -1,0 +1,1 @@
+"""From a request to one dispatch: variants, checks, grid, job."""

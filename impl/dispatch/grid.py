@@ -1,0 +1,102 @@
+"""Work groups and specialization constants of a dispatch.
+
+Source: docs/contract.md sections 7.2 and 7.5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from impl.errors import DeviceLimitExceeded
+
+if TYPE_CHECKING:
+    from impl.dispatch.request import Request
+    from impl.gpu.info import DeviceInfo
+
+_GROUP_INVOCATIONS = 64
+_GUARD_FLOOR = 4096
+#: Rows an invocation serves where sizes are constants and there are rows enough to fill any device.
+_ROWS_PER_INVOCATION, _MANY_ROWS = 4, 4096
+
+Three = tuple[int, int, int]
+
+
+def guard_bytes(row_bytes: int) -> int:
+    """Bytes of a guard band: two output rows, at least 4 KiB, in whole 256-byte lines."""
+    return -(-max(_GUARD_FLOOR, 2 * row_bytes) // 256) * 256
+
+
+def player_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tuple[dict[int, int], Three]:
+    """Specialization constants and work groups of our shader: x chunks of a row, y rows, z planes of textures.
+
+    Where a device allows fewer work groups the shader strides over what is left.
+    """
+    textured = request.variant.io_storage == "texture3d"
+    width, height, channels, batch = request.out_sizes()
+    planes = channels * batch
+    columns = 8 if request.variant.output_dtype == "float16" and not textured else 4
+    chunks = width // columns
+    local_x = min(_GROUP_INVOCATIONS, 1 << (chunks - 1).bit_length())
+    local = (local_x, _GROUP_INVOCATIONS // local_x, 1)
+    constants = dict(enumerate(local))
+    rows = height if textured else height * planes
+    if specialize:
+        each = _ROWS_PER_INVOCATION if rows >= _MANY_ROWS and not textured else 1
+        constants |= {3: request.embed_dim, 4: request.group_size, 5: each}
+        rows = -(-rows // each)
+    return constants, work_groups(info, (chunks, rows, planes if textured else 1), local)
+
+
+def executorch_grid(info: DeviceInfo, request: Request) -> tuple[dict[int, int], Three]:
+    """The same for ExecuTorch's shader: an invocation for 32 columns, its runtime's default local size.
+
+    Raises:
+        DeviceLimitExceeded: more work groups than the device has; that shader does not stride.
+    """
+    width, height, channels, batch = request.out_sizes()
+    wanted = (width // 32, height, channels * batch)
+    local = executorch_local_size(wanted)
+    groups = work_groups(info, wanted, local)
+    for axis, (size, step, count) in enumerate(zip(wanted, local, groups, strict=True)):
+        if size > step * count:
+            raise DeviceLimitExceeded(
+                f"{size} invocations in {'xyz'[axis]} need more than maxComputeWorkGroupCount[{axis}] = {count} "
+                f"groups of {step} on {info.name}"
+            )
+    return dict(enumerate(local)), groups
+
+
+def executorch_local_size(wanted: Three) -> Three:
+    """The local size that ExecuTorch's runtime picks by default for a global size: 64 invocations, shaped to fit.
+
+    The axes are taken by size, largest first (ComputeGraph.cpp, create_local_wg_size, at v1.5.1).
+
+    >>> executorch_local_size((64, 2047, 1))
+    (4, 16, 1)
+    >>> executorch_local_size((64, 1, 1))
+    (64, 1, 1)
+    """
+    order = [0, 1, 2]
+    for a, b in ((0, 1), (1, 2), (0, 1)):
+        if wanted[order[a]] < wanted[order[b]]:
+            order[a], order[b] = order[b], order[a]
+    middle, least = wanted[order[1]], wanted[order[2]]
+    if least > 1:
+        sizes = (8, min(4, middle), min(2, least))
+    elif middle == 1:
+        sizes = (64, 1, 1)
+    else:
+        sizes = (16, 4, 1) if middle % 4 == 0 else (32, 2, 1)
+    local = [1, 1, 1]
+    for axis, size in zip(order, sizes, strict=True):
+        local[axis] = max(1, size)
+    return local[0], local[1], local[2]
+
+
+def work_groups(info: DeviceInfo, wanted: Three, local: Three) -> Three:
+    """Work groups that cover ``wanted`` invocations, cut to the device's counts."""
+    x, y, z = (
+        min(-(-size // step), info.limits[f"maxComputeWorkGroupCount[{axis}]"])
+        for axis, (size, step) in enumerate(zip(wanted, local, strict=True))
+    )
+    return x, y, z

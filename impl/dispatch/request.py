@@ -1,0 +1,167 @@
+"""What the host refuses before anything reaches the device, and the checked request it hands on.
+
+Source: docs/contract.md sections 1, 7.1, 7.3 and 7.5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from impl.dispatch.variants import missing_features
+from impl.errors import DeviceLacksFeature, DeviceLimitExceeded
+
+if TYPE_CHECKING:
+    from impl.dispatch.variants import Variant
+    from impl.gpu.info import DeviceInfo
+
+_MAX_RANK = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """A lookup whose arguments are right: contiguous arrays, int32 indices, and the sizes they imply."""
+
+    variant: Variant
+    weight: npt.NDArray[Any]
+    scales: npt.NDArray[Any]
+    indices: npt.NDArray[np.int32]
+    group_size: int
+    vocab_size: int
+    embed_dim: int
+
+    @property
+    def out_dtype(self) -> np.dtype[Any]:
+        """The numpy type of the output."""
+        return np.dtype(self.variant.output_dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one output row."""
+        return self.embed_dim * self.out_dtype.itemsize
+
+    def out_sizes(self) -> tuple[int, int, int, int]:
+        """The output's (W, H, C, N), as the uniform ``out_sizes`` has it."""
+        n, c, h = (1,) * (_MAX_RANK - self.indices.ndim) + self.indices.shape
+        return self.embed_dim, h, c, n
+
+
+def check_request(
+    info: DeviceInfo,
+    variant: Variant,
+    weight: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    group_size: int,
+    indices: npt.NDArray[Any],
+    *,
+    vocab_size: int,
+    allow_out_of_range: bool,
+) -> Request:
+    """Check every argument of ``impl.kernel.run_embedding`` and put them together.
+
+    Raises:
+        DeviceLacksFeature: the device misses what the variant needs.
+        ValueError: an argument's dtype, shape or value is wrong; names it, its value and the bound.
+        DeviceLimitExceeded: (a ValueError) a table is beyond a limit of the device; names the limit.
+        IndexError: an index is outside [0, vocab_size); names its position, its value and the bound.
+    """
+    if missing := missing_features(info, variant):
+        raise DeviceLacksFeature(f"{info.name} lacks {', '.join(missing)}, which {variant.name} needs")
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1")
+    embed_dim = _check_weight(variant, weight, vocab_size)
+    if group_size < 1 or group_size % 4 or embed_dim % group_size:
+        raise ValueError(
+            f"group_size is {group_size}; it must be a multiple of 4 that divides embed_dim {embed_dim} "
+            "(the kernel reads one scale per 4 columns)"
+        )
+    expect = (vocab_size, embed_dim // group_size)
+    if scales.dtype != np.dtype(variant.scale_dtype):
+        raise ValueError(f"scales is {scales.dtype}; {variant.name} takes {variant.scale_dtype}")
+    if scales.shape != expect:
+        raise ValueError(
+            f"scales has shape {scales.shape}; vocab_size {vocab_size} and group_size {group_size} take {expect}"
+        )
+    _check_limits(info, variant, weight, scales)
+    return Request(
+        variant=variant,
+        weight=np.ascontiguousarray(weight),
+        scales=np.ascontiguousarray(scales),
+        indices=_check_indices(indices, vocab_size, allow_out_of_range=allow_out_of_range),
+        group_size=group_size,
+        vocab_size=vocab_size,
+        embed_dim=embed_dim,
+    )
+
+
+def _check_weight(variant: Variant, weight: npt.NDArray[Any], vocab_size: int) -> int:
+    """The table's embed_dim, once dtype and shape fit the variant's layout."""
+    flat = variant.weight_layout == "flat"
+    dtype = np.dtype(np.uint8 if flat else np.int32)
+    expect = f"[{vocab_size}, D/2]" if flat else f"[{-(-vocab_size // 8)}, D/4, 4]"
+    if weight.dtype != dtype:
+        raise ValueError(f"weight is {weight.dtype}; the {variant.weight_layout} layout is {dtype}")
+    rows, ends = (vocab_size, ()) if flat else (-(-vocab_size // 8), (4,))
+    if weight.ndim != 2 + len(ends) or weight.shape[0] != rows or weight.shape[2:] != ends:
+        raise ValueError(
+            f"weight has shape {weight.shape}; the {variant.weight_layout} layout of {vocab_size} rows is {expect}"
+        )
+    columns: int = weight.shape[1] * (2 if flat else 4)
+    if columns == 0 or columns % 32:
+        raise ValueError(f"embed_dim is {columns} (from weight's shape {weight.shape}); it must be a multiple of 32")
+    return columns
+
+
+def _check_limits(info: DeviceInfo, variant: Variant, weight: npt.NDArray[Any], scales: npt.NDArray[Any]) -> None:
+    buffers = {"scales": scales.nbytes}
+    if variant.weight_storage == "buffer":
+        buffers["weight"] = weight.nbytes
+    bound = info.limits["maxStorageBufferRange"]
+    for name, size in buffers.items():
+        if size > bound:
+            raise DeviceLimitExceeded(f"{name} has {size} bytes, beyond maxStorageBufferRange = {bound} of {info.name}")
+
+
+def _check_indices(indices: npt.NDArray[Any], vocab_size: int, *, allow_out_of_range: bool) -> npt.NDArray[np.int32]:
+    if indices.dtype not in (np.int32, np.int64):
+        raise ValueError(f"indices is {indices.dtype}; it must be int32 or int64")
+    if indices.ndim > _MAX_RANK:
+        raise ValueError(f"indices has rank {indices.ndim} (shape {indices.shape}); at most {_MAX_RANK} is served")
+    if indices.size:
+        low, high = (0, vocab_size - 1) if not allow_out_of_range else (-(2**31), 2**31 - 1)
+        if indices.min() < low or indices.max() > high:
+            at = int(np.flatnonzero((indices < low) | (indices > high))[0])
+            place = tuple(int(i) for i in np.unravel_index(at, indices.shape))
+            raise IndexError(
+                f"indices{list(place)} is {indices[place]}; it must be in [{low}, {high}] (vocab_size {vocab_size})"
+            )
+    return np.ascontiguousarray(indices, dtype=np.int32).reshape(indices.shape)
+
+
+def rows_per_run(info: DeviceInfo, request: Request, guard: int) -> int:
+    """How many output rows one dispatch may produce; more are split (contract 7.5).
+
+    Raises:
+        DeviceLimitExceeded: not even one row fits; names the limit.
+    """
+    if request.variant.io_storage == "buffer":
+        bound = info.limits["maxStorageBufferRange"]
+        rows = (bound - guard) // request.row_bytes
+        if rows < 1:
+            raise DeviceLimitExceeded(
+                f"an output row of {request.row_bytes} bytes is beyond maxStorageBufferRange = {bound} of {info.name}"
+            )
+        return rows
+    bound = info.limits["maxImageDimension3D"]
+    if request.embed_dim // 4 > bound:
+        raise DeviceLimitExceeded(
+            f"embed_dim {request.embed_dim} needs {request.embed_dim // 4} texels in x, beyond "
+            f"maxImageDimension3D = {bound} of {info.name}; use a buffer variant"
+        )
+    _w, h, c, n = request.out_sizes()
+    fits = h <= bound and c * n <= bound
+    return math.prod(request.indices.shape) if fits else bound - 1

@@ -1,0 +1,1 @@
+"""Which lookups are fused, and the rewrite that fuses them."""

@@ -1,0 +1,208 @@
+"""Vulkan devices: what there is, and one opened for compute.
+
+The PyPI ``vulkan`` binding is imported on first use, so that importing this module needs neither a
+loader nor a driver. The binding copies structs by value and forgets what their pointers point to;
+every nested struct here therefore stays in a local variable until the call that reads it returns.
+
+Source: docs/contract.md sections 3.4 and 7.5.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Self
+
+from impl.errors import DeviceHang, DeviceLost, VulkanUnavailable
+from impl.gpu import validation
+from impl.gpu.info import DeviceInfo, choose_device, describe, feature_chain
+
+if TYPE_CHECKING:
+    from types import ModuleType, TracebackType
+
+#: Enabled where the device lists them; each is core in a later Vulkan version, where asking for it does no harm.
+_EXTENSIONS = (
+    "VK_KHR_16bit_storage",
+    "VK_KHR_8bit_storage",
+    "VK_KHR_shader_float16_int8",
+    "VK_KHR_shader_float_controls",
+    "VK_KHR_storage_buffer_storage_class",
+)
+_API_VERSION = (1 << 22) | (1 << 12)  # Vulkan 1.1, what phones have
+_INSTALL = "install a driver and the loader (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+#: How long one submission may run before it counts as hung; the suite's own time limit is shorter.
+SUBMIT_TIMEOUT_S = 120.0
+
+
+@functools.cache
+def binding() -> ModuleType:
+    """The PyPI ``vulkan`` module.
+
+    Raises:
+        VulkanUnavailable: the package or the loader library libvulkan.so.1 is missing.
+    """
+    try:
+        import vulkan  # noqa: PLC0415 (loads libvulkan.so.1, which `import impl.kernel` must not need)
+    except OSError as error:
+        raise VulkanUnavailable(f"no Vulkan loader (libvulkan.so.1): {_INSTALL}") from error
+    except ImportError as error:
+        raise VulkanUnavailable("the Python package `vulkan` is missing: pip install vulkan") from error
+    module: ModuleType = vulkan
+    return module
+
+
+def list_devices() -> list[DeviceInfo]:
+    """Every device of this machine, in the loader's order.
+
+    Raises:
+        VulkanUnavailable: no loader, no driver or no device.
+    """
+    vk = binding()
+    instance = _create_instance(vk, validate=False)
+    try:
+        return [describe(vk, index, handle) for index, handle in enumerate(_physical_devices(vk, instance))]
+    finally:
+        vk.vkDestroyInstance(instance, None)
+
+
+class Device:
+    """One opened device: logical device, queue, command buffer, fence. A context manager; closing frees everything.
+
+    One thread at a time. ``validate=True`` loads VK_LAYER_KHRONOS_validation with synchronization
+    validation, proves on a deliberate hazard that it speaks (``hazard_seen``), and raises ValidationFailed
+    in ``submit`` and ``close`` for every message. ``timeout_s`` is how long one submission may take.
+    """
+
+    def __init__(
+        self, wanted: str | int | None = None, *, validate: bool = False, timeout_s: float = SUBMIT_TIMEOUT_S
+    ) -> None:
+        self.vk = vk = binding()
+        self.messages: list[str] = []
+        self.broken = False
+        self.timeout_s = timeout_s
+        self._children: dict[object, Any] = {}
+        self._instance = _create_instance(vk, validate=validate)
+        self._messenger = validation.listen(vk, self._instance, self.messages) if validate else None
+        self.validate = validate
+        handles = _physical_devices(vk, self._instance)
+        self.info = choose_device([describe(vk, i, h) for i, h in enumerate(handles)], wanted)
+        self.physical = handles[self.info.index]
+        self.memory_properties = vk.vkGetPhysicalDeviceMemoryProperties(self.physical)
+        self.handle, family = _create_device(vk, self.physical, self.info)
+        self.queue = vk.vkGetDeviceQueue(self.handle, family, 0)
+        pool_info = vk.VkCommandPoolCreateInfo(
+            flags=vk.VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT, queueFamilyIndex=family
+        )
+        self._pool = vk.vkCreateCommandPool(self.handle, pool_info, None)
+        self._fence = vk.vkCreateFence(self.handle, vk.VkFenceCreateInfo(), None)
+        allocate = vk.VkCommandBufferAllocateInfo(
+            commandPool=self._pool, level=vk.VK_COMMAND_BUFFER_LEVEL_PRIMARY, commandBufferCount=1
+        )
+        self.commands = vk.vkAllocateCommandBuffers(self.handle, allocate)[0]
+        #: What the validation layer says about a deliberate hazard; "" where nothing validates.
+        self.hazard_seen = validation.self_test(self) if validate else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def keep(self, key: object, make: Any) -> Any:
+        """``make()`` on first use of ``key``; the result's ``close()`` is called when the device closes."""
+        if key not in self._children:
+            self._children[key] = make()
+        return self._children[key]
+
+    def begin(self) -> Any:
+        """Start recording the device's one command buffer and return it."""
+        vk = self.vk
+        vk.vkBeginCommandBuffer(
+            self.commands, vk.VkCommandBufferBeginInfo(flags=vk.VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT)
+        )
+        return self.commands
+
+    def submit(self) -> None:
+        """End recording, run it and wait for it.
+
+        Raises:
+            DeviceHang: not done after ``timeout_s`` seconds. DeviceLost: the driver gave up.
+            ValidationFailed: the validation layer had something to say.
+        """
+        vk = self.vk
+        vk.vkEndCommandBuffer(self.commands)
+        buffers = [self.commands]
+        submit = vk.VkSubmitInfo(pCommandBuffers=buffers)
+        try:
+            vk.vkQueueSubmit(self.queue, 1, submit, self._fence)
+            vk.vkWaitForFences(self.handle, 1, [self._fence], True, int(self.timeout_s * 1e9))  # noqa: FBT003 (Vulkan's own signature)
+        except vk.VkTimeout as error:
+            self.broken = True
+            raise DeviceHang(f"{self.info.name}: a dispatch did not end within {self.timeout_s} s") from error
+        except vk.VkErrorDeviceLost as error:
+            self.broken = True
+            raise DeviceLost(f"{self.info.name}: VK_ERROR_DEVICE_LOST") from error
+        vk.vkResetFences(self.handle, 1, [self._fence])
+        self.check_messages()
+
+    def check_messages(self) -> None:
+        """Raise ValidationFailed if the validation layer reported anything, and forget it."""
+        validation.raise_any(self.messages)
+
+    def close(self) -> None:
+        """Free everything. After a hang the driver would wait for ever, so nothing is freed then."""
+        if self.broken or self._instance is None:
+            return
+        vk = self.vk
+        vk.vkDeviceWaitIdle(self.handle)
+        for child in reversed(self._children.values()):
+            child.close()
+        self._children.clear()
+        vk.vkDestroyFence(self.handle, self._fence, None)
+        vk.vkDestroyCommandPool(self.handle, self._pool, None)
+        vk.vkDestroyDevice(self.handle, None)
+        if self._messenger is not None:
+            validation.stop(vk, self._instance, self._messenger)
+        vk.vkDestroyInstance(self._instance, None)
+        self._instance = None
+        self.check_messages()
+
+
+def _create_instance(vk: ModuleType, *, validate: bool) -> Any:
+    application = vk.VkApplicationInfo(pApplicationName="q4gsw", apiVersion=_API_VERSION)
+    layers, extensions, chain = validation.instance_parts(vk) if validate else ([], [], None)
+    info = vk.VkInstanceCreateInfo(
+        pNext=chain, pApplicationInfo=application, ppEnabledLayerNames=layers, ppEnabledExtensionNames=extensions
+    )
+    try:
+        return vk.vkCreateInstance(info, None)
+    except vk.VkErrorIncompatibleDriver as error:
+        raise VulkanUnavailable(f"no Vulkan driver: {_INSTALL}") from error
+    except vk.VkErrorLayerNotPresent as error:
+        raise VulkanUnavailable(validation.INSTALL) from error
+
+
+def _physical_devices(vk: ModuleType, instance: Any) -> Any:
+    try:
+        handles = vk.vkEnumeratePhysicalDevices(instance)
+    except (vk.VkErrorInitializationFailed, vk.VkErrorIncompatibleDriver) as error:
+        raise VulkanUnavailable(f"the Vulkan driver does not start: {_INSTALL}") from error
+    if len(handles) == 0:
+        raise VulkanUnavailable(f"no Vulkan device: {_INSTALL}")
+    return handles
+
+
+def _create_device(vk: ModuleType, physical: Any, info: DeviceInfo) -> tuple[Any, int]:
+    families = vk.vkGetPhysicalDeviceQueueFamilyProperties(physical)
+    compute = [i for i, f in enumerate(families) if f.queueFlags & vk.VK_QUEUE_COMPUTE_BIT]
+    if not compute:
+        raise VulkanUnavailable(f"{info.name} has no compute queue; choose another device with Q4GSW_DEVICE")
+    priorities = [1.0]
+    queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=compute[0], pQueuePriorities=priorities)]
+    chain, _said = feature_chain(vk, physical)
+    chain[0].features.robustBufferAccess = 0  # would hide a shader's out-of-bounds write from the guard bands
+    there = {e.extensionName for e in vk.vkEnumerateDeviceExtensionProperties(physical, None)}
+    extensions = [name for name in _EXTENSIONS if name in there]
+    create = vk.VkDeviceCreateInfo(pNext=chain[0], pQueueCreateInfos=queues, ppEnabledExtensionNames=extensions)
+    return vk.vkCreateDevice(physical, create, None), compute[0]

@@ -1,0 +1,114 @@
+"""Find the 4-bit lookups of a program, and read both dialects into one shape (contract section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from impl.graph.ops import EMBEDDING, EMBEDDING_4BIT, TableSources, arguments, torch_op
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Table:
+    """The operands of a dequantized table, as the graph has them (not looked through, not checked).
+
+    Attributes:
+        dequantize: the torchao.dequantize_affine node; None where the lookup dequantizes by itself.
+        is_flat: the weight is uint8 [V, D/2] in flat layout, else int8 [V, D].
+        block_size: of the dequantize; None for a flat table, where the scales' shape implies it.
+        input_dtype: what the weight is dequantized as.
+        output_dtype: what comes out; None means the scales' dtype.
+    """
+
+    dequantize: torch.fx.Node | None
+    is_flat: bool
+    weight: Any
+    scales: Any
+    zero_point: Any
+    qmin: Any
+    qmax: Any
+    block_size: Any
+    input_dtype: Any
+    output_dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A node that looks rows of a 4-bit table up.
+
+    Attributes:
+        reads: what the lookup reads as its table: the dequantize, or something computed from it; for a
+            flat table the lookup itself.
+        renormed: an embedding_renorm lies between the dequantize and the lookup.
+    """
+
+    node: torch.fx.Node
+    table: Table
+    indices: Any
+    reads: torch.fx.Node
+    renormed: bool
+
+
+def find_lookups(graph: torch.fx.Graph) -> Iterator[Lookup]:
+    """Every 4-bit lookup of the graph itself, in order. Costs one walk of the graph."""
+    sources = TableSources()
+    for node in graph.nodes:
+        operation = torch_op(node)
+        if operation in EMBEDDING_4BIT:
+            yield Lookup(node, _flat_table(node), arguments(node)["indices"], node, renormed=False)
+        elif operation == EMBEDDING:
+            given = arguments(node)
+            reads = given["weight"]
+            if isinstance(reads, torch.fx.Node):
+                dequantize, renormed = sources.behind(reads)
+                if dequantize is not None:
+                    yield Lookup(node, table_of(dequantize), given["indices"], reads, renormed)
+
+
+def find_lookups_in_branches(module: torch.nn.Module, where: str = "") -> Iterator[tuple[str, Lookup]]:
+    """("branch/", lookup) for every 4-bit lookup inside a control-flow branch, however deep."""
+    for name, branch in module.named_children():
+        if isinstance(branch, torch.fx.GraphModule):
+            for lookup in find_lookups(branch.graph):
+                yield f"{where}{name}/", lookup
+            yield from find_lookups_in_branches(branch, f"{where}{name}/")
+
+
+def table_of(dequantize: torch.fx.Node) -> Table:
+    """The operands of a torchao.dequantize_affine."""
+    given = arguments(dequantize)
+    # The schema spells the default as the integer that stands for float32.
+    output_dtype = given["output_dtype"] if isinstance(given["output_dtype"], torch.dtype) else torch.float32
+    return Table(
+        dequantize=dequantize,
+        is_flat=False,
+        weight=given["input"],
+        scales=given["scale"],
+        zero_point=given["zero_point"],
+        qmin=given["quant_min"],
+        qmax=given["quant_max"],
+        block_size=given["block_size"],
+        input_dtype=given["input_dtype"],
+        output_dtype=output_dtype,
+    )
+
+
+def _flat_table(node: torch.fx.Node) -> Table:
+    given = arguments(node)
+    return Table(
+        dequantize=None,
+        is_flat=True,
+        weight=given["weight"],
+        scales=given["weight_scales"],
+        zero_point=given["weight_zero_points"],
+        qmin=given["weight_quant_min"],
+        qmax=given["weight_quant_max"],
+        block_size=None,
+        input_dtype=torch.uint8,
+        output_dtype=given.get("dtype"),
+    )

@@ -1,0 +1,1 @@
+"""What lower_to_vulkan plans, rewrites, and leaves to the CPU."""

@@ -1,0 +1,1 @@
+"""Compiling shaders and declaring their floating-point modes."""

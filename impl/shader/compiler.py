@@ -1,0 +1,159 @@
+"""GLSL to SPIR-V: glslc once, spirv-val once, then from a content-hashed cache.
+
+The cache is ``$Q4GSW_SPIRV_CACHE``, else ``$XDG_CACHE_HOME/q4gsw``, else ``~/.cache/q4gsw``. A file's
+name holds the hash of everything that decides its content but the compiler, and then the compiler's
+version. With glslc installed only its own files count; without it any compiler's file does, so a
+directory filled elsewhere serves a machine that has no compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from impl.errors import ShaderCompileError, ShaderToolMissing
+from impl.shader import float_modes as shader_modes
+
+GLSL = Path(__file__).resolve().parent.parent.parent / "vulkan" / "glsl"
+_TARGET = "vulkan1.1"
+
+
+@dataclass(frozen=True)
+class Shader:
+    """A compiled module: SPIR-V bytes, their SHA-256 and the float modes that they declare.
+
+    ``bindings``: the resources that the source declares where that is known; optimizing drops those that are not used.
+    """
+
+    name: str
+    spirv: bytes
+    sha256: str
+    float_modes: tuple[str, ...]
+    bindings: frozenset[int] = frozenset()
+
+
+def compile_shader(source: Path, defines: tuple[str, ...] = (), float_modes: tuple[str, ...] = ()) -> Shader:
+    """Compile one GLSL file, or take it from the cache.
+
+    ``defines`` are "NAME" or "NAME=VALUE"; ``float_modes`` are declared on top of what the source
+    declares ("RoundingModeRTE 32", see ``impl.shader.float_modes``).
+
+    Raises:
+        ShaderToolMissing: not in the cache, and glslc or spirv-val is not installed.
+        ShaderCompileError: glslc or spirv-val refuses the shader.
+        FileNotFoundError: there is no such source.
+    """
+    directory = cache_directory()
+    return _compile(directory, source.name, source.read_bytes(), tuple(sorted(defines)), tuple(sorted(float_modes)))
+
+
+def cache_directory() -> Path:
+    """Where compiled modules are kept."""
+    if chosen := os.environ.get("Q4GSW_SPIRV_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "q4gsw"
+
+
+@functools.lru_cache(maxsize=256)
+def _compile(
+    directory: Path, name: str, source: bytes, defines: tuple[str, ...], float_modes: tuple[str, ...]
+) -> Shader:
+    stem = Path(name).stem
+    recipe = json.dumps([hashlib.sha256(source).hexdigest(), defines, float_modes, _TARGET])
+    key = f"{stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:20]}"
+    cached = _find(directory, key)
+    if cached is not None:
+        spirv = cached.read_bytes()
+    elif float_modes:
+        # The modes depend on the device, the plain module does not: one compiled elsewhere serves every device.
+        plain = _compile(directory, name, source, defines, ())
+        spirv = _validated(shader_modes.declare(plain.spirv, float_modes), name, defines)
+        _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
+    else:
+        spirv = _validated(_build(name, source, defines), name, defines)
+        _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
+    return Shader(stem, spirv, hashlib.sha256(spirv).hexdigest(), shader_modes.declared(spirv))
+
+
+def _find(directory: Path, key: str) -> Path | None:
+    if shutil.which("glslc"):
+        exact = directory / f"{key}-{_compiler_tag()}.spv"
+        return exact if exact.is_file() else None
+    return min(directory.glob(f"{key}-*.spv"), default=None)
+
+
+@functools.cache
+def _compiler_tag() -> str:
+    if not shutil.which("glslc"):
+        return "no-glslc"
+    version = subprocess.run([_tool("glslc"), "--version"], capture_output=True, check=True).stdout
+    return hashlib.sha256(version).hexdigest()[:12]
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        package = {"glslc": "glslc", "spirv-val": "spirv-tools"}[name]
+        raise ShaderToolMissing(
+            f"{name} is not installed and the shader is not in {cache_directory()}: "
+            f"apt-get install {package} (Debian), or set Q4GSW_SPIRV_CACHE to a directory that has it compiled"
+        )
+    return path
+
+
+def _build(name: str, source: bytes, defines: tuple[str, ...]) -> bytes:
+    glslc = _tool("glslc")
+    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
+        glsl, module = Path(scratch) / name, Path(scratch) / "module.spv"
+        glsl.write_bytes(source)
+        flags = [f"-D{define}" for define in defines]
+        stage = [] if glsl.suffix == ".comp" else ["-fshader-stage=compute"]
+        _run([glslc, f"--target-env={_TARGET}", "-O", *stage, *flags, str(glsl), "-o", str(module)], name, defines)
+        return module.read_bytes()
+
+
+def _validated(spirv: bytes, name: str, defines: tuple[str, ...]) -> bytes:
+    """The module, once spirv-val has passed it.
+
+    A machine without either tool runs modules that were validated where they were compiled; declaring
+    modes on top of such a module is the one step that it cannot validate again.
+    """
+    if not (shutil.which("glslc") or shutil.which("spirv-val")):
+        return spirv
+    with tempfile.NamedTemporaryFile(prefix="q4gsw-", suffix=".spv") as module:
+        module.write(spirv)
+        module.flush()
+        _run([_tool("spirv-val"), "--target-env", _TARGET, module.name], name, defines)
+    return spirv
+
+
+def _run(command: list[str], name: str, defines: tuple[str, ...]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise ShaderCompileError(
+            f"{Path(command[0]).name} refuses {name} with {' '.join(defines) or 'no defines'}: {said}"
+        )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Several processes may build the same shader at once: each renames a whole file into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise

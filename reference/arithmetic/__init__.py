@@ -1,0 +1,1 @@
+"""What the arithmetic of the contract allows, bit for bit."""

@@ -1,0 +1,301 @@
+"""ProgramSpec: what a program with quantized embeddings is, described without a graph.
+
+A spec is the one thing that the program builder, the fusibility oracle and the value oracle
+share. The builder turns it into a torch program, the oracles judge from the spec alone and never
+read facts back from a graph. Everything here is frozen plain data; ``conformance.spec_toml``
+writes it to TOML and reads it back.
+
+Order of execution is the order of ``steps``. A tensor is referred to by name; a quantized table
+``emb`` provides the three tensors ``emb.qdata``, ``emb.scale`` and ``emb.zero_point``.
+
+Source: docs/contract.md sections 1, 4 and 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+SPEC_VERSION = 1
+
+#: Where a tensor comes from in the program (contract 5.3, 5.4).
+SOURCES = (
+    "parameter",
+    "buffer",
+    "non_persistent",
+    "lifted",  # a constant that torch.export lifts out of the forward method
+    "input",  # the caller passes it at run time
+    "computed",  # the program computes it from an input (input + 0)
+    "mutated",  # a buffer that the program writes to
+)
+#: Element types by their torch (and numpy) names; bfloat16 has no numpy type of its own.
+DTYPES = (
+    "int8",
+    "uint8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+)
+#: Operations that keep every value; ``weight_ops`` and friends hold a chain of them.
+#: "add_zero" and "transpose_twice" keep values too, but are not identities the contract looks through.
+IDENTITY_OPS = ("clone", "view")
+OPAQUE_OPS = ("add_zero", "transpose_twice")
+#: How the builder makes the torch program: a graph by hand, torch.export of a module that calls
+#: the ops, or torchao's quantize_ on a real nn.Embedding followed by torch.export.
+ROUTES = ("synthetic", "export", "torchao")
+
+
+@dataclass(frozen=True)
+class Values:
+    """A tensor's content: a named pattern drawn from a seed, or literal bytes.
+
+    ``pattern`` is a key of ``reference.program.values.PATTERNS``. ``low`` and ``high`` bound integer
+    patterns, ``position`` and ``value`` serve "one_hot" (all ``low`` except one place), ``data``
+    holds the hex of the little-endian row-major bytes of "literal".
+    """
+
+    pattern: str
+    seed: int = 0
+    low: int = 0
+    high: int = 0
+    position: int = 0
+    value: float = 0.0
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the program. ``dynamic`` names the dimensions exported as symbolic sizes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: Values
+    source: str = "buffer"
+    dynamic: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """A float table that torchao's weight-only int4 configuration quantizes (symmetric, int8 carrier).
+
+    ``group_size`` 0 means per-axis (PerAxis(0)): one scale a row. ``dtype`` is the float table's
+    type, and so the type of the scales and of what is dequantized.
+    """
+
+    name: str
+    vocab_size: int
+    embed_dim: int
+    group_size: int
+    values: Values
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """torchao.dequantize_affine. ``zero_point`` "" means None."""
+
+    name: str
+    weight: str
+    scale: str
+    block_size: tuple[int, ...]
+    zero_point: str = ""
+    qmin: int = -8
+    qmax: int = 7
+    input_dtype: str = "int8"
+    output_dtype: str = "float32"
+    weight_ops: tuple[str, ...] = ()
+    scale_ops: tuple[str, ...] = ()
+    zero_point_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """aten.embedding on a dequantized table. ``max_norm`` 0 means none (no embedding_renorm_)."""
+
+    name: str
+    table: str
+    indices: str
+    table_ops: tuple[str, ...] = ()
+    padding_idx: int = -1
+    scale_grad_by_freq: bool = False
+    sparse: bool = False
+    max_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class PackedLookup:
+    """quantized_decomposed.embedding_4bit.dtype: flat uint8 table, scales, zero point or ""."""
+
+    name: str
+    weight: str
+    scale: str
+    indices: str
+    zero_point: str = ""
+    qmin: int = -8
+    qmax: int = 7
+    output_dtype: str = "float32"
+    weight_ops: tuple[str, ...] = ()
+    scale_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Linear:
+    """aten.linear(x, table): a tied ``lm_head`` when ``table`` is also looked up."""
+
+    name: str
+    table: str
+    x: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """Another consumer: returns ``of`` (a tensor or a dequantized table) cloned, as an output."""
+
+    name: str
+    of: str
+
+
+Step = Dequantize | Lookup | PackedLookup | Linear | Read
+#: The ``op`` that names each step in TOML.
+STEP_TYPES: dict[str, type[Step]] = {
+    "dequantize": Dequantize,
+    "lookup": Lookup,
+    "packed_lookup": PackedLookup,
+    "linear": Linear,
+    "read": Read,
+}
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """A whole program: its tensors, its quantized tables and the steps over them, in order.
+
+    Every step but a Dequantize is an output of the program, in step order. ``unwrap`` applies
+    torchao's unwrap_tensor_subclass before export (route "torchao" only). ``strict`` is
+    torch.export's own switch.
+    """
+
+    steps: tuple[Step, ...]
+    tensors: tuple[TensorSpec, ...] = ()
+    tables: tuple[QuantizedTable, ...] = ()
+    route: str = "synthetic"
+    unwrap: bool = False
+    strict: bool = False
+    version: int = SPEC_VERSION
+
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the steps whose value the program returns, in order."""
+        return tuple(s.name for s in self.steps if not isinstance(s, Dequantize))
+
+    def lookups(self) -> tuple[Lookup | PackedLookup, ...]:
+        """The steps that a matcher has to decide on, in order."""
+        return tuple(s for s in self.steps if isinstance(s, Lookup | PackedLookup))
+
+    def tensor(self, name: str) -> TensorSpec:
+        """Return the named tensor; a quantized table's parts are derived here.
+
+        Raises:
+            KeyError: no tensor and no table part has that name.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        for table in self.tables:
+            for part in table_parts(table):
+                if part.name == name:
+                    return part
+        message = f"the spec has no tensor {name!r}"
+        raise KeyError(message)
+
+    def dequantize(self, name: str) -> Dequantize:
+        """Return the named Dequantize step.
+
+        Raises:
+            KeyError: no Dequantize has that name.
+        """
+        for step in self.steps:
+            if isinstance(step, Dequantize) and step.name == name:
+                return step
+        message = f"the spec has no dequantize step {name!r}"
+        raise KeyError(message)
+
+
+def table_parts(table: QuantizedTable) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    """The three tensors that quantizing ``table`` yields: int8 qdata, scales, int8 zero point.
+
+    Their values carry the pattern "quantized"; ``reference.program.values`` computes them from the float
+    table with torchao's arithmetic.
+    """
+    groups = table.embed_dim // (table.group_size or table.embed_dim)
+    derived = Values("quantized")
+    shape = (table.vocab_size, groups)
+    return (
+        TensorSpec(f"{table.name}.qdata", "int8", (table.vocab_size, table.embed_dim), derived, "parameter"),
+        TensorSpec(f"{table.name}.scale", table.dtype, shape, derived, "parameter"),
+        TensorSpec(f"{table.name}.zero_point", "int8", shape, derived, "parameter"),
+    )
+
+
+def validate(spec: ProgramSpec) -> None:
+    """Check that a spec is well formed: names, references, dtypes, sources and ops.
+
+    Raises:
+        ValueError: names the first offending tensor or step, what is wrong and what is allowed.
+    """
+    if spec.version != SPEC_VERSION:
+        _fail(f"spec version {spec.version} is not {SPEC_VERSION}")
+    _one_of("program", "route", spec.route, ROUTES)
+    known: set[str] = set()
+    for tensor in spec.tensors:
+        where = f"tensor {tensor.name!r}"
+        _unique(where, tensor.name, known)
+        _one_of(where, "dtype", tensor.dtype, DTYPES)
+        _one_of(where, "source", tensor.source, SOURCES)
+        if any(size < 0 for size in tensor.shape) or any(d not in range(len(tensor.shape)) for d in tensor.dynamic):
+            _fail(f"{where}: shape {tensor.shape} with dynamic dimensions {tensor.dynamic} cannot be")
+    for table in spec.tables:
+        where = f"table {table.name!r}"
+        if table.group_size < 0 or (table.group_size and table.embed_dim % table.group_size):
+            _fail(f"{where}: group_size {table.group_size} does not divide embed_dim {table.embed_dim}")
+        for part in table_parts(table):
+            _unique(where, part.name, known)
+    dequantized: set[str] = set()
+    for step in spec.steps:
+        where = f"step {step.name!r}"
+        _unique(where, step.name, known)
+        _check_references(where, step, known, dequantized)
+        if isinstance(step, Dequantize):
+            dequantized.add(step.name)
+
+
+def _check_references(where: str, step: Step, known: set[str], dequantized: set[str]) -> None:
+    """Every name a step refers to must exist before it."""
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        if field.name in {"weight", "scale", "indices", "x", "of"} or (field.name == "zero_point" and value):
+            _one_of(where, field.name, value, known - {step.name})
+        elif field.name == "table":
+            _one_of(where, field.name, value, dequantized)
+        elif field.name.endswith("_ops"):
+            for op in value:
+                _one_of(where, field.name, op, IDENTITY_OPS + OPAQUE_OPS)
+
+
+def _unique(where: str, name: str, known: set[str]) -> None:
+    if name in known:
+        _fail(f"{where}: the name is used twice")
+    known.add(name)
+
+
+def _one_of(where: str, field: str, value: str, allowed: tuple[str, ...] | set[str]) -> None:
+    if value not in allowed:
+        _fail(f"{where}: {field} {value!r} is not one of {', '.join(sorted(allowed))}")
+
+
+def _fail(message: str) -> None:
+    raise ValueError(message)

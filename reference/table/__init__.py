@@ -1,0 +1,1 @@
+"""Tables: layouts, positions of codes, quantization and its inverse."""

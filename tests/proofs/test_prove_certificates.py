@@ -1,0 +1,269 @@
+"""Certificates and journals: what was edited, cut off or is of something else is rejected in one line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.cli import prove
+from conformance.proofs import certificate as prove_certificate
+from conformance.proofs import check
+from conformance.proofs.certificate import Rejected
+from conformance.proofs.journal import Journal, JournalRefused
+from reference.arithmetic.accept import NOTHING_DECLARED, accept_products
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = sorted((ROOT / "docs" / "certificates").rglob("*.json"))
+VARIANT = "flat-buffer-f16out-f16scale-buffer"
+RANGE = "0x3F000000:0x3F200000"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One of each kind, made here: arithmetic on the device and on the host, indexing, layout."""
+    out = tmp_path_factory.mktemp("certificates")
+    for words in (
+        ("arithmetic", "--variant", VARIANT),
+        ("arithmetic", "--subject", "reference", "--variant", "flat-f32out-f16scale"),
+        ("indexing", "--variant", VARIANT),
+        ("layout", "--subject", "reference"),
+    ):
+        assert prove.main([*words, "--out", str(out)]) == 0
+    return {path.stem: path for path in out.glob("*.json")}
+
+
+def mutations(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, new value) for every field of a certificate, lists and tables included."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from mutations(inner, (*path, key))
+        yield (*path, "added"), "field"
+    elif isinstance(value, list):
+        for index, inner in enumerate(value[:2]):
+            yield from mutations(inner, (*path, index))
+        yield path, [*value, "added"]
+    elif isinstance(value, str):
+        yield path, value + "0"
+        yield path, value[:-1] + ("1" if value[-1:] == "0" else "0")
+    else:
+        yield path, value + 1
+        yield path, str(value)
+
+
+def changed(certificate: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The certificate with one field changed, and its own digest made right again."""
+    made = copy.deepcopy(certificate)
+    inner: Any = made
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    if path != ("digest",):
+        made["digest"] = prove_certificate.digest(made)
+    return made
+
+
+def rejected(certificate: dict[str, Any], folder: Path, *, rerun: bool = False) -> str:
+    path = folder / "changed.json"
+    path.write_text(json.dumps(certificate))
+    with pytest.raises(Rejected) as caught:
+        check.check(path, rerun=rerun)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_kind_holds(certificates: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(certificates) == 4
+    assert prove.main(["--check", *map(str, certificates.values())]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": holds;") == 4
+    assert said.count("run again: ") == 4
+
+
+def test_every_single_field_mutation_is_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:
+    for path in certificates.values():
+        certificate = json.loads(path.read_text())
+        tried = list(mutations(certificate))
+        assert len(tried) > 60
+        for where, value in tried:
+            assert rejected(changed(certificate, where, value), tmp_path), where
+
+
+def test_claims_are_checked_even_where_both_hashes_are_made_right(
+    certificates: dict[str, Path], tmp_path: Path
+) -> None:
+    """Whoever recomputes the evidence too is caught by what the fields say of each other, and by running again."""
+    for name in (f"arithmetic-{VARIANT}-all", f"indexing-{VARIANT}", "layout-reference"):
+        certificate = json.loads(certificates[name].read_text())
+        for where, value in mutations(certificate):
+            if where[0] in {"evidence", "digest", "timing", "versions"}:
+                continue
+            made = changed(certificate, where, value)
+            made["evidence"] = prove_certificate.evidence(made)
+            made["digest"] = prove_certificate.digest(made)
+            if where[-1] in {"device", "driver"}:
+                continue  # a device that is not here cannot be asked
+            needs_device = where[-1] == "not_strict" or where[:2] == ("segments", "sums")
+            assert rejected(made, tmp_path, rerun=needs_device), where
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_certificates_are_rejected(share: float, certificates: dict[str, Path], tmp_path: Path) -> None:
+    text = certificates[f"arithmetic-{VARIANT}-all"].read_text()
+    path = tmp_path / "cut.json"
+    path.write_text(text[: int(len(text) * share)])
+    with pytest.raises(Rejected, match="truncated or no JSON"):
+        check.check(path)
+    assert prove.main(["--check", str(path)]) == 1
+
+
+def test_other_versions_and_missing_files_are_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:
+    certificate = json.loads(certificates[f"arithmetic-{VARIANT}-all"].read_text())
+    assert "version 2; this project reads version 1" in rejected(changed(certificate, ("certificate",), 2), tmp_path)
+    assert prove.main(["--check", str(tmp_path / "none.json")]) == 1
+
+
+def test_a_shader_that_has_changed_is_refused(tmp_path: Path) -> None:
+    shader = tmp_path / "own.comp"
+    shader.write_bytes((ROOT / "vulkan" / "glsl" / "embedding_q4gsw.comp").read_bytes())
+    words = ["--variant", VARIANT, "--range", "0:4096", "--shader", str(shader), "--out", str(tmp_path)]
+    assert prove.main(["arithmetic", *words]) == 0
+    (path,) = tmp_path.glob("*.json")
+    assert check.check(path)
+    shader.write_text(shader.read_text().replace("- 8)", "- 7)"))
+    with pytest.raises(Rejected, match=r"own\.comp is another now: target\.glsl_sha256"):
+        check.check(path)
+
+
+def test_a_refuted_certificate_is_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:
+    certificate = json.loads(certificates[f"arithmetic-{VARIANT}-all"].read_text())
+    certificate |= {"result": "refuted", "mismatches": ["scale 0x3C00 ..."]}
+    certificate["counts"]["refused"] = 1
+    certificate["evidence"] = prove_certificate.evidence(certificate)
+    certificate["digest"] = prove_certificate.digest(certificate)
+    assert "says itself that the proof failed: scale 0x3C00" in rejected(certificate, tmp_path)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: str(p.relative_to(ROOT / "docs" / "certificates")))
+def test_committed_certificates_hold(path: Path, tmp_path: Path) -> None:
+    assert check.check(path, rerun=False)
+    certificate = json.loads(path.read_text())
+    tried = list(mutations(certificate))
+    for where, value in random.Random(path.name).sample(tried, 25):  # noqa: S311 - all of them are tried above
+        assert rejected(changed(certificate, where, value), tmp_path), where
+
+
+def test_there_are_committed_certificates() -> None:
+    assert COMMITTED
+
+
+def test_a_fast_oracle_that_is_wrong_is_found_by_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: it takes nothing for declared, so that both neighbours are allowed."""
+
+    def lax(values: Any, scales: Any, output_dtype: str, _modes: Any) -> Any:
+        return accept_products(values, scales, output_dtype, NOTHING_DECLARED)
+
+    path = ROOT / "docs" / "certificates" / "lavapipe" / "arithmetic-flat-buffer-f32out-f32scale-buffer-boundary.json"
+    assert check.check(path, rerun=False)
+    monkeypatch.setattr(check, "accept_products", lax)
+    monkeypatch.setattr(check, "_check_counts", lambda *_: None)
+    with pytest.raises(Rejected, match="the fast oracle is wrong for scale"):
+        check.check(path, rerun=False)
+
+
+HEADER = {"kind": "arithmetic", "target": {"device": "one", "spirv_sha256": "a"}, "chunk": 4}
+
+
+def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    with Journal(path, HEADER, resume=False) as journal:
+        journal.add({"start": 0, "stop": 4})
+        journal.add({"start": 8, "stop": 12})
+    path.write_text(path.read_text() + '{"start": 4, "st')
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.missing(14, 4) == [(4, 8), (12, 14)]
+        journal.add({"start": 4, "stop": 8})
+    with Journal(path, HEADER, resume=True) as journal:
+        assert journal.missing(14, 4) == [(12, 14)]
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ({**HEADER, "target": {"device": "two", "spirv_sha256": "a"}}, "target.device is 'one' there, 'two' here"),
+        ({**HEADER, "target": {"device": "one", "spirv_sha256": "b"}}, "target.spirv_sha256 is 'a' there, 'b' here"),
+        ({**HEADER, "chunk": 8}, "chunk is 4 there, 8 here"),
+    ],
+)
+def test_a_journal_of_another_proof_is_refused(header: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    with Journal(path, HEADER, resume=False) as journal:
+        journal.add({"start": 0, "stop": 4})
+    before = path.read_bytes()
+    with pytest.raises(JournalRefused, match=says):
+        Journal(path, header, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_a_journal_is_not_overwritten_and_damage_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    with Journal(path, HEADER, resume=False) as journal:
+        journal.add({"start": 0, "stop": 4})
+    with pytest.raises(JournalRefused, match="--resume goes on with it"):
+        Journal(path, HEADER, resume=False)
+    path.write_text(path.read_text() + '{"start":0,"stop":4}\n')
+    with pytest.raises(JournalRefused, match="is there twice"):
+        Journal(path, HEADER, resume=True)
+    path.write_text("")
+    with pytest.raises(JournalRefused, match="no header line"):
+        Journal(path, HEADER, resume=True)
+
+
+def timeless(path: Path) -> dict[str, Any]:
+    """A certificate without what times decide."""
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in {"timing", "digest"}}
+
+
+def test_a_proof_killed_three_times_ends_with_the_same_certificate(tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        words = ["--subject", "impl", "--variant", "flat-buffer-f32out-f32scale-buffer", "--range", RANGE]
+        words += ["--chunk", "32768", "--out", str(out), "--resume"]
+        return [sys.executable, "-m", "conformance", "prove", "arithmetic", *words]
+
+    def run(out: Path, seconds: float | None) -> int:
+        """Run it; with ``seconds``, kill it that long after its journal has grown."""
+        with subprocess.Popen(command(out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            if seconds is not None:
+                before = size(out)
+                deadline = time.monotonic() + 60
+                while size(out) <= before and process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                time.sleep(seconds)
+                os.kill(process.pid, signal.SIGKILL)
+            return process.wait(timeout=120)
+
+    def size(out: Path) -> int:
+        return sum(path.stat().st_size for path in out.glob("*.journal"))
+
+    plain, killed = tmp_path / "plain", tmp_path / "killed"
+    assert run(plain, None) == 0
+    moments = random.Random(5)  # noqa: S311 - moments, not secrets
+    for _ in range(3):
+        assert run(killed, moments.random() / 40) == -signal.SIGKILL
+        assert list(killed.glob("*.journal")), "the proof was over before it was killed"
+        assert not list(killed.glob("*.json"))
+    assert run(killed, None) == 0
+    (one,), (other,) = plain.glob("*.json"), killed.glob("*.json")
+    assert timeless(one) == timeless(other)
+    assert not list(killed.glob("*.journal"))
+    assert check.check(other)

@@ -1,0 +1,76 @@
+"""The layouts against the contract's words, nibble by nibble in plain Python."""
+
+import numpy as np
+import pytest
+
+from reference.program.spec import Values
+from reference.program.values import values_array
+from reference.table.layouts import (
+    linear_weight_to_blocks,
+    pack_blocks,
+    pack_flat,
+    pack_linear_weight,
+    unpack_blocks,
+    unpack_flat,
+    unpack_linear_weight,
+)
+
+SHAPES = [(0, 32), (1, 4), (1, 32), (7, 8), (8, 32), (9, 36), (17, 64), (3, 0), (0, 0)]
+
+
+def table(shape: tuple[int, int]) -> np.ndarray:
+    return values_array(Values("uniform", seed=sum(shape), low=-8, high=7), "int8", shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_round_trips(shape: tuple[int, int]) -> None:
+    values = table(shape)
+    np.testing.assert_array_equal(unpack_flat(pack_flat(values)), values)
+    np.testing.assert_array_equal(unpack_linear_weight(pack_linear_weight(values)), values)
+    np.testing.assert_array_equal(unpack_blocks(pack_blocks(values), shape[0]), values)
+    np.testing.assert_array_equal(linear_weight_to_blocks(pack_linear_weight(values)), pack_blocks(values))
+    assert pack_flat(values).dtype == np.uint8
+    assert pack_flat(values).shape == pack_linear_weight(values).shape == (shape[0], shape[1] // 2)
+    assert pack_blocks(values).dtype == np.int32
+    assert pack_blocks(values).shape == (-(-shape[0] // 8), shape[1] // 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (9, 12), (8, 32)])
+def test_positions_are_the_contracts(shape: tuple[int, int]) -> None:
+    values = table(shape)
+    flat, linear, blocks = pack_flat(values), pack_linear_weight(values), pack_blocks(values)
+    for n in range(shape[0]):
+        for j in range(shape[1] // 2):
+            even, odd = int(values[n, 2 * j]) + 8, int(values[n, 2 * j + 1]) + 8
+            assert flat[n, j] == even << 4 | odd
+            assert linear[n, j] == odd << 4 | even
+    for n in range(blocks.shape[0] * 8):
+        for k in range(shape[1]):
+            word = int(blocks[n >> 3, k >> 2, n & 3]) & 0xFFFFFFFF
+            code = word >> ((4 if n & 4 else 0) + 8 * (k & 3)) & 15
+            assert code == (int(values[n, k]) + 8 if n < shape[0] else 8)
+
+
+def test_views_of_any_stride_pack_alike() -> None:
+    values = table((16, 64))
+    for view in (values[::2], values[:, ::-1], np.asfortranarray(values)):
+        copy = np.ascontiguousarray(view)
+        np.testing.assert_array_equal(pack_flat(view), pack_flat(copy))
+        np.testing.assert_array_equal(pack_blocks(view), pack_blocks(copy))
+
+
+def test_errors_name_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"values: 8 at \[1, 2\] is outside \[-8, 7\]"):
+        pack_flat(np.array([[0, 0, 0, 0], [0, 0, 8, 9]], np.int8))
+    with pytest.raises(ValueError, match=r"-9 at \[0, 0\]"):
+        pack_blocks(np.array([[-9, 0, 0, 0]], np.int8))
+    with pytest.raises(ValueError, match="embed_dim 3 is not a multiple of 2"):
+        pack_linear_weight(np.zeros((1, 3), np.int8))
+    with pytest.raises(ValueError, match="embed_dim 6 is not a multiple of 4"):
+        pack_blocks(np.zeros((1, 6), np.int8))
+    with pytest.raises(ValueError, match="values: int32"):
+        pack_flat(np.zeros((1, 4), np.int32))
+    with pytest.raises(ValueError, match=r"blocks: shape \(1, 1, 4\).*9 rows"):
+        unpack_blocks(np.zeros((1, 1, 4), np.int32), 9)
+    with pytest.raises(ValueError, match="packed: int8"):
+        unpack_flat(np.zeros((1, 4), np.int8))

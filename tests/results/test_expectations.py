@@ -1,0 +1,144 @@
+"""Known failures are strict both ways, and an entry that says too little or matches nothing is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conformance.case.catalogue import load
+from conformance.results import expectations
+from conformance.results.expectations import Expectations
+from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
+from tests.runs.test_cli import MINIATURES, conformance, suite
+
+CASES = load()
+ENTRY = """[[known]]
+defect = "one-row-raises"
+signature = ["PACK/raised/KeyError"]
+case = ["pack/*/v1", "pack/worked-bytes/*"]
+reason = "a miniature's mistake"
+link = "https://example.org/1"
+"""
+
+
+def loaded(tmp_path: Path, text: str, **versions: str) -> Expectations:
+    path = tmp_path / "known.toml"
+    path.write_text(text)
+    return expectations.load(path, CASES, versions)
+
+
+def verdict(outcome: str, signature: str = "", case: str = "pack/flat/v1") -> Verdict:
+    return Verdict(case, "PACK", "x", outcome, signature, "why")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "signature", "becomes"),
+    [
+        (FAIL, "PACK/raised/KeyError", XFAIL),
+        (FAIL, "PACK/layout/codes", FAIL),
+        (PASS, "", XPASS),
+        (ERROR, "PACK/raised/Timeout", ERROR),
+        (UNSUPPORTED, "", FAIL),
+    ],
+)
+def test_strict_both_ways(tmp_path: Path, outcome: str, signature: str, becomes: str) -> None:
+    found = loaded(tmp_path, ENTRY).apply(verdict(outcome, signature))
+    assert found.outcome == becomes
+    assert loaded(tmp_path, ENTRY).apply(verdict(outcome, signature, "pack/flat/v7")).outcome == outcome
+
+
+def test_another_failure_says_what_was_expected(tmp_path: Path) -> None:
+    found = loaded(tmp_path, ENTRY).apply(verdict(FAIL, "PACK/layout/codes"))
+    assert "expected PACK/raised/KeyError (one-row-raises) instead" in found.reason
+
+
+def test_other_versions_are_expected_to_pass(tmp_path: Path) -> None:
+    text = ENTRY + 'versions = { torch = "2.13.*" }\n'
+    assert loaded(tmp_path, text, torch="2.13.0").by_case
+    assert not loaded(tmp_path, text, torch="2.14.0").by_case
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('reason = "a miniature\'s mistake"', 'reason = " "', "reason is empty"),
+        ('reason = "a miniature\'s mistake"\n', "", "field 'reason' is missing"),
+        ('"https://example.org/1"', '""', "link is empty"),
+        ("pack/*/v1", "pack/*/v1000", "case pattern 'pack/*/v1000' matches no case"),
+        ("one-row-raises", "One row", "defect 'One row' must be a short name"),
+        ("PACK/raised/KeyError", "PACK/raised/EnvironmentProblem", "not one that a subject's failure can have"),
+        ("PACK/raised/KeyError", "raised", "not one that a subject's failure can have"),
+        ('"PACK/raised/KeyError"', '"PACK/raised/A", "PACK/raised/B"', "two signatures of one stage"),
+        ("PACK/raised/KeyError", "MATCH/raised/KeyError", "no signature is of stage PACK"),
+        ('["PACK/raised/KeyError"]', "[]", "at least one of them"),
+        ("[[known]]", "[[know]]", "has include and [[known]] entries and nothing else"),
+        ("[[known]]", "[[known]", "line"),
+    ],
+)
+def test_an_entry_at_fault_names_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        loaded(tmp_path, ENTRY.replace(old, new, 1))
+    assert message in str(error.value)
+    assert "known.toml" in str(error.value)
+
+
+def test_a_file_includes_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(ENTRY)
+    own = ENTRY.replace("one-row-raises", "another").replace('"pack/*/v1", "pack/worked-bytes/*"', '"pack/*/v7"')
+    found = loaded(tmp_path, 'include = "base.toml"\n' + own)
+    assert {known.defect for known, _ in found.by_case.values()} == {"one-row-raises", "another"}
+    for include, said in (
+        ("../base.toml", "not the name of a file beside it"),
+        ("known.toml", "may not include 'known.toml' in turn"),
+        ("gone.toml", "gone.toml"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            loaded(tmp_path, f'include = "{include}"\n')
+        assert "\n" not in str(error.value)
+
+
+def test_a_source_tree_s_subject_has_expectations_whatever_its_path() -> None:
+    path = expectations.for_subject("executorch-src:/home/me/executorch@main")
+    assert path is not None
+    assert path.name == "executorch-src.toml"
+    assert expectations.for_subject("path/to/impl.py:executorch") is None
+
+
+def test_a_case_expected_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"case pack/flat/v1 is expected twice, by one-row-raises too"):
+        loaded(tmp_path, ENTRY + ENTRY)
+
+
+@pytest.mark.parametrize("path", sorted(expectations.FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+def test_the_shipped_files_are_right(path: Path) -> None:
+    for known in expectations.read(path):
+        assert known.versions, f"{known.defect}: name the versions that have it"
+        assert known.link.startswith("https://")
+    assert expectations.load(path, CASES, {"executorch": "1.5.1"}).by_case
+    assert not expectations.load(path, CASES, {"executorch": "0.0.0"}).by_case
+
+
+@pytest.mark.parametrize("way", ["cli", "pytest"])
+def test_a_run_of_known_failures_is_as_expected(tmp_path: Path, way: str) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text(ENTRY)
+    run = (lambda *a: conformance("run", *a)) if way == "cli" else suite
+    arguments = ("--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--expectations", str(known), "--report")
+    done = run(*arguments, str(tmp_path / "r"))
+    assert done.returncode == 0, done.stdout
+    assert "known failures: 4 cases, 1 defects" in done.stdout
+    assert "4 one-row-raises: a miniature's mistake" in done.stdout
+    assert "failed:0 error:0 unsupported:0 xfail:4 xpass:0" in done.stdout
+    assert run(*arguments, str(tmp_path / "off"), "--no-expectations").returncode == 1
+    mended = run(*arguments, str(tmp_path / "good"), "--subject", f"{MINIATURES}:Good")
+    assert mended.returncode == 1
+    assert "xfail:0 xpass:4" in mended.stdout
+
+
+def test_a_file_at_fault_is_bad_usage(tmp_path: Path) -> None:
+    known = tmp_path / "known.toml"
+    known.write_text(ENTRY.replace("pack/*/v1", "pack/*/v1000"))
+    done = conformance("run", "--stages", "PACK", "--expectations", str(known))
+    assert done.returncode == 2
+    assert "matches no case of the catalogue" in done.stderr

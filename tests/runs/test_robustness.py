@@ -1,0 +1,249 @@
+"""Whatever is killed, in whatever order and with however many workers: one verdict a case, and always the same one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conformance.cli.main import main
+from conformance.results import replay
+from conformance.results.expectations import NONE
+from conformance.results.verdict import ERROR, FAIL, PASS, UNEXPECTED, Verdict, last_line, read
+from conformance.runs.session import Run
+from conformance.runs.shards import Shard
+from tests.fakes.dying import AT
+from tests.support.suite_runs import PACKED, ended, run, start
+
+FILES = {"verdicts.jsonl", "junit.xml", "summary.md", "report.html"}
+
+
+def judged_once(report: Path, last: str) -> dict[str, Verdict]:
+    """The verdicts of a run that came to its end: one for each case of stage PACK, and all counts alike."""
+    stream = read(report / "verdicts.jsonl")
+    assert not stream.truncated
+    assert Counter(v.case for v in stream.verdicts) == Counter(PACKED)
+    assert last == last_line(stream.verdicts)
+    assert {p.name for p in report.iterdir()} >= FILES
+    suites = ET.parse(report / "junit.xml").getroot()  # noqa: S314 - pytest wrote it just now
+    assert suites[0].attrib["tests"] == str(len(PACKED))
+    assert int(suites[0].attrib["failures"]) == sum(v.outcome in UNEXPECTED for v in stream.verdicts)
+    return {v.case: v for v in stream.verdicts}
+
+
+def test_a_killed_worker_costs_the_case_that_it_was_at(tmp_path: Path) -> None:
+    done = run("xdist", "KillsItsWorker", tmp_path / "r")
+    assert done.returncode == 1
+    verdicts = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])
+    assert {v.case for v in verdicts.values() if v.outcome != PASS} == {AT}
+    bad = verdicts[AT]
+    assert (bad.outcome, bad.signature) == (ERROR, "PACK/raised/WorkerDied")
+    assert re.search(r"its test process, gw\d, died", bad.reason)
+    assert f"ERROR {AT}" in done.stdout
+    assert replay.read(Path(bad.replay.split()[-1])).case.id == AT
+
+
+def test_a_worker_killed_after_its_last_verdict_costs_nothing(tmp_path: Path) -> None:
+    done = run("xdist", "KillsItsWorkerAfterwards", tmp_path / "r", "-n", "1")
+    assert "node down: Not properly terminated" in done.stdout
+    verdicts = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])
+    assert {v.outcome for v in verdicts.values()} == {PASS}
+    assert done.returncode == 0
+
+
+def test_cases_that_no_process_is_left_for_are_errors(tmp_path: Path) -> None:
+    done = run("xdist", "KillsItsWorker", tmp_path / "r", "-n", "1", "--max-worker-restart", "0")
+    assert done.returncode == 1
+    stream = read(tmp_path / "r" / "verdicts.jsonl")
+    found = Counter((v.outcome, v.signature) for v in stream.verdicts)
+    assert sum(found.values()) == len({v.case for v in stream.verdicts}) == len(PACKED)
+    assert found[ERROR, "PACK/raised/WorkerDied"] == 1
+    left = found[ERROR, "PACK/raised/NotRun"]
+    assert left > 0
+    assert found[PASS, ""] == len(PACKED) - 1 - left
+    assert f"{left} cases were not judged: too many test processes died" in done.stdout
+    assert done.stdout.splitlines()[-1] == last_line(stream.verdicts)
+
+
+@pytest.mark.parametrize("way", ["xdist", "run"])
+def test_a_killed_run_keeps_its_verdicts_and_leaves_no_process(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark, stream = tmp_path / "hangs", tmp_path / "r" / "verdicts.jsonl"
+    with start(way, "Hangs", tmp_path / "r", env={"MARK": str(mark)}) as process:
+        try:
+            until(mark.exists)
+            until(lambda: stream.read_bytes().count(b"\n") > 5)
+            assert running(f"MARK={mark}")
+        finally:
+            process.kill()
+    until(lambda: not running(f"MARK={mark}"), 20)
+    before = read(stream)
+    assert before.truncated
+    assert len(before.verdicts) >= 5
+    assert {v.outcome for v in before.verdicts} == {PASS}
+    assert main(["report", str(tmp_path / "r"), "--html"]) == 1
+    said = capsys.readouterr().out
+    assert f"truncated: the run did not finish; {len(before.verdicts)} verdicts were written" in said
+    assert "run did not finish" in (tmp_path / "r" / "report.html").read_text()
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until ``holds()`` is true."""
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.05)
+
+
+def running(mark: str) -> list[str]:
+    """Processes that have ``mark``, as NAME=VALUE, in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def test_a_harness_that_raises_costs_its_own_case(tmp_path: Path) -> None:
+    (tmp_path / "broken_harness.py").write_text(
+        "from conformance import runner\n"
+        "judge = runner.judge\n"
+        "def raises(case, *rest):\n"
+        f"    assert case.id != '{AT}', 'planted'\n"
+        "    return judge(case, *rest)\n"
+        "runner.judge = raises\n"
+    )
+    env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])}
+    done = run("pytest", "Good", tmp_path / "r", "-p", "broken_harness", env=env)
+    assert done.returncode == 1
+    bad = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])[AT]
+    assert (bad.outcome, bad.signature) == (ERROR, "PACK/raised/Harness")
+    assert "the harness raised AssertionError: planted" in bad.reason
+
+
+def test_a_shard_that_was_in_flight_names_its_journal(tmp_path: Path) -> None:
+    shard = Shard(0, 3, 50)
+    opened = Run(tmp_path / "r", {"subject": "s"}, [shard])
+    node = f"conformance/suite/test_generated.py::test_generated[{shard.id}]"
+    opened.collected([node, "tests/runs/test_cli.py::test_x[pack/flat/v1]"])
+    assert opened.died("tests/runs/test_cli.py::test_x[pack/flat/v1]", "gw0") is None
+    found = opened.died(node, "gw0")
+    assert found is not None
+    text, verdict = found
+    assert verdict is not None
+    assert (verdict.outcome, verdict.signature, verdict.source) == (ERROR, "MATCH/raised/WorkerDied", "5.3")
+    assert "journal/shard-3.toml" in text
+    assert verdict.replay.endswith("journal/shard-3.toml")
+    opened.add(verdict)
+    assert opened.died(node, "gw1") == ("", None)
+    assert opened.end(NONE, most=0, interrupted=False).code == 1
+    assert read(tmp_path / "r" / "verdicts.jsonl").verdicts == (verdict,)
+
+
+def told(report: Path) -> dict[str, tuple[object, ...]]:
+    """What a run says of each case; neither time nor the report's place is part of it."""
+    stream = read(report / "verdicts.jsonl")
+    assert not stream.truncated
+    found = {v.case: (v.outcome, v.signature, v.digest, v.strict, v.reason) for v in stream.verdicts}
+    assert len(found) == len(stream.verdicts)
+    return found
+
+
+def ordered(report: Path, subject: str, order: str, *more: str) -> dict[str, tuple[object, ...]]:
+    run("pytest", subject, report, "-p", "tests.support.reordered", *more, env={"ORDER": order})
+    return told(report)
+
+
+def test_neither_workers_nor_order_change_a_verdict(tmp_path: Path) -> None:
+    stages = ("--stages", "PACK,KERNEL,MATCH")
+    alone = ordered(tmp_path / "0", "Oracle", "as it is", "-n", "0", *stages)
+    shards = [found for case, found in alone.items() if case.startswith("gen/")]
+    assert {found[0] for found in shards} == {PASS, FAIL}
+    assert {found[3] for found in alone.values()} == {None, True, False}
+    assert len(alone) > 40
+    for workers, order in (("1", "reversed"), ("2", "17"), ("3", "as it is")):
+        assert ordered(tmp_path / workers, "Oracle", order, "-n", workers, *stages) == alone
+
+
+def test_a_subject_that_remembers_is_seen_in_the_comparison(tmp_path: Path) -> None:
+    forward = ordered(tmp_path / "0", "Counts", "as it is", "-n", "0")
+    other = ordered(tmp_path / "2", "Counts", "reversed", "-n", "2")
+    assert set(other) == set(forward)
+    differ = [{i for i, (a, b) in enumerate(zip(forward[c], other[c], strict=True)) if a != b} for c in forward]
+    assert {2} in differ, "no case that differs by its digest alone"
+    assert any({0, 1} <= d for d in differ)
+
+
+def test_the_player_s_own_verdicts_do_not_depend_on_workers(tmp_path: Path) -> None:
+    found = []
+    for workers, order in (("0", "as it is"), ("2", "5")):
+        report = tmp_path / workers
+        found.append(ordered(report, "impl", order, "-n", workers))
+    assert found[0] == found[1]
+    assert {v[0] for v in found[0].values()} == {PASS}
+    assert all(v[2] for v in found[0].values())
+
+
+def test_max_failures_and_last_failed_with_workers(tmp_path: Path) -> None:
+    stopped = run("xdist", "Wrong", tmp_path / "two", "--max-failures", "2")
+    assert stopped.returncode == 1
+    stream = read(tmp_path / "two" / "verdicts.jsonl")
+    assert not stream.truncated
+    bad = {v.case for v in stream.verdicts if v.outcome == FAIL}
+    assert 2 <= len(bad) <= 5  # each worker ends what it holds: two cases, the second failure among them
+    left = len(PACKED) - len(stream.verdicts)
+    assert left > len(PACKED) // 2
+    *_, told_so, _, _, last = stopped.stdout.splitlines()
+    assert told_so == f"stopped after {len(bad)} failures; {left} cases were not run"
+    assert last == last_line(stream.verdicts)
+
+    again = run("xdist", "Good", tmp_path / "again", "--last-failed", str(tmp_path / "two"))
+    assert again.returncode == 0
+    assert {v.case for v in read(tmp_path / "again" / "verdicts.jsonl").verdicts} == bad
+    assert again.stdout.splitlines()[-1].startswith(f"tests:{len(bad)} passed:{len(bad)} ")
+
+
+def test_a_death_counts_as_a_failure(tmp_path: Path) -> None:
+    done = run("xdist", "KillsItsWorker", tmp_path / "r", "-n", "1", "--max-failures", "1")
+    assert done.returncode == 1
+    stream = read(tmp_path / "r" / "verdicts.jsonl")
+    assert not stream.truncated
+    assert stream.verdicts[-1].signature == "PACK/raised/WorkerDied"
+    assert f"stopped after 1 failures; {len(PACKED) - len(stream.verdicts)} cases were not run" in done.stdout
+
+
+def test_ctrl_c_ends_a_plain_run_with_one_line(tmp_path: Path) -> None:
+    mark = tmp_path / "hangs"
+    process = start("run", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
+    until(mark.exists)
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.returncode == 130
+    assert done.stderr.startswith("error: interrupted; a report that was being written")
+    assert done.stderr.count("\n") == 1
+    assert read(tmp_path / "r" / "verdicts.jsonl").truncated
+
+
+def test_an_interrupted_run_says_that_it_is_truncated(tmp_path: Path) -> None:
+    stream = tmp_path / "r" / "verdicts.jsonl"
+    mark = tmp_path / "hangs"
+    process = start("pytest", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
+    until(mark.exists)
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.returncode == 2
+    found = read(stream)
+    assert found.truncated
+    assert re.search(r"interrupted: \d+ cases were not run, and the report says that it is truncated", done.stdout)
+    assert done.stdout.splitlines()[-1] == last_line(found.verdicts)

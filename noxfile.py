@@ -4,8 +4,6 @@ What follows `--` goes to the session's program, for example:
     nox -s conformance -- --subject executorch --level smoke
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

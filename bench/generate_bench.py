@@ -6,8 +6,6 @@ Prints processor seconds by part, and exits 1 below 60 programs a second. On a m
 neighbours on the same core slow processor seconds as well: repeat when it is quiet.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

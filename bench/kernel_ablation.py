@@ -3,8 +3,6 @@
 A shader without its loads or its stores computes nothing useful; it is timed, never judged.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

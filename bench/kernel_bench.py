@@ -9,8 +9,6 @@ against the reference before its time counts.
 Source: docs/contract.md section 7; docs/kernel.md has the results.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import os
@@ -19,28 +17,24 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
 from bench.kernel_report import Measurement, table, write_files
 from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, copy_shader, time_job
 from conformance.subjects.executorch_shaders import executorch_shaders, shader_name
 from impl.dispatch.grid import work_groups
+from impl.dispatch.job import Job
 from impl.dispatch.prepack import PREPACK_STORAGES, prepack_shader
 from impl.dispatch.request import Request
 from impl.errors import VulkanError
-from impl.kernel import VARIANTS, Device, Variant, embedding_job, embedding_shader, variant_named
+from impl.kernel import VARIANTS, Device, Grid, Variant, embedding_job, embedding_shader, variant_named
 from impl.shader import compiler
+from impl.shader.compiler import Shader
 from reference.table.layouts import unpack_blocks, unpack_flat
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from impl.dispatch.job import Job
-    from impl.kernel import Grid
-    from impl.shader.compiler import Shader
 
 #: The shapes of the goals: 1 = decode, 2,047 = a Llama prefill.
 ROWS = (1, 2047, 32768, 262144)

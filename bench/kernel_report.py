@@ -1,7 +1,5 @@
 """Measurements as a text table, CSV, JSON and an SVG roofline."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -4,27 +4,21 @@ The table lies in device memory once. Every timed dispatch reads another set of 
 writes another output, in turn, so that no run finds its rows in a cache because the last one did.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from impl.dispatch.job import Job
+from impl.dispatch.request import Request
 from impl.gpu.memory import Buffer, memory_barrier
 from impl.gpu.pipeline import BufferRange, Pipeline
-from impl.shader.compiler import GLSL, compile_shader
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from impl.dispatch.job import Job
-    from impl.dispatch.request import Request
-    from impl.kernel import Device
-    from impl.shader.compiler import Shader
+from impl.kernel import Device
+from impl.shader.compiler import GLSL, Shader, compile_shader
 
 SETS = 4
 #: Work groups of the copying shader: a few waves of a large GPU, and many.

@@ -7,8 +7,6 @@ exits 1 when the largest takes more than twice as long a node as the 1/4 size (a
 would take four times as long).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -7,8 +7,6 @@ upstream's ``pack_4bit_weight_tensor`` (both check the range of every value), or
 holds more than its output and 16 MiB.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

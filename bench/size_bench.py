@@ -12,8 +12,6 @@ A .pte that went from 418 to 348 MiB when its one embedding stopped being a floa
 Source: docs/contract.md 6.1; docs/lowering.md has the table of results.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

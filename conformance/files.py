@@ -1,9 +1,7 @@
 """Files that are written whole or not at all, and the one line that says why one cannot be.
 
-Source: docs/architecture.md, "Report directory"; docs/reading-a-report.md, "When it cannot be written".
+Source: docs/reading-a-report.md, "When it cannot be written".
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno

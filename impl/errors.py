@@ -2,8 +2,6 @@
 
 # ruff: noqa: N818 (each name says the condition that a user meets and can act on; "Error" would add nothing)
 
-from __future__ import annotations
-
 
 class VulkanError(RuntimeError):
     """Anything that goes wrong between numpy arrays and the device."""

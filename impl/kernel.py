@@ -7,10 +7,9 @@
 Source: docs/contract.md sections 2, 3.4 and 7.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,8 @@ from impl.dispatch.prepack import run_prepack
 from impl.dispatch.request import Request, check_request, rows_per_run
 from impl.dispatch.variants import VARIANTS, Variant, missing_features, variant_named
 from impl.gpu.device import Device, list_devices
+from impl.gpu.info import DeviceInfo
 from impl.shader import compiler
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from impl.gpu.info import DeviceInfo
 
 __all__ = [
     "VARIANTS",

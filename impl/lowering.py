@@ -9,8 +9,6 @@ it, into operators that the wheel's CPU runtime has kernels for. No state of ups
 Source: docs/contract.md section 6.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

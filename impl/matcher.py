@@ -9,9 +9,7 @@ Three steps that never mix: decide (``matcher_rules``), rewrite (``matcher_rewri
 Source: docs/contract.md section 5.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
@@ -19,9 +17,6 @@ from torch.export import ExportedProgram
 from impl.fusion.report import Fusion, FusionReport, Limits, Refusal, RefusalReason
 from impl.fusion.rewrite import rewrite
 from impl.fusion.rules import Plan, decide
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 __all__ = ["Fusion", "FusionReport", "Limits", "Refusal", "RefusalReason", "fuse_q4_embeddings"]
 

@@ -7,17 +7,12 @@ the bytes as 16-bit words.
 Source: docs/contract.md section 1 (layouts) and 5.3 (the range of values).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 QMIN, QMAX = -8, 7
 #: Rows of a block, columns of a word (contract 1, block layout).

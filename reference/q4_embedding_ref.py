@@ -8,8 +8,6 @@
 Source: docs/contract.md sections 2 and 3.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

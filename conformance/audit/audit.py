@@ -3,8 +3,6 @@
 Source: docs/contract.md sections 6 and 7.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ Everything is found by content: two tables are one when their 4-bit values are e
 Source: docs/contract.md sections 1, 4 and 6.1.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Source: docs/bisecting.md, "Flaky subjects".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from conformance.bisect.commits import SearchEnded

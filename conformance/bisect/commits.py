@@ -6,8 +6,6 @@ again with the same words: commits that were judged are not judged twice.
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -3,8 +3,6 @@
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any

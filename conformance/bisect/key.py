@@ -6,8 +6,6 @@ from PYTHONPATH, and environment variables of other names. ``bisect ... --fresh`
 Source: docs/bisecting.md, "Kept verdicts".
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata

@@ -3,8 +3,6 @@
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

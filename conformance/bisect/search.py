@@ -3,8 +3,6 @@
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -57,7 +55,7 @@ class Search:
         write_whole({make_folder(self.folder) / "search.json": json.dumps(asdict(self), indent=1)})
 
     @staticmethod
-    def load(folder: Path) -> Search:
+    def load(folder: Path) -> "Search":
         """Return the search that ``save`` wrote."""
         data = json.loads((folder / "search.json").read_text(encoding="utf-8"))
         return Search(**{**data, "what": tuple(data["what"])})

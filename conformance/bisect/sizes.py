@@ -6,8 +6,6 @@ which right and wrong alternate is said to be no boundary at all.
 Source: docs/bisecting.md; docs/contract.md 5.3 and 7.5.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 import tempfile

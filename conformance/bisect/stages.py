@@ -2,10 +2,8 @@
 
 A case of one stage is turned into a case of every other stage that its program, table or dispatch says enough for.
 
-Source: docs/bisecting.md; docs/architecture.md, "Stage".
+Source: docs/bisecting.md.
 """
-
-from __future__ import annotations
 
 import shlex
 import tempfile

@@ -6,8 +6,6 @@ Exit codes are git's: 0 for the older end's state, 1 for the newer end's, 125 fo
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

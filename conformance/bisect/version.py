@@ -5,8 +5,6 @@ A version whose companions cannot be satisfied beside this environment's torch i
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -4,10 +4,8 @@ A case carries everything its replay needs: a ProgramSpec (EXPORT, MATCH, LOWER,
 quantize (QUANTIZE) or to pack (PACK, PREPACK) or a dispatch (KERNEL). A KERNEL case with a program takes table,
 scales and indices from the program after matching and packing: the whole journey but the file.
 
-Source: docs/architecture.md, "The nouns"; docs/contract.md sections 1, 5 and 7.
+Source: docs/contract.md sections 1, 5 and 7.
 """
-
-from __future__ import annotations
 
 import re
 from dataclasses import dataclass

@@ -4,11 +4,7 @@ A file has optional ``[defaults]`` and any number of ``[[case]]`` rows; a row is
 defaults, table by table. A program is given whole, or as ``program = {single_table = {...}}``
 (conformance/case/single_table.py). A row with a ``[case.each]`` table stands for the product of its lists;
 ``{name}`` in id and shows is filled in, and the values are put where ``name`` says (dotted).
-
-Source: docs/architecture.md, "Case".
 """
-
-from __future__ import annotations
 
 import copy
 import difflib

@@ -3,8 +3,6 @@
 Source: docs/contract.md sections 1 and 7.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ is what a case carries; nothing but the catalogue knows templates.
 Source: docs/contract.md sections 4 and 5.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from reference.program.spec import (

@@ -2,11 +2,7 @@
 
 Fields that hold their default are left out, so that a file shows what matters. Unknown fields,
 missing ones and wrong types are errors that name the place.
-
-Source: docs/architecture.md, "ProgramSpec", "Case".
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools

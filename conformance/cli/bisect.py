@@ -5,8 +5,6 @@ Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -6,8 +6,6 @@ report), 2 usage or a malformed kit.
 Source: docs/kits.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import logging

@@ -1,11 +1,7 @@
 """``python -m conformance``: list, run, replay, devices; the other commands have modules of their own.
 
 Exit codes of ``run`` and ``replay``: 0 as expected, 1 unexpected (FAIL, ERROR, XPASS), 2 usage.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 import argparse
 import os

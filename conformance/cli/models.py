@@ -3,10 +3,8 @@
 Exit codes: 0 read; 1 something would fail or be wrong on a device (audit); 2 the file or the command line is
 at fault.
 
-Source: docs/architecture.md, "Public surface"; docs/contract.md section 6.
+Source: docs/contract.md section 6.
 """
-
-from __future__ import annotations
 
 import argparse
 from collections.abc import Callable

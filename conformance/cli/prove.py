@@ -6,8 +6,6 @@ with, 2 usage or a machine that lacks something. Needs numpy and tqdm only, for 
 Source: docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import sys

@@ -1,9 +1,4 @@
-"""``python -m conformance report | diff``: reading verdict streams; and the last lines of every run.
-
-Source: docs/architecture.md, "Public surface".
-"""
-
-from __future__ import annotations
+"""``python -m conformance report | diff``: reading verdict streams; and the last lines of every run."""
 
 import argparse
 from collections.abc import Sequence

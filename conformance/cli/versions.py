@@ -6,8 +6,6 @@ could be judged; 2 usage.
 Source: docs/versions.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Sequence

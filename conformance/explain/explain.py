@@ -5,8 +5,6 @@ Runs in a bounded child process (``conformance.harness.limited``).
 Source: docs/contract.md section 5.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -14,8 +14,6 @@ conformance.harness.errors.BadFile: m: the symbolic expression "open('x')" is mo
 Source: docs/contract.md section 6.
 """
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 5.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ fusible, and then up to two of ``DEFECTS`` are put into it, each of which breaks
 Source: docs/contract.md sections 4 and 5.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

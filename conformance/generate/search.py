@@ -3,10 +3,8 @@
 A shard is a number: which programs it holds depends on the seed and the shard alone, so any number of
 workers draws the same ones.
 
-Source: docs/contract.md section 5; docs/architecture.md, "Public surface".
+Source: docs/contract.md section 5.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib

@@ -2,11 +2,7 @@
 
 Works on the ProgramSpec: steps are dropped, fields go back to their defaults, tensors become plain. So a
 shrunk program reads like one that a person would have written to show the failure.
-
-Source: docs/architecture.md, "Mismatch" (the signature is what a failure is).
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator

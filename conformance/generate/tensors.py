@@ -3,8 +3,6 @@
 Source: docs/contract.md 5.3 and 5.4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,11 +3,7 @@
 Started by ``conformance.harness.worker`` as ``python -m conformance.harness.child SUBJECT IN_FD OUT_FD WORKER_PID``.
 Frames are a uint64 length and that many bytes: a case as TOML one way, an encoded observation the other. The
 subject's own prints go to the stdout and stderr that the worker gave.
-
-Source: docs/architecture.md, "Subject".
 """
-
-from __future__ import annotations
 
 import ctypes
 import gc

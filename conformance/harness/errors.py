@@ -1,9 +1,7 @@
 """What can be wrong with a model file, as one-line exceptions.
 
-Source: docs/contract.md section 6; docs/architecture.md, "Public surface".
+Source: docs/contract.md section 6.
 """
-
-from __future__ import annotations
 
 
 class BadFile(ValueError):  # noqa: N818 - it names the file's state

@@ -2,11 +2,7 @@
 
 The child returns one line of JSON: a result, or what is wrong with the file. A child that dies or runs
 into a bound is the file's fault and reads as a ``BadFile`` of one line.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 import importlib
 import json

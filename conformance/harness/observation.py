@@ -3,11 +3,7 @@
 An Observation is all that ever leaves the child process in which a subject runs. The encoding is
 a JSON header followed by raw array bytes: nothing in it can run code, and sizes are checked before
 anything is allocated. bfloat16 arrays travel as the structured dtype ``reference.arithmetic.bfloat16`` uses.
-
-Source: docs/architecture.md, "The nouns".
 """
-
-from __future__ import annotations
 
 import json
 import struct

@@ -1,9 +1,4 @@
-"""Subject: an implementation under judgement, and how one is found by name or file.
-
-Source: docs/architecture.md, "The nouns".
-"""
-
-from __future__ import annotations
+"""Subject: an implementation under judgement, and how one is found by name or file."""
 
 import difflib
 import importlib

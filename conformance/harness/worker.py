@@ -3,10 +3,8 @@
 A case that kills or hangs the child yields ``Raised`` for that case; the next one gets a fresh
 child. Memory is bounded by the child's address space only where the caller sets a limit.
 
-Source: docs/architecture.md, "Subject"; docs/contract.md section 7.
+Source: docs/contract.md section 7.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os

@@ -6,8 +6,6 @@ There is no tolerance: an element is right when its bits are in the set that the
 Source: docs/contract.md section 3; docs/adr/0002.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 4, 3.6.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

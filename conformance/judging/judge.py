@@ -3,8 +3,6 @@
 Source: docs/contract.md; each oracle names its section.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Source: docs/contract.md 5.7, 6.1 to 6.3, 3.6.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

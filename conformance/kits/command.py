@@ -3,8 +3,6 @@
 Source: docs/kits.md, "A runner on this machine".
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

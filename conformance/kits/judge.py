@@ -3,8 +3,6 @@
 Source: docs/kits.md; docs/contract.md section 3.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tomllib

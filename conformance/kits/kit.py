@@ -7,8 +7,6 @@ and whatever is malformed is named by its field.
 Source: docs/kits.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

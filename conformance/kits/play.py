@@ -3,8 +3,6 @@
 Source: docs/kits.md.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

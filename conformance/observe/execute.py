@@ -8,8 +8,6 @@ that fails costs what depends on it, not the rest.
 Source: docs/contract.md sections 2, 4 and 5.7.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

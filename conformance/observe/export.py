@@ -1,9 +1,7 @@
 """The observer of stage EXPORT: how torch.export and to_edge spell a program, and what it computes.
 
-Source: docs/contract.md section 4; docs/architecture.md, "Stage".
+Source: docs/contract.md section 4.
 """
-
-from __future__ import annotations
 
 from typing import Any
 

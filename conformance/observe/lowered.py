@@ -5,8 +5,6 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

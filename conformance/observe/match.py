@@ -6,8 +6,6 @@ both programs, and compares snapshots. Only the reasons for refusals are the sub
 Source: docs/contract.md 5.1, 5.2, 5.6, 5.7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ between two of them is named, and nothing is judged here.
 Source: docs/contract.md 5.2, 5.6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,9 +1,7 @@
 """The program builder: a ProgramSpec becomes a torch program in the edge dialect.
 
-Source: docs/contract.md section 4; docs/architecture.md, "ProgramSpec".
+Source: docs/contract.md section 4.
 """
-
-from __future__ import annotations
 
 import time
 import warnings

@@ -6,8 +6,6 @@ written, in strict mode too, and so that a defect can be shown by a script of it
 Source: docs/contract.md section 4.
 """
 
-from __future__ import annotations
-
 import linecache
 from typing import Any
 

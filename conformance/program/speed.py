@@ -7,8 +7,6 @@ registers a kernel for each of them thousands of times, through a function that 
 Source: torch/_export/utils.py, ``_collect_all_valid_cia_ops``; torch/_ops.py, ``OperatorBase.py_impl``, torch 2.13.0.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

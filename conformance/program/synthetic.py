@@ -7,8 +7,6 @@ more than everything else together.
 Source: docs/contract.md section 4.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 4.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass, field
 from typing import Any

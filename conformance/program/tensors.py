@@ -1,11 +1,7 @@
 """What every builder route shares: numpy <-> torch, and the Python names of a spec's tensors and steps.
 
 bfloat16 crosses as bits: torch has the type, numpy has ``reference.arithmetic.bfloat16.BFLOAT16``.
-
-Source: docs/architecture.md, "ProgramSpec".
 """
-
-from __future__ import annotations
 
 import keyword
 import re

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 4.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

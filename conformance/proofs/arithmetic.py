@@ -6,8 +6,6 @@ counts once all of it is judged, and then it is in the journal.
 Source: docs/contract.md section 3; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import deque

@@ -7,8 +7,6 @@ from seconds, the command from the fields, the SPIR-V's hash from shader, varian
 Source: docs/proofs.md, "Certificates".
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import platform

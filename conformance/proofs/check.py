@@ -7,8 +7,6 @@ the device is there, that running again gives what the certificate says.
 Source: docs/proofs.md, "Checking".
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

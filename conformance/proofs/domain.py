@@ -12,8 +12,6 @@ with the mantissas at which rounding can change, and seeded runs of consecutive 
 Source: docs/contract.md section 3; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ into the indices, digit by digit, where row v's scales all hold v.
 Source: docs/contract.md sections 1, 2 and 7; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

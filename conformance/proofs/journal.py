@@ -6,8 +6,6 @@ chunk. A line that was cut off counts as not written.
 Source: docs/proofs.md, "Journal".
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -7,8 +7,6 @@ is a mixed-radix number whose digits are quotients and remainders of row and col
 Source: docs/contract.md section 1; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ the wheel's eager operator, and the reference itself. Only they import torch or 
 Source: docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ program of its own, does. Delegates of other backends stay in their stretch.
 Source: docs/contract.md 5.7, 6.2.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any

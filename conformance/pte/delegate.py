@@ -6,8 +6,6 @@ An operator that has no eager implementation, or that the Vulkan runtime does no
 Source: docs/contract.md 5.7, 6.3.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ caller's (``conformance.harness.limited`` runs a reader in a child process).
 Source: docs/contract.md section 6.
 """
 
-from __future__ import annotations
-
 import hashlib
 import struct
 import subprocess

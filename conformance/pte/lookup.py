@@ -6,8 +6,6 @@ for (storage and layout of indices and output, dtypes) is honoured or is a ``Dev
 Source: docs/contract.md 6.1, 7.1, 7.2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -7,8 +7,6 @@ anew from a checkout or clone of pytorch/executorch.
 Source: docs/contract.md 6.2.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tomllib

@@ -5,8 +5,6 @@ Operators that only hand a value on, kept or converted, are looked through.
 Source: docs/contract.md 5.7, 6.1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -8,8 +8,6 @@ conformance.harness.errors.BadFile: model.pte: a ZIP archive (a .pt2?), not a .p
 Source: docs/contract.md section 6.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from pathlib import Path

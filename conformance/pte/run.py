@@ -7,8 +7,6 @@ mutable state that such a method writes, and data outside the file; each is a ``
 Source: docs/contract.md 5.7, 6.1, 6.2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: docs/contract.md 3.3; SPIR-V specification 3.20 (decorations), 3.52.13 (arithmetic instructions).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,9 +1,7 @@
 """Two runs compared: which cases changed outcome, and which changed bits while still passing.
 
-Source: docs/architecture.md, "Public surface"; docs/reading-a-report.md, "Comparing two runs".
+Source: docs/reading-a-report.md, "Comparing two runs".
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 

@@ -4,10 +4,8 @@
 is XFAIL and does not fail the run; one that fails in another way stays FAIL; one that passes is XPASS,
 which fails the run until the entry is removed. Several entries may name one ``defect``.
 
-Source: docs/architecture.md, "Expectations"; docs/reading-a-report.md, "Known failures".
+Source: docs/reading-a-report.md, "Known failures".
 """
-
-from __future__ import annotations
 
 import fnmatch
 import re

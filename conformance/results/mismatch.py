@@ -3,10 +3,8 @@
 The signature ``STAGE/tag/reason`` is what expectations, diff, bisection and shrinking compare: a
 different failure is a different failure. Positions and values are detail, not identity.
 
-Source: docs/architecture.md, "Mismatch"; docs/adr/0003.
+Source: docs/adr/0003.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any

@@ -16,8 +16,6 @@ comparisons, never by nearness:
 Source: docs/reading-a-report.md, "The picture".
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

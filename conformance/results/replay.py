@@ -1,11 +1,7 @@
 """Replay files: one TOML file from which a case replays anywhere, with the signature it should show.
 
 A file holds ``[replay]`` (subject, signature, versions) and ``[case]``, the whole resolved case.
-
-Source: docs/architecture.md, "Case".
 """
-
-from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping

@@ -3,10 +3,8 @@
 Both come from the verdict stream alone, so ``python -m conformance report DIR --html`` makes them anew.
 They are written whole and together, or not at all.
 
-Source: docs/architecture.md, "Report directory"; docs/reading-a-report.md.
+Source: docs/reading-a-report.md.
 """
-
-from __future__ import annotations
 
 import functools
 import json

@@ -3,8 +3,6 @@
 Source: docs/reading-a-report.md, "Time".
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -2,11 +2,7 @@
 
 ``verdicts.jsonl``: a header line, a line a verdict, and a footer line with the counts; a file
 without its footer is truncated, and says so when it is read.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 import json
 import math

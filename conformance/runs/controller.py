@@ -1,11 +1,7 @@
 """What the xdist controller (or pytest itself, without workers) does with verdicts: pytest's hooks around ``Run``.
 
 Loaded by conformance.runs.plugin, which opens the run.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path

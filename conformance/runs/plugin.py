@@ -1,11 +1,7 @@
 """The suite under pytest: options, parametrisation by case, skips with reasons, the report.
 
 Loaded by conftest.py at the root, whatever path is given. Only the xdist controller writes the report.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 import contextlib
 import os

@@ -1,11 +1,7 @@
 """Running cases: a worker, the judge, the report directory, and what a failure prints.
 
 Used alike by ``python -m conformance run`` and by the pytest plugin.
-
-Source: docs/architecture.md, "Public surface".
 """
-
-from __future__ import annotations
 
 import importlib.metadata
 import platform

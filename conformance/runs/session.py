@@ -3,10 +3,8 @@
 Every case that pytest collected ends with one verdict, also when the process that was at it is killed:
 xdist replaces that process and goes on, and what was in flight is an ERROR here.
 
-Source: docs/architecture.md, "Public surface"; docs/reading-a-report.md, "When a run is cut short".
+Source: docs/reading-a-report.md, "When a run is cut short".
 """
-
-from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping

@@ -4,10 +4,8 @@ A shard draws the same programs whatever the number of workers. It passes when a
 first that fails is shrunk, and the smallest program that fails in the same way is the failure. Where a
 subject has known failures, their signatures do not count here: one of its programs may have several.
 
-Source: docs/contract.md section 5; docs/architecture.md, "Public surface".
+Source: docs/contract.md section 5.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections import Counter

@@ -5,8 +5,6 @@ No work tree, index or branch is ever written; every function takes any git dire
 Source: docs/bisecting.md.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterable, Iterator

@@ -7,8 +7,6 @@ kept in the cache, and made anew when what it was made of has changed.
 Source: docs/bisecting.md, "Versions"; docs/versions.md.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import re

@@ -7,8 +7,6 @@ is what is imported; the tree itself is only read.
 Source: docs/executorch-src.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

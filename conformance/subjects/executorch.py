@@ -5,10 +5,8 @@ graph and dictionaries of its own that share the caller's tensors. The pass is m
 object it is given, so that is not held against it; writing into tensors that the caller's module still
 holds is (contract 5.2), and the observer sees it in the source program and the module.
 
-Source: docs/architecture.md, "Subject"; docs/contract.md 5.2.
+Source: docs/contract.md 5.2.
 """
-
-from __future__ import annotations
 
 import copy
 import functools

@@ -6,8 +6,6 @@ What is bound to the result follows the checkout's host code, named beside each 
 Source: docs/contract.md sections 7.1 and 7.2.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil
@@ -15,14 +13,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from impl.dispatch.variants import Variant
 from impl.errors import ShaderCompileError, ShaderToolMissing
 from impl.shader import float_modes
 from impl.shader.compiler import Shader, cache_directory
-
-if TYPE_CHECKING:
-    from impl.dispatch.variants import Variant
 
 _RUNTIME = Path("backends/vulkan/runtime")
 _GLSL = _RUNTIME / "graph/ops/glsl"

@@ -5,10 +5,8 @@ EXPORT, MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installe
 bound as its host code binds them; the tables they are given are the reference's bytes, so that only the shader is
 judged. A KERNEL case with a program takes the whole journey: the tree's matcher, its packer, its prepack shader.
 
-Source: docs/architecture.md, "Subject"; docs/contract.md section 7.2.
+Source: docs/contract.md section 7.2.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import Any

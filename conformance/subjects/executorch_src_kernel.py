@@ -3,8 +3,6 @@
 Source: docs/contract.md sections 7.1 and 7.2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal

@@ -2,11 +2,7 @@
 
 Each stage is a function that takes the piece under judgement as an argument, so that a planted bug
 replaces that one piece and nothing else.
-
-Source: docs/architecture.md, "Subject".
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path

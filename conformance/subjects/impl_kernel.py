@@ -3,8 +3,6 @@
 Source: docs/contract.md sections 3.4 and 7.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

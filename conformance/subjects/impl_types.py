@@ -1,10 +1,4 @@
-"""What the stages of subject "impl" pass around.
-
-Source: docs/architecture.md, "Subject".
-"""
-
-from __future__ import annotations
-
+"""What the stages of subject "impl" pass around."""
 from collections.abc import Callable
 from typing import Any
 

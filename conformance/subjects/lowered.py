@@ -1,9 +1,7 @@
 """Stages LOWER and RUN for any subject that turns a program of torch.export into a ``.pte``.
 
-Source: docs/contract.md section 6; docs/architecture.md, "Subject".
+Source: docs/contract.md section 6.
 """
-
-from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ Everything else, compiled parts and flatc included, stays the wheel's.
 Source: docs/executorch-src.md.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

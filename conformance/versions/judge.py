@@ -3,8 +3,6 @@
 Source: docs/versions.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -6,8 +6,6 @@ is known of the pinned version, else by signature.
 Source: docs/versions.md.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence

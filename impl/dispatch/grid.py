@@ -3,15 +3,9 @@
 Source: docs/contract.md sections 7.2 and 7.5.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from impl.dispatch.request import Request
 from impl.errors import DeviceLimitExceeded
-
-if TYPE_CHECKING:
-    from impl.dispatch.request import Request
-    from impl.gpu.info import DeviceInfo
+from impl.gpu.info import DeviceInfo
 
 _GROUP_INVOCATIONS = 64
 _GUARD_FLOOR = 4096

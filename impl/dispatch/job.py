@@ -6,24 +6,20 @@ wrote shows in both, and every byte around the outputs, inputs included, is comp
 Source: docs/contract.md section 7.4.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from impl.dispatch.layout import POISONS, Layout
+from impl.gpu.device import Device
 from impl.gpu.images import Image
 from impl.gpu.memory import Arena
 from impl.gpu.pipeline import BufferRange, PipelineCache, Resource
-
-if TYPE_CHECKING:
-    from impl.gpu.device import Device
-    from impl.shader.compiler import Shader
+from impl.shader.compiler import Shader
 
 
 @dataclass(frozen=True)

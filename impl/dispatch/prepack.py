@@ -3,9 +3,8 @@
 Source: docs/contract.md sections 1 and 7.1.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +12,9 @@ import numpy.typing as npt
 from impl.dispatch import grid
 from impl.dispatch.job import Job, KernelResult, Operand, Output, Texture, run_job
 from impl.errors import DeviceLimitExceeded
+from impl.gpu.device import Device
 from impl.gpu.images import check_extent
 from impl.shader import compiler
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from impl.gpu.device import Device
 
 PREPACK_STORAGES = ("buffer", "texture2d")
 _SHADER = compiler.GLSL / "pack_q4_linear_weight.comp"

@@ -3,21 +3,16 @@
 Source: docs/contract.md sections 1, 7.1, 7.3 and 7.5.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch.variants import missing_features
+from impl.dispatch.variants import Variant, missing_features
 from impl.errors import DeviceLacksFeature, DeviceLimitExceeded
-
-if TYPE_CHECKING:
-    from impl.dispatch.variants import Variant
-    from impl.gpu.info import DeviceInfo
+from impl.gpu.info import DeviceInfo
 
 _MAX_RANK = 3
 

@@ -3,13 +3,10 @@
 Source: docs/contract.md section 7.1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from impl.gpu.info import DeviceInfo
+from impl.gpu.info import DeviceInfo
 
 FloatName = Literal["float32", "float16"]
 WeightLayout = Literal["flat", "block"]

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 5.
 """
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
 

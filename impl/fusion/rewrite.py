@@ -1,24 +1,17 @@
 """Put et_vk.embedding_q4gsw in the place of each planned lookup (contract 5.2, 5.3)."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
+from torch.export import ExportedProgram
 
 from impl.fusion.report import Fusion
+from impl.fusion.rules import Plan
 from impl.graph.ops import EDGE_Q4GSW
 from impl.graph.rewrite import Replacement, Writer
 from impl.packer import flat_to_linear_weight, pack_linear_weight
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch.export import ExportedProgram
-
-    from impl.fusion.rules import Plan
 
 
 def rewrite(program: ExportedProgram, plans: Sequence[Plan]) -> tuple[ExportedProgram, dict[str, Fusion]]:

@@ -3,23 +3,17 @@
 ``decide`` reads the graph, its signature and the real constants, and changes nothing.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from torch.export import ExportedProgram
 
 from impl.fusion.report import Limits, Refusal, RefusalReason
 from impl.graph.constants import Constant, Constants, NotConstant, read_constants
 from impl.graph.lookups import Lookup, Table, find_lookups, find_lookups_in_branches
 from impl.graph.ops import op_name
 from impl.packer import BLOCK_ROWS, QMAX, QMIN, WORD_COLUMNS, first_out_of_range
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch.export import ExportedProgram
 
 #: The kernel reads one scale for four columns and 32 columns an invocation (contract 5.3).
 GROUP_STEP, EMBED_STEP = 4, 32
@@ -72,7 +66,7 @@ def decide(program: ExportedProgram, limits: Limits) -> list[Plan | Refusal]:
     return decisions
 
 
-def _decide(judge: TableJudge, lookup: Lookup) -> Plan | Refusal:
+def _decide(judge: "TableJudge", lookup: Lookup) -> Plan | Refusal:
     """The first condition that does not hold, or the plan."""
     node, table = lookup.node, lookup.table
     operands = judge.operands(table)
@@ -97,7 +91,7 @@ def _decide(judge: TableJudge, lookup: Lookup) -> Plan | Refusal:
     )
 
 
-def _violations(judge: TableJudge, lookup: Lookup, operands: Operands) -> Iterator[Violation]:
+def _violations(judge: "TableJudge", lookup: Lookup, operands: Operands) -> Iterator[Violation]:
     yield from judge.violations(lookup.table, operands)
     yield from _lookup_violations(lookup, operands)
     yield from judge.limit_violations(lookup.table, operands)

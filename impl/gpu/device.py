@@ -7,17 +7,13 @@ every nested struct here therefore stays in a local variable until the call that
 Source: docs/contract.md sections 3.4 and 7.5.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any, Self
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 from impl.errors import DeviceHang, DeviceLost, VulkanUnavailable
 from impl.gpu import validation
 from impl.gpu.info import DeviceInfo, choose_device, describe, feature_chain
-
-if TYPE_CHECKING:
-    from types import ModuleType, TracebackType
 
 #: Enabled where the device lists them; each is core in a later Vulkan version, where asking for it does no harm.
 _EXTENSIONS = (

@@ -4,17 +4,13 @@ An image is used in one direction only, so its layouts are two: it is filled by 
 shaders sample it (SHADER_READ_ONLY_OPTIMAL) or write it (GENERAL) before a copy reads it back.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from impl.errors import DeviceLacksFeature, DeviceLimitExceeded
+from impl.gpu.device import Device
 from impl.gpu.memory import _allocate, _memory_type
 from impl.gpu.pipeline import ImageView
-
-if TYPE_CHECKING:
-    from impl.gpu.device import Device
 
 #: Texel formats by name -> (VkFormat's name, bytes a texel).
 FORMATS = {

@@ -3,16 +3,12 @@
 Source: docs/contract.md sections 3.4 and 7.5.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 from impl.errors import VulkanUnavailable
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,13 @@ buffer. Elsewhere shaders work on DEVICE_LOCAL memory and the host on a HOST_CAC
 reading anything else back over the bus is many times slower.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from impl.errors import DeviceLimitExceeded
-
-if TYPE_CHECKING:
-    from impl.gpu.device import Device
+from impl.gpu.device import Device
 
 _MINIMUM_ARENA = 1 << 20
 

@@ -3,17 +3,13 @@
 Source: docs/contract.md section 7.2.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from impl.errors import VulkanError
-
-if TYPE_CHECKING:
-    from impl.gpu.device import Device
-    from impl.shader.compiler import Shader
+from impl.gpu.device import Device
+from impl.shader.compiler import Shader
 
 #: How many pipelines a device keeps; the least recently used one goes first, so that memory stays bounded.
 _KEPT = 128

@@ -3,18 +3,14 @@
 Source: docs/contract.md 5.1 (decide from the real constants) and 5.3 (what counts as one).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
 from impl.graph.ops import is_identity, op_name, torch_op
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)

@@ -1,16 +1,12 @@
 """Find the 4-bit lookups of a program, and read both dialects into one shape (contract section 4)."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from impl.graph.ops import EMBEDDING, EMBEDDING_4BIT, TableSources, arguments, torch_op
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ An edge program spells an operator as an EdgeOpOverload around the torch one; ev
 compares the torch operators underneath, so that both spellings read the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import executorch.backends.vulkan.custom_ops_lib

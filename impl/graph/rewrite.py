@@ -10,22 +10,18 @@ the result's own.
 Source: docs/contract.md 5.2.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from executorch.backends.transforms.utils import create_constant_placeholder
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 _HASH_DIGITS = 16
 
@@ -42,7 +38,7 @@ class Replacement:
 
     node: torch.fx.Node
     reads: tuple[torch.fx.Node, ...]
-    build: Callable[[Writer], torch.fx.Node]
+    build: Callable[["Writer"], torch.fx.Node]
 
 
 class Writer:

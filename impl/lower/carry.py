@@ -8,15 +8,11 @@ one is taken only if that formula gives, bit for bit, what the table's own dequa
 Source: docs/contract.md 6.2, section 4.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 #: Elements that are compared at a time.
 CHUNK_ELEMENTS = 1 << 20

@@ -3,8 +3,6 @@
 Source: docs/contract.md section 4, 6.2.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

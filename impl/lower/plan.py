@@ -13,12 +13,12 @@ is planned here, before partitioning:
 Source: docs/contract.md 5.5, 6.1, 6.2.
 """
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from impl.fusion.report import Limits
 from impl.fusion.rules import TableJudge
@@ -35,11 +35,6 @@ from impl.lower.types import (
     LoweringPlan,
     RuntimeLookup,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
-    from torch.export import ExportedProgram
 
 #: Matrix products: what they call their first operand, their weight and their bias.
 _PRODUCTS: dict[Any, tuple[str, str, str]] = {

@@ -3,20 +3,15 @@
 Source: docs/contract.md 6.1, 6.2.
 """
 
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
+from torch.export import ExportedProgram
 
 from impl.graph.ops import arguments
 from impl.graph.rewrite import Replacement, Writer
 from impl.lower.types import CarriedLookup, FoldedTable, KeptProduct, LoweringPlan, RuntimeLookup
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 EDGE_DEQUANTIZE = exir_ops.edge.torchao.dequantize_affine.default
 EDGE_BYTE = exir_ops.edge.quantized_decomposed.embedding_byte.dtype

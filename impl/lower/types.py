@@ -3,18 +3,13 @@
 Source: docs/contract.md 6.1, 6.2.
 """
 
-from __future__ import annotations
-
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
+import torch
 
-    import torch
-
-    from impl.graph.constants import Constant
-    from impl.lower.carry import ByteForm
+from impl.graph.constants import Constant
+from impl.lower.carry import ByteForm
 
 
 class LoweringError(ValueError):

@@ -6,8 +6,6 @@ version. With glslc installed only its own files count; without it any compiler'
 directory filled elsewhere serves a machine that has no compiler.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -7,8 +7,6 @@ allows are added to the compiled module, where each is two instructions.
 Source: docs/contract.md section 3.4; SPIR-V specification 2.4 (order of instructions), 3.6 (execution modes).
 """
 
-from __future__ import annotations
-
 import struct
 
 _MAGIC = 0x07230203

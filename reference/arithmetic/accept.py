@@ -12,8 +12,6 @@ shader's execution modes leave open at each step adds candidates. There is no to
 Source: docs/contract.md section 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

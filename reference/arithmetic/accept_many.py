@@ -16,8 +16,6 @@ what a host computes. What is neither that nor a zero that flushing allows is pu
 Source: docs/contract.md section 3.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +58,7 @@ class Tally:
     total: int = 0
     first: tuple[Refused, ...] = ()
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: "Tally") -> "Tally":
         return Tally(
             self.pairs + other.pairs,
             self.refused + other.refused,

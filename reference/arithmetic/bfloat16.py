@@ -7,8 +7,6 @@ nearest even from float32, as torch does on the host.
 Source: docs/contract.md section 4 (bfloat16 scales and outputs are refused, but must still work).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@
 Source: docs/contract.md section 3.6.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

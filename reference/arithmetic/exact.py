@@ -37,8 +37,6 @@ Readings chosen where the contract's text leaves more than one:
   a store; what it makes of zeros, NaN and infinity is promised where the 16-bit width preserves them.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ are put to their accept sets.
 Source: docs/contract.md section 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -10,8 +10,6 @@
 Source: docs/contract.md section 3 (IEEE 754 binary formats).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -12,8 +12,6 @@
 Source: docs/contract.md sections 2, 4 and 5.7.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

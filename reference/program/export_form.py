@@ -13,8 +13,6 @@ out aten.embedding padding_idx=2 scale_grad_by_freq=False sparse=False
 Source: docs/contract.md section 4.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

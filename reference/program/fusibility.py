@@ -16,8 +16,6 @@ A lookup fuses exactly where its set of violated conditions is empty.
 Source: docs/contract.md sections 5.3 and 5.4.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

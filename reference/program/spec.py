@@ -11,8 +11,6 @@ Order of execution is the order of ``steps``. A tensor is referred to by name; a
 Source: docs/contract.md sections 1, 4 and 5.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 

@@ -8,13 +8,10 @@ Only PCG64's raw bits come from numpy (their stream is guaranteed); everything a
 [-2, -1, 0, 1, -2, -1]
 >>> values_array(Values("literal", data="0000803f000000c0"), "float32", (2,)).tolist()
 [1.0, -2.0]
-
-Source: docs/architecture.md, ProgramSpec.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +19,6 @@ import numpy.typing as npt
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, numpy_dtype
 from reference.program.spec import ProgramSpec, QuantizedTable, Values, table_parts
 from reference.table.quantize import quantize_symmetric
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,6 @@
 Source: docs/contract.md section 4: ``(q - zp).to(output_dtype) * scale``, promoted, then cast.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

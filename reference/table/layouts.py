@@ -14,8 +14,6 @@ contract, q = [-8, 7, 0, -1], has codes [0, 15, 8, 7]:
 Source: docs/contract.md section 1.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@ Written from the contract's section 1 alone, without numpy; it judges ``referenc
 A position is (byte, shift): the code of row n, column k is ``data[byte] >> shift & 15``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 

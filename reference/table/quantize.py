@@ -9,8 +9,6 @@
 Source: docs/contract.md section 4; IntxWeightOnlyConfig(torch.int4, PerGroup(G) | PerAxis(0)) in torchao 0.18.0.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

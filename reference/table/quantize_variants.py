@@ -11,8 +11,6 @@
 Source: docs/contract.md section 4; IntxWeightOnlyConfig (mapping_type, intx_choose_qparams_algorithm), torchao 0.18.0.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

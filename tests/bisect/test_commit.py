@@ -1,7 +1,5 @@
 """Bisection over commits on generated repositories: the answer is the planted transition, whatever lies on the way."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Bisection over a generated ExecuTorch history, and over versions: the miniature with one thing broken on the way."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

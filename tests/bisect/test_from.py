@@ -1,7 +1,5 @@
 """From two reports to the searches that explain them; and what it takes for several answers to be one."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Bisection over stages and over sizes: the culprit is named, or the reason why there is none."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

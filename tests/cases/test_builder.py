@@ -1,7 +1,5 @@
 """The program builder: the routes mean the same, and the programs are what torch itself computes."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

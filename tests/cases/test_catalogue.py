@@ -1,7 +1,5 @@
 """The catalogue is well formed, its rows are distinct questions, and a malformed row names its place."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import re

@@ -1,7 +1,5 @@
 """The graph space: what it draws, that both routes agree on it, and that bugs in it are found and shrunk."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

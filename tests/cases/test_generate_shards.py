@@ -1,7 +1,5 @@
 """Shards of generated programs in the suite: what a failure, a death, a known failure and a killed run leave behind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

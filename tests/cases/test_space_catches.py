@@ -1,7 +1,5 @@
 """Each condition of 5.3, removed from matcher or predicate, is caught by the graph space and by the catalogue."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A subject whose answers depend on the executorch release that is installed: tests make such releases."""
 
-from __future__ import annotations
-
 import importlib
 
 import numpy as np

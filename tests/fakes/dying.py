@@ -1,7 +1,5 @@
 """Fake subjects that kill, hang, or answer differently the more they are asked: they test runs."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

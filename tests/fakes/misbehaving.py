@@ -1,7 +1,5 @@
 """Fake subjects that misbehave in one way each: they test the runner, not an implementation."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

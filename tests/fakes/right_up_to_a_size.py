@@ -1,7 +1,5 @@
 """Fake packers that are right up to a size: what bisection over sizes has to find."""
 
-from __future__ import annotations
-
 from conformance.case.case import Case
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Observation

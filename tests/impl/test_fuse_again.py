@@ -1,7 +1,5 @@
 """Contract 5.6 on generated programs: an already fused one, a deep copy, several methods of one program."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

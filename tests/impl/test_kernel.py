@@ -1,7 +1,5 @@
 """The embedding and prepack shaders on a device, judged by the reference."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Devices and compiled shaders: what is missing is named, what is cached is used."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What must not pass: planted shaders, and arguments that the host has to refuse."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Files are executed by conformance.pte.run: CPU parts on the wheel's own runtime,
 lookups by our kernel, other delegated operators by their eager implementation.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Graphs that a pattern matcher trips over: shared, aliased, written, nested, misnamed, half fused."""
 
-from __future__ import annotations
-
 import copy
 import tracemalloc
 

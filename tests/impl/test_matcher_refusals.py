@@ -1,7 +1,5 @@
 """One condition of contract 5.3 broken at a time, in both dialects: the reason, and words a stranger can act on."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

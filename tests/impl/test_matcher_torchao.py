@@ -1,7 +1,5 @@
 """The matcher on real models: nn.Embedding, torchao's quantize_, torch.export, to_edge; then bit-exact execution."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Laws that hold whatever the numbers are, drawn by Hypothesis: for the reference, the packer and the shader."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

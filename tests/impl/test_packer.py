@@ -1,7 +1,5 @@
 """impl.packer against the contract's own words and bytes, and against upstream's packer where both apply."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Kits: what is exported is judged from the files alone, one wrong bit is found, and nothing malformed is believed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

@@ -6,8 +6,6 @@ worked out from the finished spec, not from what the generator meant to draw.
 Source: docs/contract.md sections 4 and 5.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

@@ -6,8 +6,6 @@ the wrong group. A case is trusted when what it looks up tells nibbles, columns,
 Source: docs/contract.md section 1; CONTRIBUTING.md, "Add a case".
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

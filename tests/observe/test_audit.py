@@ -1,7 +1,5 @@
 """Audit and explain from the command line, on what a user has: a small Llama-shaped model with tied embeddings."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

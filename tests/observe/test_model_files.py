@@ -1,7 +1,5 @@
 """Model files that are not what they say: one line, exit code 2, and no code of the file runs."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The observer: every way in which a rewriting can be wrong shows up under its own name."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable

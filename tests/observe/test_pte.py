@@ -1,7 +1,5 @@
 """The observer of .pte files on a real one: it runs right, and every bug planted into the file is found and located."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

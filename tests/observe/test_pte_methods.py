@@ -1,7 +1,5 @@
 """Several methods in one .pte: each gives eager's bits, and the table that they share is in the file once."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torchao.quantization import IntxWeightOnlyConfig, quantize_

@@ -4,8 +4,6 @@
 ``impl.kernel.run_embedding(shader_source=...)``. A bug that no longer applies to the shader fails loudly.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

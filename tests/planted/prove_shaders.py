@@ -3,8 +3,6 @@
 ``planted(name, directory)`` writes the changed shader and returns its path, for ``prove --shader PATH``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 SHADER = Path(__file__).parent.parent.parent / "vulkan" / "glsl" / "embedding_q4gsw.comp"

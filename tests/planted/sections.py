@@ -3,8 +3,6 @@
 The arithmetic ones change the player's output after the fact, so that nothing but the accept sets can see them.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 from unittest import mock

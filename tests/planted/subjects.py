@@ -4,8 +4,6 @@ A class is one bug. ``stage`` is where it has to be caught and ``signatures`` wh
 loads it as ``path.py:Class``, in a child process of its own, so that patching the player hurts nobody else.
 """
 
-from __future__ import annotations
-
 import functools
 import tempfile
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The player without a bug passes the same cases (the conformance session shows it
 catch here is the bug's.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from conformance.case.case import STAGES, Case

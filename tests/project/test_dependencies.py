@@ -1,7 +1,5 @@
 """The dependency rules of docs/architecture.md: who may import whom."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator

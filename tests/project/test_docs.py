@@ -1,7 +1,5 @@
 """The documents are true: commands and options exist, links lead somewhere, examples and the workflow's gate run."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The bench program and ExecuTorch's shaders from a checkout, both in miniature."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

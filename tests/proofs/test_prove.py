@@ -1,7 +1,5 @@
 """Proofs find planted bugs by name, and certificates of what is right hold."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

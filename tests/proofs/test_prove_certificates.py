@@ -1,7 +1,5 @@
 """Certificates and journals: what was edited, cut off or is of something else is rejected in one line."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

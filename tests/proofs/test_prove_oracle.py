@@ -1,7 +1,5 @@
 """The oracle behind the proofs: its shortcuts say what the accept sets say."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

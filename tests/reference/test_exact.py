@@ -6,8 +6,6 @@ output dtypes. ``python -m tests.reference.test_exact`` is the deep variant: eve
 code under every combination that can matter, and two million float32 elements (about an hour of one core).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import random

@@ -4,8 +4,6 @@ Each row: what is special, the clause it was decided by, the program, and the ve
 order: F it must fuse, R it must be refused.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from reference.program.fusibility import REASONS, Limits, violations

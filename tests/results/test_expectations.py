@@ -1,7 +1,5 @@
 """Known failures are strict both ways, and an entry that says too little or matches nothing is an error."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

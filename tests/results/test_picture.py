@@ -1,7 +1,5 @@
 """A picture tells a nibble swap, a wrong group and a wrong row apart, and stays small."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

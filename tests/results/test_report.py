@@ -1,7 +1,5 @@
 """summary.md, report.html, diff and timing come from verdict streams alone, and trust nothing in them."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Whatever a test does, the page stays silent and alone: nothing on the console, no dialog, no request but for itself.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The verdict stream: written line by line, truncated when its footer is missing, never overwritten."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

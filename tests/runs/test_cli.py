@@ -1,7 +1,5 @@
 """The command line as a user meets it: exit codes, one-line errors, replay from a file alone."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

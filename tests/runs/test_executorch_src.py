@@ -1,7 +1,5 @@
 """Subject executorch-src on a miniature tree: right where it is right, red at the stage where a bug is planted."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever is killed, in whatever order and with however many workers: one verdict a case, and always the same one."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

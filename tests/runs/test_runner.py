@@ -1,7 +1,5 @@
 """A subject that raises, aborts, segfaults, exits or hangs costs its own case and no other."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The built-in subjects: each stage's answer passes or fails the judge for the right reason."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Full disks, read-only directories, other runs' reports: one clear line, a red run, and nothing written in part."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """What the documents say, as data: code blocks, commands with their options, links. And what there really is."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import functools

@@ -3,8 +3,6 @@
 Knows nothing of ProgramSpec: the matcher is judged here on graphs that no spec describes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import executorch.backends.vulkan.custom_ops_lib

@@ -1,7 +1,5 @@
 """Generated repositories of many commits, made in one go by git fast-import: histories for bisection to search."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path

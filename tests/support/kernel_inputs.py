@@ -1,7 +1,5 @@
 """Tables, scales and expectations for the kernel's tests, all from the reference side."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What every fused program must satisfy, and fingerprints that show whether a program was touched."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

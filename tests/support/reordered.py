@@ -3,8 +3,6 @@
 ORDER: "as it is", "reversed", or a number, which is the seed of a shuffle.
 """
 
-from __future__ import annotations
-
 import os
 import random
 

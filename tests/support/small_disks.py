@@ -3,8 +3,6 @@
 ``mounted`` needs leave to mount; ``limited`` works everywhere: the kernel refuses to make any file larger.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Running the suite both ways in a process of its own, and reading what it left."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

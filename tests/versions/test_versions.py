@@ -1,7 +1,5 @@
 """A subject beside released versions: made of small wheels, offline, each in an environment of its own."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from pathlib import Path

@@ -5,8 +5,6 @@ Needs neither torch nor executorch.
 Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time
@@ -45,7 +43,7 @@ def variants(_subject: str) -> tuple[str, ...]:
     return tuple(v.name for v in (*VARIANTS, *(replace(v, float_modes="none") for v in VARIANTS)))
 
 
-def open_target(_subject: str, variant: str, device: str, shader: Path | None) -> DeviceTarget:
+def open_target(_subject: str, variant: str, device: str, shader: Path | None) -> "DeviceTarget":
     """Open the device and compile the shader; see ``conformance.proofs.target.open_target``."""
     chosen = variant_named(variant)
     if shader is not None and not shader.is_file():

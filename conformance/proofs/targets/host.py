@@ -3,8 +3,6 @@
 Source: docs/contract.md sections 2 and 3.5; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +29,7 @@ def variants(subject: str) -> tuple[str, ...]:
     return tuple(f"{lay}-{out}out-{scale}scale" for lay in _LAYOUTS for out in outputs for scale in ("f32", "f16"))
 
 
-def open_target(subject: str, variant: str, _device: str, shader: Path | None) -> HostTarget:
+def open_target(subject: str, variant: str, _device: str, shader: Path | None) -> "HostTarget":
     """Load the operator; see ``conformance.proofs.target.open_target``."""
     if shader is not None:
         raise ValueError(f"subject {subject} runs on the host and takes no shader")

@@ -10,8 +10,6 @@ dispatch and has guard bands on both sides (contract 7.4).
 Source: docs/contract.md sections 1, 2 and 7; docs/proofs.md.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

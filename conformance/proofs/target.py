@@ -16,7 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-_HOMES = {"impl": "_prove_device", "executorch": "_prove_host", "reference": "_prove_host"}
+_HOMES = {"impl": "device", "executorch": "host", "reference": "host"}
 #: Every target has these facts, and a certificate has them all; "" where one means nothing for the subject.
 FACTS = (
     "subject",
@@ -119,4 +119,4 @@ def derived(facts: Mapping[str, str]) -> dict[str, str]:
 def _module(subject: str) -> Any:
     if subject not in _HOMES:
         raise ValueError(f"unknown subject {subject!r}: proofs know {', '.join(sorted(_HOMES))}")
-    return importlib.import_module(f"conformance.subjects.{_HOMES[subject]}")
+    return importlib.import_module(f"conformance.proofs.targets.{_HOMES[subject]}")

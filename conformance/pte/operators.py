@@ -8,13 +8,14 @@ Source: docs/contract.md 6.2.
 """
 
 import re
-import subprocess
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import tomli_w
+
+from conformance.sources.git import GitProblem, commit_of, files, read_blobs, text
 
 DATA = Path(__file__).parent / "vulkan_operators.toml"
 RUNTIME = "backends/vulkan/runtime"
@@ -49,13 +50,14 @@ def read_source(source: Path, revision: str = "HEAD") -> OperatorList:
     Raises:
         ValueError: not such a repository, or no operator is registered there.
     """
-    commit = _git(source, "rev-parse", "--verify", f"{revision}^{{commit}}").strip()
-    version = _git(source, "show", f"{commit}:version.txt").strip()
-    files = _git(source, "ls-tree", "-r", "--name-only", commit, RUNTIME).splitlines()
-    found: set[str] = set()
-    for path in files:
-        if path.endswith((".cpp", ".h")) and not path.endswith("OperatorRegistry.h"):
-            found.update(_REGISTERED.findall(_git(source, "show", f"{commit}:{path}")))
+    commit = commit_of(source, revision)
+    try:
+        version = text(source, "show", f"{commit}:version.txt")
+    except GitProblem as error:
+        raise ValueError(f"{source}: not a clone of pytorch/executorch ({error})") from error
+    blobs = {path: blob for path, blob in files(source, commit).items() if path.startswith(f"{RUNTIME}/")}
+    sources = [b for p, b in blobs.items() if p.endswith((".cpp", ".h")) and not p.endswith("OperatorRegistry.h")]
+    found = {name for data in read_blobs(source, sources) for name in _REGISTERED.findall(data.decode())}
     if not found:
         raise ValueError(f"{source}: no operator is registered below {RUNTIME} at {revision}")
     return OperatorList(version, commit, tuple(sorted(found)))
@@ -71,14 +73,3 @@ def save(operators: OperatorList, path: Path = DATA) -> None:
         {"version": operators.version, "revision": operators.revision, "operators": list(operators.operators)}
     )
     path.write_text(head + body, encoding="utf-8")
-
-
-def _git(source: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", "") or str(error)
-        raise ValueError(
-            f"{source}: not a clone of pytorch/executorch with that revision ({detail.strip()})"
-        ) from error
-    return done.stdout

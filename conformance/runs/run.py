@@ -5,7 +5,6 @@ Used alike by ``python -m conformance run`` and by the pytest plugin.
 
 import importlib.metadata
 import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,8 @@ from conformance.judging.judge import judge
 from conformance.results import expectations, replay, timing
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import ERROR, FAIL, XFAIL, Verdict
+from conformance.sources import git
+from conformance.sources.git import GitProblem
 
 _PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
 
@@ -36,14 +37,10 @@ def versions() -> dict[str, str]:
 
 def revision() -> str:
     """Return the suite's own git revision, or "unknown" outside a checkout."""
-    here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except OSError:
+        return git.text(Path(__file__).parent, "rev-parse", "HEAD")
+    except GitProblem:
         return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def subject_origin(subject: str) -> dict[str, str]:
@@ -53,11 +50,10 @@ def subject_origin(subject: str) -> dict[str, str]:
         return {}
     file = Path(path).resolve()
     # Whoever owns the checkout (in a container often another user), its code is about to be imported anyway.
-    words = ["git", "-c", "safe.directory=*", "-C", str(file.parent), "rev-parse", "--show-toplevel", "HEAD"]
+    words = ("-c", "safe.directory=*", "rev-parse", "--show-toplevel", "HEAD")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        top, found = done.stdout.splitlines() if done.returncode == 0 else ("unknown", "unknown")
-    except OSError:
+        top, found = git.text(file.parent, *words).splitlines()
+    except GitProblem:
         top, found = "unknown", "unknown"
     inside = file.relative_to(top).as_posix() if file.is_relative_to(top) else str(file)
     return {"subject_repository": top, "subject_revision": found, "subject_file": f"{inside}:{name}"}

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-#: What git says must not depend on the user's language or on where the suite itself is checked out.
+#: What git prints must not depend on the user's language or on where the suite itself is checked out.
 _DROPPED = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY")
 
 
@@ -23,26 +23,38 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in _DROPPED} | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
 
 
-def git(repo: Path, *words: str, stdin: bytes = b"") -> bytes:
-    """Return what ``git WORDS`` prints in ``repo``.
+def command(repo: Path, *words: str) -> list[str]:
+    """Return the command line of ``git WORDS`` in ``repo``."""
+    return ["git", "-c", "core.warnAmbiguousRefs=false", "-C", str(repo), *words]
+
+
+def git(repo: Path, *words: str, stdin: bytes = b"", index: Path | None = None) -> bytes:
+    """Return what ``git WORDS`` prints in ``repo``; ``index`` is a file to use as git's index.
 
     Raises:
         GitProblem: git is not installed, or fails; carries its last line.
     """
+    own = {"GIT_INDEX_FILE": str(index)} if index else {}
     try:
         done = subprocess.run(
-            ["git", "-c", "core.warnAmbiguousRefs=false", "-C", str(repo), *words],
-            input=stdin,
-            capture_output=True,
-            check=False,
-            env=environment(),
+            command(repo, *words), input=stdin, capture_output=True, check=False, env=environment() | own
         )
     except OSError as error:
         raise GitProblem(f"git cannot be run ({error.strerror}); install git") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise GitProblem(f"{repo}: git {words[0]}: {said[-1]}")
+        errors = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        verb = next((word for word in words if word[0] != "-"), "")
+        raise GitProblem(f"{repo}: git {verb}: {errors[-1]}")
     return done.stdout
+
+
+def text(repo: Path, *words: str) -> str:
+    """Return what ``git WORDS`` prints in ``repo``, as text without the space around it.
+
+    Raises:
+        GitProblem: see ``git``.
+    """
+    return git(repo, *words).decode(errors="replace").strip()
 
 
 def is_repository(path: Path) -> bool:
@@ -65,28 +77,27 @@ def commit_of(repo: Path, revision: str) -> str:
     if not is_repository(repo):
         raise GitProblem(f"{repo}: not a git repository; give a clone, or its .git directory")
     try:
-        said = git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        return text(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     except GitProblem as error:
         hint = "git fetch --unshallow, or name another" if is_shallow(repo) else "git fetch --tags, or name another"
         raise GitProblem(f"{repo}: no commit {revision!r} there; {hint}") from error
-    return said.decode().strip()
 
 
 def is_shallow(repo: Path) -> bool:
     """Return whether the history is cut off."""
-    return git(repo, "rev-parse", "--is-shallow-repository").strip() == b"true"
+    return text(repo, "rev-parse", "--is-shallow-repository") == "true"
 
 
 def files(repo: Path, commit: str) -> dict[str, str]:
     """Return the blob of every regular file of a commit, by path."""
-    found = {}
+    blobs = {}
     for entry in git(repo, "ls-tree", "-r", "-z", "--full-tree", commit).split(b"\0"):
         if entry:
             head, _, path = entry.partition(b"\t")
             mode, kind, blob = head.decode().split()
             if kind == "blob" and mode.startswith("100"):
-                found[path.decode(errors="surrogateescape")] = blob
-    return found
+                blobs[path.decode(errors="surrogateescape")] = blob
+    return blobs
 
 
 def read_blobs(repo: Path, blobs: Iterable[str]) -> Iterator[bytes]:
@@ -95,10 +106,10 @@ def read_blobs(repo: Path, blobs: Iterable[str]) -> Iterator[bytes]:
     Raises:
         GitProblem: a blob is missing (a partial clone); names it.
     """
-    wanted = list(blobs)
-    data = git(repo, "cat-file", "--batch", stdin="".join(f"{blob}\n" for blob in wanted).encode())
+    names = list(blobs)
+    data = git(repo, "cat-file", "--batch", stdin="".join(f"{blob}\n" for blob in names).encode())
     at = 0
-    for blob in wanted:
+    for blob in names:
         end = data.index(b"\n", at)
         words = data[at:end].split()
         if len(words) != 3:  # noqa: PLR2004 - name, type, size

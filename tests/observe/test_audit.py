@@ -23,6 +23,7 @@ from conformance.explain.explain import explain
 from conformance.explain.report import CHANGES, as_test, from_json, to_json
 from conformance.pte import operators
 from conformance.pte.file import read_pte
+from conformance.sources.git import git
 from impl.lowering import lower_to_vulkan
 from impl.matcher import RefusalReason
 
@@ -173,7 +174,7 @@ def test_the_operator_list_is_read_from_a_clone(tmp_path: Path) -> None:
     )
     (source / "version.txt").write_text("9.9.9\n")
     for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
-        operators._git(source, *command)
+        git(source, *command)
     found = operators.read_source(source)
     assert (found.version, found.operators) == ("9.9.9", ("a.b.c", "aten.add.Tensor"))
     operators.save(found, tmp_path / "list.toml")

@@ -159,7 +159,7 @@ def test_what_is_no_tree_is_said_in_one_line(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_relative_path_is_recorded_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TREE.parent)
-    with Worker("executorch-src:miniature_executorch") as worker:
+    with Worker("executorch-src:executorch") as worker:
         assert worker.subject == f"executorch-src:{TREE}"
     flat = Case("test/flat", "PACK", "1", "a test", table=Table(9, 64, CODES, "flat"))
     assert "flat" in str(load(worker.subject).supports(flat))

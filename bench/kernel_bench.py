@@ -122,7 +122,7 @@ def contenders(device: Device, variant: Variant, theirs: dict[str, Shader], *, a
 
 def contender_job(device: Device, request: Request, one: Contender) -> Job:
     """The dispatch of a contender, with its change of shape made."""
-    grid: Grid = "executorch" if one.theirs else "player"
+    grid: Grid = "executorch" if one.theirs else "impl"
     job = embedding_job(device.info, request, one.shader, specialize=one.change.constants, grid=grid)
     if one.change.rows or one.change.local:
         local = one.change.local or job.constants[0]

@@ -1,4 +1,4 @@
-"""The errors of the Vulkan host, one class per thing that a user has to do about it."""
+"""The errors of the Vulkan host, one class for each thing that a user has to do about it."""
 
 # ruff: noqa: N818 (each name says the condition that a user meets and can act on; "Error" would add nothing)
 
@@ -8,15 +8,15 @@ class VulkanError(RuntimeError):
 
 
 class VulkanUnavailable(VulkanError):
-    """No Vulkan loader, no driver, or no device of the wanted name: names the package to install."""
+    """No Vulkan loader, no driver, or no device of the requested name: says which package to install."""
 
 
 class ShaderToolMissing(VulkanError):
-    """glslc or spirv-val is not installed: names the package."""
+    """glslc or spirv-val is not installed: says which package to install."""
 
 
 class ShaderCompileError(VulkanError):
-    """glslc or spirv-val refused a shader: carries its message."""
+    """glslc or spirv-val refuses a shader: carries its message."""
 
 
 class DeviceLacksFeature(VulkanError):
@@ -24,16 +24,24 @@ class DeviceLacksFeature(VulkanError):
 
 
 class DeviceLimitExceeded(ValueError):
-    """A size is beyond a limit of the device (contract 7.5): names the limit, its value and the size."""
+    """A size exceeds a limit of the device (contract 7.5).
+
+    Attributes:
+        limit: the limit's name in VkPhysicalDeviceLimits, or "memory".
+    """
+
+    def __init__(self, limit: str, message: str) -> None:
+        self.limit = limit
+        super().__init__(message)
 
 
 class DeviceHang(VulkanError):
-    """Submitted work did not end in time. The device object is unusable from then on."""
+    """Submitted work does not end in time. The device object is unusable from then on."""
 
 
 class DeviceLost(VulkanError):
-    """The driver reported VK_ERROR_DEVICE_LOST. The device object is unusable from then on."""
+    """The driver reports VK_ERROR_DEVICE_LOST. The device object is unusable from then on."""
 
 
 class ValidationFailed(VulkanError):
-    """The validation layer reported something; the messages are the text."""
+    """The validation layer reports something; the messages are the text."""

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch import grid as kernel_geometry
+from impl.dispatch.grid import executorch_grid, guard_bytes, impl_grid
 from impl.dispatch.job import Job, KernelResult, Operand, Output, Texture, run_job
 from impl.dispatch.prepack import run_prepack
 from impl.dispatch.request import Request, check_request, rows_per_run
 from impl.dispatch.variants import VARIANTS, Variant, missing_features, variant_named
 from impl.gpu.device import Device, list_devices
 from impl.gpu.info import DeviceInfo
-from impl.shader import compiler
+from impl.shader.compiler import GLSL, Shader, compile_shader
 
 __all__ = [
     "VARIANTS",
@@ -36,8 +36,8 @@ __all__ = [
     "variant_named",
 ]
 
-_SHADER = compiler.GLSL / "embedding_q4gsw.comp"
-Grid = Literal["player", "executorch"]
+_SHADER = GLSL / "embedding_q4gsw.comp"
+Grid = Literal["impl", "executorch"]
 
 
 def devices() -> list[dict[str, Any]]:
@@ -46,21 +46,20 @@ def devices() -> list[dict[str, Any]]:
     Raises:
         VulkanUnavailable: no loader, no driver or no device.
     """
-    rows = []
-    for info in list_devices():
-        runs = [v.name for v in VARIANTS if not missing_features(info, v)]
-        rows.append({**vars(info), "variants": runs})
-    return rows
+    return [
+        {**vars(info), "variants": [v.name for v in VARIANTS if not missing_features(info, v)]}
+        for info in list_devices()
+    ]
 
 
-def embedding_shader(info: DeviceInfo, variant: Variant, source: Path | None = None) -> compiler.Shader:
+def embedding_shader(info: DeviceInfo, variant: Variant, source: Path | None = None) -> Shader:
     """The compiled embedding shader of ``variant`` for that device; ``source`` replaces our GLSL.
 
     Raises:
         ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler.compile_shader``.
     """
     modes = info.float_modes if variant.float_modes == "declared" else ()
-    return compiler.compile_shader(source or _SHADER, variant.defines, modes)
+    return compile_shader(source or _SHADER, variant.defines, modes)
 
 
 def run_embedding(
@@ -76,8 +75,8 @@ def run_embedding(
     allow_out_of_range: bool = False,
     specialize: bool = False,
     shader_source: Path | None = None,
-    shader: compiler.Shader | None = None,
-    grid: Grid = "player",
+    shader: Shader | None = None,
+    grid: Grid = "impl",
 ) -> KernelResult:
     """Look ``indices`` up in a packed table on the device; the result's ``out`` is ``indices.shape + [D]``.
 
@@ -94,13 +93,15 @@ def run_embedding(
         specialize: give the pipeline D, G and the rows an invocation as constants (faster; a pipeline each).
         shader_source: another GLSL file of the same interface and defines, instead of ours.
         shader: a compiled module of the same interface instead (wins over ``shader_source``).
-        grid: "player" for our shader's grid, "executorch" for 32 columns an invocation (contract 7.2).
+        grid: "impl" for our shader's grid, "executorch" for 32 columns an invocation (contract 7.2).
 
     More rows than one buffer range or image holds are split over several runs.
 
     Raises:
-        ValueError, IndexError, DeviceLacksFeature: the arguments, see ``impl.dispatch.request``.
-        DeviceLimitExceeded: a size beyond a limit that splitting cannot help.
+        ValueError: an argument's dtype, shape or value is wrong; names it, its value and the bound.
+        IndexError: an index is outside [0, V); names its position, its value and the bound.
+        DeviceLacksFeature: the device misses what the variant needs.
+        DeviceLimitExceeded: (a ValueError) a size exceeds a limit, and splitting cannot help; names the limit.
         ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler``.
         DeviceHang, DeviceLost, ValidationFailed: see ``Device.submit``.
     """
@@ -114,11 +115,11 @@ def run_embedding(
         vocab_size=vocab_size,
         allow_out_of_range=allow_out_of_range,
     )
-    chosen = shader or embedding_shader(device.info, variant, shader_source)
-    limit = rows_per_run(device.info, request, kernel_geometry.guard_bytes(request.row_bytes))
+    module = shader or embedding_shader(device.info, variant, shader_source)
+    limit = rows_per_run(device.info, request, guard_bytes(request.row_bytes))
 
     def run(indices: npt.NDArray[np.int32]) -> KernelResult:
-        job = embedding_job(device.info, replace(request, indices=indices), chosen, specialize=specialize, grid=grid)
+        job = embedding_job(device.info, replace(request, indices=indices), module, specialize=specialize, grid=grid)
         return run_job(device, job, checked=checked)
 
     if request.indices.size <= limit:
@@ -141,14 +142,14 @@ def _first(positions: list[int | None], step: int) -> int | None:
 
 
 def embedding_job(
-    info: DeviceInfo, request: Request, shader: compiler.Shader, *, specialize: bool = False, grid: Grid = "player"
+    info: DeviceInfo, request: Request, shader: Shader, *, specialize: bool = False, grid: Grid = "impl"
 ) -> Job:
     """What one dispatch of a checked request binds, pushes and launches (contract 7.1, 7.2)."""
     width, height, channels, batch = sizes = request.out_sizes()
-    if grid == "player":
-        constants, groups = kernel_geometry.player_grid(info, request, specialize=specialize)
+    if grid == "impl":
+        constants, groups = impl_grid(info, request, specialize=specialize)
     else:
-        constants, groups = kernel_geometry.executorch_grid(info, request)
+        constants, groups = executorch_grid(info, request)
     indices = Operand("t_indices", "storage", request.indices)
     out_texture = None
     if request.variant.io_storage == "texture3d":
@@ -171,7 +172,7 @@ def embedding_job(
         push=(request.group_size, int(request.variant.weight_layout == "block")),
         constants=constants,
         groups=groups,
-        guard=kernel_geometry.guard_bytes(request.row_bytes),
+        guard=guard_bytes(request.row_bytes),
     )
 
 

@@ -1,4 +1,5 @@
 """What the stages of subject "impl" pass around."""
+
 from collections.abc import Callable
 from typing import Any
 

@@ -4,7 +4,6 @@ Source: docs/contract.md sections 7.2 and 7.5.
 """
 
 from impl.dispatch.request import Request
-from impl.errors import DeviceLimitExceeded
 from impl.gpu.info import DeviceInfo
 
 _GROUP_INVOCATIONS = 64
@@ -20,7 +19,7 @@ def guard_bytes(row_bytes: int) -> int:
     return -(-max(_GUARD_FLOOR, 2 * row_bytes) // 256) * 256
 
 
-def player_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tuple[dict[int, int], Three]:
+def impl_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tuple[dict[int, int], Three]:
     """Specialization constants and work groups of our shader: x chunks of a row, y rows, z planes of textures.
 
     Where a device allows fewer work groups the shader strides over what is left.
@@ -42,25 +41,18 @@ def player_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tupl
 
 
 def executorch_grid(info: DeviceInfo, request: Request) -> tuple[dict[int, int], Three]:
-    """The same for ExecuTorch's shader: an invocation for 32 columns, its runtime's default local size.
-
-    Raises:
-        DeviceLimitExceeded: more work groups than the device has; that shader does not stride.
-    """
+    """The same for ExecuTorch's shader, which does not stride: an invocation for 32 columns, the default local size."""
     width, height, channels, batch = request.out_sizes()
-    wanted = (width // 32, height, channels * batch)
-    local = executorch_local_size(wanted)
-    groups = work_groups(info, wanted, local)
-    for axis, (size, step, count) in enumerate(zip(wanted, local, groups, strict=True)):
-        if size > step * count:
-            raise DeviceLimitExceeded(
-                f"{size} invocations in {'xyz'[axis]} need more than maxComputeWorkGroupCount[{axis}] = {count} "
-                f"groups of {step} on {info.name}"
-            )
-    return dict(enumerate(local)), groups
+    invocations = (width // 32, height, channels * batch)
+    local = executorch_local_size(invocations)
+    for axis, (size, step) in enumerate(zip(invocations, local, strict=True)):
+        groups = -(-size // step)
+        what = f"{size} invocations in {'xyz'[axis]} need {groups} groups of {step}"
+        info.check_limit(f"maxComputeWorkGroupCount[{axis}]", groups, what)
+    return dict(enumerate(local)), work_groups(info, invocations, local)
 
 
-def executorch_local_size(wanted: Three) -> Three:
+def executorch_local_size(size: Three) -> Three:
     """The local size that ExecuTorch's runtime picks by default for a global size: 64 invocations, shaped to fit.
 
     The axes are taken by size, largest first (ComputeGraph.cpp, create_local_wg_size, at v1.5.1).
@@ -72,25 +64,23 @@ def executorch_local_size(wanted: Three) -> Three:
     """
     order = [0, 1, 2]
     for a, b in ((0, 1), (1, 2), (0, 1)):
-        if wanted[order[a]] < wanted[order[b]]:
+        if size[order[a]] < size[order[b]]:
             order[a], order[b] = order[b], order[a]
-    middle, least = wanted[order[1]], wanted[order[2]]
+    middle, least = size[order[1]], size[order[2]]
     if least > 1:
-        sizes = (8, min(4, middle), min(2, least))
+        locals_ = (8, min(4, middle), min(2, least))
     elif middle == 1:
-        sizes = (64, 1, 1)
+        locals_ = (64, 1, 1)
     else:
-        sizes = (16, 4, 1) if middle % 4 == 0 else (32, 2, 1)
-    local = [1, 1, 1]
-    for axis, size in zip(order, sizes, strict=True):
-        local[axis] = max(1, size)
-    return local[0], local[1], local[2]
+        locals_ = (16, 4, 1) if middle % 4 == 0 else (32, 2, 1)
+    x, y, z = (max(1, locals_[order.index(axis)]) for axis in range(3))
+    return x, y, z
 
 
-def work_groups(info: DeviceInfo, wanted: Three, local: Three) -> Three:
-    """Work groups that cover ``wanted`` invocations, cut to the device's counts."""
+def work_groups(info: DeviceInfo, invocations: Three, local: Three) -> Three:
+    """Work groups that cover the invocations, cut to the device's counts."""
     x, y, z = (
         min(-(-size // step), info.limits[f"maxComputeWorkGroupCount[{axis}]"])
-        for axis, (size, step) in enumerate(zip(wanted, local, strict=True))
+        for axis, (size, step) in enumerate(zip(invocations, local, strict=True))
     )
     return x, y, z

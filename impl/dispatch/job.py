@@ -1,9 +1,14 @@
 """One shader run on one device, from numpy arrays to a numpy array, with what can be trusted about it.
 
 In checked mode the output is computed twice over two different poisons, so that an element nobody
-wrote shows in both, and every byte around the outputs, inputs included, is compared afterwards.
+writes shows in both, and every byte around the outputs, inputs included, is compared afterwards. The arena holds
 
-Source: docs/contract.md section 7.4.
+    inputs, each behind a gap | guard | output of run 1 | guard | output of run 2 | guard
+
+All bytes that are no output are protected: they are copied before the dispatch and compared after it.
+An output image is one texel larger than the output, and what is beyond the output has to keep its poison.
+
+Source: docs/contract.md sections 7.3 and 7.4.
 """
 
 import math
@@ -14,17 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch.layout import POISONS, Layout
 from impl.gpu.device import Device
-from impl.gpu.images import Image
-from impl.gpu.memory import Arena
+from impl.gpu.memory import FORMATS, Arena, Image
 from impl.gpu.pipeline import BufferRange, PipelineCache, Resource
 from impl.shader.compiler import Shader
+
+_LINE = 256  # no device asks for more of a buffer offset
+_GUARD = 0xC3
+#: What an output holds before run 1 and before run 2.
+_POISONS = (0xA5, 0x5A)
 
 
 @dataclass(frozen=True)
 class Texture:
-    """An image in place of a buffer: extent in texels (x, y, z), a key of ``vulkan_images.FORMATS``, 2D where flat."""
+    """An image in place of a buffer: extent in texels (x, y, z), a key of ``memory.FORMATS``, 2D where flat."""
 
     extent: tuple[int, int, int]
     texels: str
@@ -101,13 +109,126 @@ class KernelResult:
         return not self.damage
 
 
-def run_job(device: Device, job: Job, *, checked: bool) -> KernelResult:
-    """Run it in one command buffer: fill, dispatch (checked: twice over two poisons), read back, judge.
+@dataclass(frozen=True)
+class _Region:
+    """Bytes of the arena that one binding uses, or that fill its image.
 
-    Raises:
-        DeviceLimitExceeded: not enough memory, or an image too large.
-        DeviceHang, DeviceLost, ValidationFailed: see ``Device.submit``.
+    ``bound`` is how many bytes a buffer descriptor spans: of an output also the guard behind it, because
+    a device may clamp what lies outside the descriptor, and a clamped write would leave no trace.
+    ``extent`` is the image's size in texels, ``used`` the part of it that is the output.
     """
+
+    name: str
+    offset: int
+    size: int
+    bound: int
+    extent: tuple[int, int, int] | None = None
+    used: tuple[int, int, int] = (0, 0, 0)
+
+    def output(self, view: npt.NDArray[np.uint8], spec: Output) -> npt.NDArray[Any]:
+        """The output, as the host reads it from this region (a copy for images, a view for buffers)."""
+        if self.extent is None:
+            return view[self.offset : self.offset + self.size].view(spec.dtype).reshape(spec.shape)
+        x, y, z = self.used
+        return np.ascontiguousarray(self._texels(view, spec.dtype)[:z, :y, :x]).reshape(spec.shape)
+
+    def changed_texel(self, view: npt.NDArray[np.uint8], poison: int) -> str:
+        """Where a texel outside the output lost its poison, or ""."""
+        if self.extent is None:
+            return ""
+        changed = (self._texels(view, np.dtype(np.uint8)) != poison).any(axis=3)
+        x, y, z = self.used
+        changed[:z, :y, :x] = False
+        if not changed.any():
+            return ""
+        place = np.unravel_index(int(np.flatnonzero(changed)[0]), changed.shape)
+        at = tuple(int(i) for i in place[::-1])
+        return f"{self.name}: texel {at} outside the output's {self.used} was written"
+
+    def _texels(self, view: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        assert self.extent is not None  # noqa: S101 (asked of images only)
+        x, y, z = self.extent
+        return view[self.offset : self.offset + self.size].view(dtype).reshape(z, y, x, -1)
+
+
+class _Layout:
+    """The arena of one run: ``inputs`` are the bindings from 1 on, ``outputs`` binding 0 of each run."""
+
+    def __init__(self, device: Device, job: Job, *, checked: bool) -> None:
+        self._gap = _LINE if checked else 0
+        self._cursor = self._gap
+        self.inputs = tuple(self._take(operand.name, operand.data.nbytes) for operand in job.operands)
+        self.outputs = tuple(
+            self._output(device, job, f"t_out of run {run + 1}", checked=checked) for run in range(2 if checked else 1)
+        )
+        self.size = self._cursor
+
+    def _take(self, name: str, size: int, guard: int = 0) -> _Region:
+        at = self._cursor + guard
+        self._cursor = -(-(at + size + guard) // _LINE) * _LINE + self._gap
+        return _Region(name, at, size, size + guard)
+
+    def _output(self, device: Device, job: Job, name: str, *, checked: bool) -> _Region:
+        texture = job.output.texture
+        if texture is None:
+            return self._take(name, job.output.size, job.guard if checked else 0)
+        used, extent = texture.extent, texture.extent
+        if checked:
+            bound = device.info.limits["maxImageDimension2D" if texture.flat else "maxImageDimension3D"]
+            x, y, z = (min(size + 1, bound) for size in used)
+            extent = (x, y, 1 if texture.flat else z)
+        taken = self._take(name, math.prod(extent) * FORMATS[texture.texels][1])
+        return _Region(name, taken.offset, taken.size, taken.size, extent, used)
+
+    def write(self, view: npt.NDArray[np.uint8], job: Job) -> None:
+        """Put inputs, guards and poison in place."""
+        at = 0
+        for region in (*self.inputs, *self.outputs):
+            view[at : region.offset] = _GUARD
+            at = region.offset + region.size
+        view[at : self.size] = _GUARD
+        for region, operand in zip(self.inputs, job.operands, strict=True):
+            view[region.offset : region.offset + region.size] = operand.data.reshape(-1).view(np.uint8)
+        for region, poison in zip(self.outputs, _POISONS, strict=False):
+            view[region.offset : region.offset + region.size] = poison
+
+    def protected(self, view: npt.NDArray[np.uint8]) -> list[tuple[int, npt.NDArray[np.uint8]]]:
+        """(offset, copy) of every stretch of bytes that the dispatch must leave alone."""
+        spans, at = [], 0
+        for region in self.outputs:
+            spans.append((at, view[at : region.offset].copy()))
+            at = region.offset + region.size
+        return [*spans, (at, view[at : self.size].copy())]
+
+    def read_ranges(self) -> list[tuple[int, int]]:
+        """The (offset, size) ranges that the host wants back: everything where it is judged, else the output."""
+        if self._gap:
+            return [(0, self.size)]
+        return [(region.offset, region.size) for region in self.outputs]
+
+    def damage(self, view: npt.NDArray[np.uint8], before: list[tuple[int, npt.NDArray[np.uint8]]]) -> str:
+        """What changed that no output covers: the first changed byte and what it belonged to, or ""."""
+        for start, old in before:
+            now = view[start : start + old.size]
+            if not np.array_equal(now, old):
+                changed = np.flatnonzero(now != old)
+                place = self._place(start + int(changed[0]))
+                return f"{changed.size} bytes changed outside the output, the first {place}"
+        texels = (r.changed_texel(view, p) for r, p in zip(self.outputs, _POISONS, strict=False))
+        return "; ".join(text for text in texels if text)
+
+    def _place(self, at: int) -> str:
+        regions = (*self.inputs, *self.outputs)
+        behind = [r for r in regions if r.offset <= at]
+        if not behind:
+            return f"{regions[0].offset - at} bytes before {regions[0].name}"
+        last = behind[-1]
+        past = at - last.offset - last.size
+        return f"in {last.name} at byte {at - last.offset}" if past < 0 else f"{past} bytes behind {last.name}"
+
+
+def run_job(device: Device, job: Job, *, checked: bool) -> KernelResult:
+    """Run it in one command buffer: fill, dispatch (checked: twice over two poisons), read back, judge."""
     result = KernelResult(
         out=np.empty(job.output.shape, job.output.dtype),
         unwritten=None,
@@ -120,29 +241,29 @@ def run_job(device: Device, job: Job, *, checked: bool) -> KernelResult:
     )
     if result.out.size == 0:
         return result  # there is nothing to write, and Vulkan has no empty buffers
-    layout = Layout(device.info, job, checked=checked)
+    layout = _Layout(device, job, checked=checked)
     arena: Arena = device.keep("arena", lambda: Arena(device))
     view = arena.reserve(layout.size)
     layout.write(view, job)
     before = layout.protected(view) if checked else []
     _submit(device, job, layout, arena)
-    found = [region.output(view, job.output) for region in layout.outputs]
+    outputs = [region.output(view, job.output) for region in layout.outputs]
     if not checked:
-        return replace(result, out=found[0].copy())
-    unwritten, unstable = _judge(found[0], found[1])
+        return replace(result, out=outputs[0].copy())
+    unwritten, unstable = _judge(outputs[0], outputs[1])
     damage = layout.damage(view, before)
-    return replace(result, out=found[1].copy(), unwritten=unwritten, unstable=unstable, damage=damage)
+    return replace(result, out=outputs[1].copy(), unwritten=unwritten, unstable=unstable, damage=damage)
 
 
-def _submit(device: Device, job: Job, layout: Layout, arena: Arena) -> None:
+def _submit(device: Device, job: Job, layout: _Layout, arena: Arena) -> None:
     pipelines: PipelineCache = device.keep("pipelines", lambda: PipelineCache(device))
     pipeline = pipelines.get(job.shader, job.kinds, len(job.push), job.constants)
     with ExitStack() as images:
 
         def image(texture: Texture, extent: tuple[int, int, int], *, storage: bool) -> Image:
-            made = Image(device, extent, texture.texels, storage=storage, flat=texture.flat)
-            images.callback(made.close)
-            return made
+            new = Image(device, extent, texture.texels, storage=storage, flat=texture.flat)
+            images.callback(new.close)
+            return new
 
         filled: list[tuple[Image, int]] = []
         inputs: list[Resource] = []
@@ -150,25 +271,25 @@ def _submit(device: Device, job: Job, layout: Layout, arena: Arena) -> None:
             if operand.texture is None:
                 inputs.append(BufferRange(arena.buffer, region.offset, region.size))
             else:
-                made = image(operand.texture, operand.texture.extent, storage=False)
-                filled.append((made, region.offset))
-                inputs.append(made.resource())
+                sampled = image(operand.texture, operand.texture.extent, storage=False)
+                filled.append((sampled, region.offset))
+                inputs.append(sampled.resource())
         written: list[tuple[Image, int]] = []
         for run, region in enumerate(layout.outputs):
             target: Resource = BufferRange(arena.buffer, region.offset, region.bound)
             if job.output.texture is not None and region.extent is not None:
-                made = image(job.output.texture, region.extent, storage=True)
-                written.append((made, region.offset))
-                target = made.resource()
+                output = image(job.output.texture, region.extent, storage=True)
+                written.append((output, region.offset))
+                target = output.resource()
             pipeline.bind(run, [target, *inputs])
         commands = device.begin()
         arena.upload(commands, layout.size)
-        for made, offset in (*filled, *written):
-            made.fill(commands, arena.buffer, offset)
+        for filling, offset in (*filled, *written):
+            filling.fill(commands, arena.buffer, offset)
         for run in range(len(layout.outputs)):
             pipeline.dispatch(commands, run, job.push, job.groups)
-        for made, offset in written:
-            made.read(commands, arena.buffer, offset)
+        for output, offset in written:
+            output.read(commands, arena.buffer, offset)
         arena.download(commands, layout.read_ranges())
         device.submit()
 
@@ -181,7 +302,7 @@ def _judge(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> tuple[int | Non
     if different.size == 0:
         return None, None
     kept = np.ones(different.size, bool)
-    for values, poison in zip((a, b), POISONS, strict=True):
+    for values, poison in zip((a, b), _POISONS, strict=True):
         kept &= values[different] == int.from_bytes(bytes([poison]) * width.itemsize, "little")
     unwritten, unstable = different[kept], different[~kept]
     return (int(unwritten[0]) if unwritten.size else None), (int(unstable[0]) if unstable.size else None)

@@ -9,21 +9,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch import grid
+from impl.dispatch.grid import guard_bytes, work_groups
 from impl.dispatch.job import Job, KernelResult, Operand, Output, Texture, run_job
-from impl.errors import DeviceLimitExceeded
 from impl.gpu.device import Device
-from impl.gpu.images import check_extent
-from impl.shader import compiler
+from impl.gpu.memory import check_extent
+from impl.shader.compiler import GLSL, Shader, compile_shader
 
 PREPACK_STORAGES = ("buffer", "texture2d")
-_SHADER = compiler.GLSL / "pack_q4_linear_weight.comp"
+_SHADER = GLSL / "pack_q4_linear_weight.comp"
 _LOCAL = (16, 4, 1)
 
 
-def prepack_shader(storage: str, source: Path | None = None) -> compiler.Shader:
+def prepack_shader(storage: str, source: Path | None = None) -> Shader:
     """The compiled prepack shader; ``source`` replaces our GLSL. It holds no floats, so it declares no float modes."""
-    return compiler.compile_shader(source or _SHADER, ("TEXTURE",) if storage == "texture2d" else ())
+    return compile_shader(source or _SHADER, ("TEXTURE",) if storage == "texture2d" else ())
 
 
 def run_prepack(
@@ -33,7 +32,7 @@ def run_prepack(
     *,
     checked: bool = True,
     shader_source: Path | None = None,
-    shader: compiler.Shader | None = None,
+    shader: Shader | None = None,
 ) -> KernelResult:
     """Turn ``packed`` (uint8 [V, D/2], linear-weight layout) into blocks; ``out`` is int32 [ceil(V/8), D/4, 4].
 
@@ -56,26 +55,21 @@ def run_prepack(
     blocks, k4 = -(-rows // 8), columns // 4
     shape = (blocks, k4, 4)
     output = Output(np.dtype(np.int32), shape)
-    guard = grid.guard_bytes(k4 * 16)
-    bound = device.info.limits["maxStorageBufferRange"]
+    guard = guard_bytes(k4 * 16)
     if storage == "texture2d":
         check_extent(device, (k4, blocks, 1), flat=True)
         output = Output(output.dtype, shape, Texture((k4, blocks, 1), "rgba32i", flat=True))
-    elif output.size + (guard if checked else 0) > bound:
-        raise DeviceLimitExceeded(
-            f"blocks of {output.size} bytes are beyond maxStorageBufferRange = {bound} of {device.info.name}"
-        )
-    if packed.nbytes > bound:
-        raise DeviceLimitExceeded(
-            f"packed has {packed.nbytes} bytes, beyond maxStorageBufferRange = {bound} of {device.info.name}"
-        )
+    else:
+        size = output.size + (guard if checked else 0)
+        device.info.check_limit("maxStorageBufferRange", size, f"blocks of {output.size} bytes")
+    device.info.check_limit("maxStorageBufferRange", packed.nbytes, f"packed has {packed.nbytes} bytes")
     job = Job(
         shader=shader or prepack_shader(storage, shader_source),
         output=output,
         operands=(Operand("t_int4_weight", "storage", np.ascontiguousarray(packed)),),
         push=(columns, blocks, 1, 1, columns, rows),
         constants=dict(enumerate(_LOCAL)),
-        groups=grid.work_groups(device.info, (columns // 8, blocks, 1), _LOCAL),
+        groups=work_groups(device.info, (columns // 8, blocks, 1), _LOCAL),
         guard=guard,
     )
     return run_job(device, job, checked=checked)

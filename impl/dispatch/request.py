@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impl.dispatch.variants import Variant, missing_features
-from impl.errors import DeviceLacksFeature, DeviceLimitExceeded
+from impl.errors import DeviceLacksFeature
 from impl.gpu.info import DeviceInfo
 
 _MAX_RANK = 3
@@ -56,14 +56,7 @@ def check_request(
     vocab_size: int,
     allow_out_of_range: bool,
 ) -> Request:
-    """Check every argument of ``impl.kernel.run_embedding`` and put them together.
-
-    Raises:
-        DeviceLacksFeature: the device misses what the variant needs.
-        ValueError: an argument's dtype, shape or value is wrong; names it, its value and the bound.
-        DeviceLimitExceeded: (a ValueError) a table is beyond a limit of the device; names the limit.
-        IndexError: an index is outside [0, vocab_size); names its position, its value and the bound.
-    """
+    """Check every argument of ``impl.kernel.run_embedding``, which lists the errors, and put them together."""
     if missing := missing_features(info, variant):
         raise DeviceLacksFeature(f"{info.name} lacks {', '.join(missing)}, which {variant.name} needs")
     if vocab_size < 1:
@@ -95,17 +88,14 @@ def check_request(
 
 def _check_weight(variant: Variant, weight: npt.NDArray[Any], vocab_size: int) -> int:
     """The table's embed_dim, once dtype and shape fit the variant's layout."""
-    flat = variant.weight_layout == "flat"
-    dtype = np.dtype(np.uint8 if flat else np.int32)
-    expect = f"[{vocab_size}, D/2]" if flat else f"[{-(-vocab_size // 8)}, D/4, 4]"
+    layout, blocks = variant.weight_layout, -(-vocab_size // 8)
+    dtype, rows, ends, per_element = (np.uint8, vocab_size, (), 2) if layout == "flat" else (np.int32, blocks, (4,), 4)
     if weight.dtype != dtype:
-        raise ValueError(f"weight is {weight.dtype}; the {variant.weight_layout} layout is {dtype}")
-    rows, ends = (vocab_size, ()) if flat else (-(-vocab_size // 8), (4,))
+        raise ValueError(f"weight is {weight.dtype}; the {layout} layout is {np.dtype(dtype)}")
     if weight.ndim != 2 + len(ends) or weight.shape[0] != rows or weight.shape[2:] != ends:
-        raise ValueError(
-            f"weight has shape {weight.shape}; the {variant.weight_layout} layout of {vocab_size} rows is {expect}"
-        )
-    columns: int = weight.shape[1] * (2 if flat else 4)
+        shape = f"[{rows}, D/2]" if layout == "flat" else f"[{rows}, D/4, 4]"
+        raise ValueError(f"weight has shape {weight.shape}; the {layout} layout of {vocab_size} rows is {shape}")
+    columns: int = weight.shape[1] * per_element
     if columns == 0 or columns % 32:
         raise ValueError(f"embed_dim is {columns} (from weight's shape {weight.shape}); it must be a multiple of 32")
     return columns
@@ -115,10 +105,8 @@ def _check_limits(info: DeviceInfo, variant: Variant, weight: npt.NDArray[Any], 
     buffers = {"scales": scales.nbytes}
     if variant.weight_storage == "buffer":
         buffers["weight"] = weight.nbytes
-    bound = info.limits["maxStorageBufferRange"]
     for name, size in buffers.items():
-        if size > bound:
-            raise DeviceLimitExceeded(f"{name} has {size} bytes, beyond maxStorageBufferRange = {bound} of {info.name}")
+        info.check_limit("maxStorageBufferRange", size, f"{name} has {size} bytes")
 
 
 def _check_indices(indices: npt.NDArray[Any], vocab_size: int, *, allow_out_of_range: bool) -> npt.NDArray[np.int32]:
@@ -138,25 +126,14 @@ def _check_indices(indices: npt.NDArray[Any], vocab_size: int, *, allow_out_of_r
 
 
 def rows_per_run(info: DeviceInfo, request: Request, guard: int) -> int:
-    """How many output rows one dispatch may produce; more are split (contract 7.5).
-
-    Raises:
-        DeviceLimitExceeded: not even one row fits; names the limit.
-    """
+    """How many output rows one dispatch may produce; more are split (contract 7.5)."""
     if request.variant.io_storage == "buffer":
-        bound = info.limits["maxStorageBufferRange"]
-        rows = (bound - guard) // request.row_bytes
-        if rows < 1:
-            raise DeviceLimitExceeded(
-                f"an output row of {request.row_bytes} bytes is beyond maxStorageBufferRange = {bound} of {info.name}"
-            )
-        return rows
-    bound = info.limits["maxImageDimension3D"]
-    if request.embed_dim // 4 > bound:
-        raise DeviceLimitExceeded(
-            f"embed_dim {request.embed_dim} needs {request.embed_dim // 4} texels in x, beyond "
-            f"maxImageDimension3D = {bound} of {info.name}; use a buffer variant"
-        )
+        limit, row = "maxStorageBufferRange", request.row_bytes
+        info.check_limit(limit, row + guard, f"an output row of {row} bytes with its guard band")
+        return (info.limits[limit] - guard) // row
+    bound, texels = info.limits["maxImageDimension3D"], request.embed_dim // 4
+    what = f"embed_dim {request.embed_dim} needs {texels} texels in x"
+    info.check_limit("maxImageDimension3D", texels, what, "use a buffer variant")
     _w, h, c, n = request.out_sizes()
     fits = h <= bound and c * n <= bound
     return math.prod(request.indices.shape) if fits else bound - 1

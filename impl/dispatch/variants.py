@@ -41,26 +41,21 @@ class Variant:
     @property
     def name(self) -> str:
         """A stable name such as "block-buffer-f16out-f32scale-buffer"; "-nomodes" ends it where nothing is declared."""
-        parts = [
-            self.weight_layout,
-            self.weight_storage,
-            f"{_SHORT[self.output_dtype]}out",
-            f"{_SHORT[self.scale_dtype]}scale",
-            self.io_storage,
-        ]
-        return "-".join(parts + (["nomodes"] if self.float_modes == "none" else []))
+        dtypes = f"{_SHORT[self.output_dtype]}out-{_SHORT[self.scale_dtype]}scale"
+        suffix = "-nomodes" if self.float_modes == "none" else ""
+        return f"{self.weight_layout}-{self.weight_storage}-{dtypes}-{self.io_storage}{suffix}"
 
     @property
     def defines(self) -> tuple[str, ...]:
         """The defines of vulkan/glsl/embedding_q4gsw.comp."""
-        chosen = {
+        defines = {
             "OUT_HALF": self.output_dtype == "float16",
             "SCALES_HALF": self.scale_dtype == "float16",
             "WEIGHT_BLOCK": self.weight_layout == "block",
             "WEIGHT_TEXTURE": self.weight_storage == "texture2d",
             "IO_TEXTURE": self.io_storage == "texture3d",
         }
-        return tuple(name for name, on in chosen.items() if on)
+        return tuple(name for name, on in defines.items() if on)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -95,5 +90,5 @@ def variant_named(name: str) -> Variant:
 
 
 def missing_features(info: DeviceInfo, variant: Variant) -> tuple[str, ...]:
-    """The features that ``variant`` needs and the device has not."""
+    """The features that ``variant`` needs and the device does not have."""
     return tuple(feature for feature in variant.features if feature not in info.features)

@@ -1,18 +1,17 @@
-"""Vulkan devices: what there is, and one opened for compute.
+"""Vulkan devices: what there is, and one opened for compute, with VK_LAYER_KHRONOS_validation where requested.
 
 The PyPI ``vulkan`` binding is imported on first use, so that importing this module needs neither a
 loader nor a driver. The binding copies structs by value and forgets what their pointers point to;
 every nested struct here therefore stays in a local variable until the call that reads it returns.
 
-Source: docs/contract.md sections 3.4 and 7.5.
+Source: docs/contract.md sections 3.4, 7.4 and 7.5.
 """
 
 import functools
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from impl.errors import DeviceHang, DeviceLost, VulkanUnavailable
-from impl.gpu import validation
+from impl.errors import DeviceHang, DeviceLost, ValidationFailed, VulkanUnavailable
 from impl.gpu.info import DeviceInfo, choose_device, describe, feature_chain
 
 #: Enabled where the device lists them; each is core in a later Vulkan version, where asking for it does no harm.
@@ -25,25 +24,21 @@ _EXTENSIONS = (
 )
 _API_VERSION = (1 << 22) | (1 << 12)  # Vulkan 1.1, what phones have
 _INSTALL = "install a driver and the loader (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+_LAYER = "VK_LAYER_KHRONOS_validation"
 #: How long one submission may run before it counts as hung; the suite's own time limit is shorter.
 SUBMIT_TIMEOUT_S = 120.0
 
 
 @functools.cache
 def binding() -> ModuleType:
-    """The PyPI ``vulkan`` module.
-
-    Raises:
-        VulkanUnavailable: the package or the loader library libvulkan.so.1 is missing.
-    """
+    """The PyPI ``vulkan`` module."""
     try:
         import vulkan  # noqa: PLC0415 (loads libvulkan.so.1, which `import impl.kernel` must not need)
     except OSError as error:
         raise VulkanUnavailable(f"no Vulkan loader (libvulkan.so.1): {_INSTALL}") from error
     except ImportError as error:
         raise VulkanUnavailable("the Python package `vulkan` is missing: pip install vulkan") from error
-    module: ModuleType = vulkan
-    return module
+    return cast("ModuleType", vulkan)
 
 
 def list_devices() -> list[DeviceInfo]:
@@ -69,7 +64,7 @@ class Device:
     """
 
     def __init__(
-        self, wanted: str | int | None = None, *, validate: bool = False, timeout_s: float = SUBMIT_TIMEOUT_S
+        self, name: str | int | None = None, *, validate: bool = False, timeout_s: float = SUBMIT_TIMEOUT_S
     ) -> None:
         self.vk = vk = binding()
         self.messages: list[str] = []
@@ -77,10 +72,10 @@ class Device:
         self.timeout_s = timeout_s
         self._children: dict[object, Any] = {}
         self._instance = _create_instance(vk, validate=validate)
-        self._messenger = validation.listen(vk, self._instance, self.messages) if validate else None
+        self._messenger = _listen(vk, self._instance, self.messages) if validate else None
         self.validate = validate
         handles = _physical_devices(vk, self._instance)
-        self.info = choose_device([describe(vk, i, h) for i, h in enumerate(handles)], wanted)
+        self.info = choose_device([describe(vk, i, h) for i, h in enumerate(handles)], name)
         self.physical = handles[self.info.index]
         self.memory_properties = vk.vkGetPhysicalDeviceMemoryProperties(self.physical)
         self.handle, family = _create_device(vk, self.physical, self.info)
@@ -95,7 +90,7 @@ class Device:
         )
         self.commands = vk.vkAllocateCommandBuffers(self.handle, allocate)[0]
         #: What the validation layer says about a deliberate hazard; "" where nothing validates.
-        self.hazard_seen = validation.self_test(self) if validate else ""
+        self.hazard_seen = _hazard_message(self) if validate else ""
 
     def __enter__(self) -> Self:
         return self
@@ -123,8 +118,9 @@ class Device:
         """End recording, run it and wait for it.
 
         Raises:
-            DeviceHang: not done after ``timeout_s`` seconds. DeviceLost: the driver gave up.
-            ValidationFailed: the validation layer had something to say.
+            DeviceHang: not done after ``timeout_s`` seconds.
+            DeviceLost: the driver gives up.
+            ValidationFailed: the validation layer reports something.
         """
         vk = self.vk
         vk.vkEndCommandBuffer(self.commands)
@@ -144,7 +140,10 @@ class Device:
 
     def check_messages(self) -> None:
         """Raise ValidationFailed if the validation layer reported anything, and forget it."""
-        validation.raise_any(self.messages)
+        if self.messages:
+            text = "\n".join(dict.fromkeys(self.messages))
+            self.messages.clear()
+            raise ValidationFailed(text)
 
     def close(self) -> None:
         """Free everything. After a hang the driver would wait for ever, so nothing is freed then."""
@@ -159,7 +158,8 @@ class Device:
         vk.vkDestroyCommandPool(self.handle, self._pool, None)
         vk.vkDestroyDevice(self.handle, None)
         if self._messenger is not None:
-            validation.stop(vk, self._instance, self._messenger)
+            destroy = vk.vkGetInstanceProcAddr(self._instance, "vkDestroyDebugUtilsMessengerEXT")
+            destroy(self._instance, self._messenger, None)
         vk.vkDestroyInstance(self._instance, None)
         self._instance = None
         self.check_messages()
@@ -167,7 +167,9 @@ class Device:
 
 def _create_instance(vk: ModuleType, *, validate: bool) -> Any:
     application = vk.VkApplicationInfo(pApplicationName="q4gsw", apiVersion=_API_VERSION)
-    layers, extensions, chain = validation.instance_parts(vk) if validate else ([], [], None)
+    checks = [vk.VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT]
+    chain = vk.VkValidationFeaturesEXT(pEnabledValidationFeatures=checks) if validate else None
+    layers, extensions = ([_LAYER], ["VK_EXT_debug_utils"]) if validate else ([], [])
     info = vk.VkInstanceCreateInfo(
         pNext=chain, pApplicationInfo=application, ppEnabledLayerNames=layers, ppEnabledExtensionNames=extensions
     )
@@ -176,7 +178,8 @@ def _create_instance(vk: ModuleType, *, validate: bool) -> Any:
     except vk.VkErrorIncompatibleDriver as error:
         raise VulkanUnavailable(f"no Vulkan driver: {_INSTALL}") from error
     except vk.VkErrorLayerNotPresent as error:
-        raise VulkanUnavailable(validation.INSTALL) from error
+        install = f"{_LAYER} is missing: install it (Debian: apt-get install vulkan-validationlayers)"
+        raise VulkanUnavailable(install) from error
 
 
 def _physical_devices(vk: ModuleType, instance: Any) -> Any:
@@ -196,9 +199,62 @@ def _create_device(vk: ModuleType, physical: Any, info: DeviceInfo) -> tuple[Any
         raise VulkanUnavailable(f"{info.name} has no compute queue; choose another device with Q4GSW_DEVICE")
     priorities = [1.0]
     queues = [vk.VkDeviceQueueCreateInfo(queueFamilyIndex=compute[0], pQueuePriorities=priorities)]
-    chain, _said = feature_chain(vk, physical)
+    chain, _features = feature_chain(vk, physical)
     chain[0].features.robustBufferAccess = 0  # would hide a shader's out-of-bounds write from the guard bands
-    there = {e.extensionName for e in vk.vkEnumerateDeviceExtensionProperties(physical, None)}
-    extensions = [name for name in _EXTENSIONS if name in there]
+    available = {e.extensionName for e in vk.vkEnumerateDeviceExtensionProperties(physical, None)}
+    extensions = [name for name in _EXTENSIONS if name in available]
     create = vk.VkDeviceCreateInfo(pNext=chain[0], pQueueCreateInfos=queues, ppEnabledExtensionNames=extensions)
     return vk.vkCreateDevice(physical, create, None), compute[0]
+
+
+def _listen(vk: ModuleType, instance: Any, messages: list[str]) -> Any:
+    """Append every warning and error of the layer to ``messages``; returns the messenger.
+
+    The binding has one callback slot for the whole process, so one validating device at a time.
+    """
+
+    def callback(_severity: int, _kind: int, data: Any, _user: Any) -> int:
+        messages.append(vk.ffi.string(data.pMessage).decode(errors="replace"))
+        return 0
+
+    info = vk.VkDebugUtilsMessengerCreateInfoEXT(
+        messageSeverity=vk.VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT
+        | vk.VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+        messageType=vk.VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT,
+        pfnUserCallback=callback,
+    )
+    create = vk.vkGetInstanceProcAddr(instance, "vkCreateDebugUtilsMessengerEXT")
+    return create(instance, info, None)
+
+
+def _hazard_message(device: Device) -> str:
+    """Record a deliberate write-after-write hazard (never submitted) and return what the layer says about it.
+
+    Silence raises ValidationFailed: it would mean nothing elsewhere either.
+    """
+    vk, size = device.vk, 64
+    buffer = vk.vkCreateBuffer(
+        device.handle, vk.VkBufferCreateInfo(size=size, usage=vk.VK_BUFFER_USAGE_TRANSFER_DST_BIT), None
+    )
+    needs = vk.vkGetBufferMemoryRequirements(device.handle, buffer)
+    first_allowed = (needs.memoryTypeBits & -needs.memoryTypeBits).bit_length() - 1
+    allocate = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=first_allowed)
+    memory = vk.vkAllocateMemory(device.handle, allocate, None)
+    vk.vkBindBufferMemory(device.handle, buffer, memory, 0)
+    before = len(device.messages)
+    commands = device.begin()
+    vk.vkCmdFillBuffer(commands, buffer, 0, size, 1)
+    vk.vkCmdFillBuffer(commands, buffer, 0, size, 2)  # no barrier in between
+    vk.vkEndCommandBuffer(commands)
+    vk.vkResetCommandBuffer(commands, 0)
+    vk.vkDestroyBuffer(device.handle, buffer, None)
+    vk.vkFreeMemory(device.handle, memory, None)
+    messages = device.messages[before:]
+    del device.messages[before:]
+    hazards = [message for message in messages if "SYNC-HAZARD-WRITE-AFTER-WRITE" in message]
+    if not hazards or len(hazards) != len(messages):
+        raise ValidationFailed(
+            f"a deliberate write-after-write hazard drew these messages: {messages or 'none'}; "
+            f"update {_LAYER}, or run without --validate"
+        )
+    return hazards[0]

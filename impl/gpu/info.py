@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from impl.errors import VulkanUnavailable
+from impl.errors import DeviceLimitExceeded, VulkanUnavailable
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,29 @@ class DeviceInfo:
     float_modes: tuple[str, ...]
     timestamp_period_ns: float
 
+    def check_limit(self, limit: str, size: int, what: str, advice: str = "") -> None:
+        """Raise DeviceLimitExceeded where ``size`` exceeds the named limit; ``what`` says whose size it is."""
+        bound = self.limits[limit]
+        if size > bound:
+            message = f"{what}, beyond {limit} = {bound} of {self.name}" + (f"; {advice}" if advice else "")
+            raise DeviceLimitExceeded(limit, message)
 
-def choose_device(devices: list[DeviceInfo], wanted: str | int | None = None) -> DeviceInfo:
+
+def choose_device(devices: list[DeviceInfo], name: str | int | None = None) -> DeviceInfo:
     """Pick by index or by part of the name; else $Q4GSW_DEVICE; else the first discrete GPU, lavapipe, or the first.
 
     Raises:
         VulkanUnavailable: nothing matches; the message lists what there is.
     """
-    wanted = os.environ.get("Q4GSW_DEVICE") if wanted is None else wanted
-    if wanted is None or wanted == "":
+    text = os.environ.get("Q4GSW_DEVICE", "") if name is None else str(name)
+    if not text:
         preferred = [d for d in devices if d.kind == "discrete"] or [d for d in devices if d.kind == "cpu"]
         return (preferred or devices)[0]
-    text = str(wanted)
     for device in devices:
         if text == str(device.index) or (not text.isdigit() and text.lower() in device.name.lower()):
             return device
-    there = ", ".join(f"{d.index}: {d.name}" for d in devices)
-    raise VulkanUnavailable(f"no Vulkan device {text!r}; there is {there}")
+    listed = ", ".join(f"{d.index}: {d.name}" for d in devices)
+    raise VulkanUnavailable(f"no Vulkan device {text!r}; there is {listed}")
 
 
 _LIMITS = (
@@ -86,7 +92,7 @@ def describe(vk: ModuleType, index: int, handle: Any) -> DeviceInfo:
         driver=f"{_text(vk, driver.driverName)} {_text(vk, driver.driverInfo)}".strip(),
         api_version=f"{version >> 22}.{version >> 12 & 0x3FF}.{version & 0xFFF}",
         limits=limits,
-        features=tuple(name for name, there in feature_chain(vk, handle)[1].items() if there),
+        features=feature_chain(vk, handle)[1],
         float_modes=_float_modes(vk, float_controls),
         timestamp_period_ns=float(base.limits.timestampPeriod) if base.limits.timestampComputeAndGraphics else 0.0,
     )
@@ -96,14 +102,14 @@ def _text(vk: ModuleType, chars: Any) -> str:
     return chars if isinstance(chars, str) else vk.ffi.string(chars).decode()
 
 
-def feature_chain(vk: ModuleType, handle: Any) -> tuple[list[Any], dict[str, bool]]:
-    """The filled feature structs as a chain (first one first), and what they say."""
+def feature_chain(vk: ModuleType, handle: Any) -> tuple[list[Any], tuple[str, ...]]:
+    """The filled feature structs as a chain (first one first), and the names of the features that the device has."""
     int8 = vk.VkPhysicalDeviceShaderFloat16Int8Features()
     byte = vk.VkPhysicalDevice8BitStorageFeatures(pNext=int8)
     half = vk.VkPhysicalDevice16BitStorageFeatures(pNext=byte)
     chain = vk.VkPhysicalDeviceFeatures2(pNext=half)
     vk.vkGetPhysicalDeviceFeatures2(handle, chain)
-    said = {
+    features = {
         "shaderFloat16": int8.shaderFloat16,
         "shaderInt8": int8.shaderInt8,
         "storageBuffer8BitAccess": byte.storageBuffer8BitAccess,
@@ -112,7 +118,7 @@ def feature_chain(vk: ModuleType, handle: Any) -> tuple[list[Any], dict[str, boo
         "shaderInt64": chain.features.shaderInt64,
         "robustBufferAccess": chain.features.robustBufferAccess,
     }
-    return [chain, half, byte, int8], {name: bool(there) for name, there in said.items()}
+    return [chain, half, byte, int8], tuple(name for name, available in features.items() if available)
 
 
 def _float_modes(vk: ModuleType, controls: Any) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impl.errors import ShaderCompileError, ShaderToolMissing
-from impl.shader import float_modes as shader_modes
+from impl.shader.float_modes import declare, declared
 
 GLSL = Path(__file__).resolve().parent.parent.parent / "vulkan" / "glsl"
 _TARGET = "vulkan1.1"
@@ -71,15 +71,15 @@ def _compile(
     cached = _find(directory, key)
     if cached is not None:
         spirv = cached.read_bytes()
-    elif float_modes:
-        # The modes depend on the device, the plain module does not: one compiled elsewhere serves every device.
-        plain = _compile(directory, name, source, defines, ())
-        spirv = _validated(shader_modes.declare(plain.spirv, float_modes), name, defines)
-        _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
     else:
-        spirv = _validated(_build(name, source, defines), name, defines)
+        if float_modes:
+            # The modes depend on the device, the plain module does not: one compiled elsewhere serves every device.
+            spirv = declare(_compile(directory, name, source, defines, ()).spirv, float_modes)
+        else:
+            spirv = _build(name, source, defines)
+        _validate(spirv, name, defines)
         _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
-    return Shader(stem, spirv, hashlib.sha256(spirv).hexdigest(), shader_modes.declared(spirv))
+    return Shader(stem, spirv, hashlib.sha256(spirv).hexdigest(), declared(spirv))
 
 
 def _find(directory: Path, key: str) -> Path | None:
@@ -119,27 +119,26 @@ def _build(name: str, source: bytes, defines: tuple[str, ...]) -> bytes:
         return module.read_bytes()
 
 
-def _validated(spirv: bytes, name: str, defines: tuple[str, ...]) -> bytes:
-    """The module, once spirv-val has passed it.
+def _validate(spirv: bytes, name: str, defines: tuple[str, ...]) -> None:
+    """Raise unless spirv-val passes the module.
 
     A machine without either tool runs modules that were validated where they were compiled; declaring
     modes on top of such a module is the one step that it cannot validate again.
     """
     if not (shutil.which("glslc") or shutil.which("spirv-val")):
-        return spirv
+        return
     with tempfile.NamedTemporaryFile(prefix="q4gsw-", suffix=".spv") as module:
         module.write(spirv)
         module.flush()
         _run([_tool("spirv-val"), "--target-env", _TARGET, module.name], name, defines)
-    return spirv
 
 
 def _run(command: list[str], name: str, defines: tuple[str, ...]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip()
+        output = (done.stderr or done.stdout).strip()
         raise ShaderCompileError(
-            f"{Path(command[0]).name} refuses {name} with {' '.join(defines) or 'no defines'}: {said}"
+            f"{Path(command[0]).name} refuses {name} with {' '.join(defines) or 'no defines'}: {output}"
         )
 
 

@@ -30,11 +30,8 @@ def declared(spirv: bytes) -> tuple[str, ...]:
     Raises:
         ValueError: the bytes are no SPIR-V module.
     """
-    found = set()
-    for op, words in _instructions(spirv):
-        if op == _OP_EXECUTION_MODE and words[2] in _NAMES:
-            found.add(f"{_NAMES[words[2]]} {words[3]}")
-    return tuple(sorted(found))
+    modes = (words for op, words in _instructions(spirv) if op == _OP_EXECUTION_MODE and words[2] in _NAMES)
+    return tuple(sorted({f"{_NAMES[mode]} {width}" for _word, _entry, mode, width in modes}))
 
 
 def declare(spirv: bytes, modes: tuple[str, ...]) -> bytes:
@@ -43,16 +40,15 @@ def declare(spirv: bytes, modes: tuple[str, ...]) -> bytes:
     Raises:
         ValueError: the bytes are no SPIR-V module, or a mode is unknown.
     """
-    wanted = sorted(set(modes) - set(declared(spirv)))
-    if not wanted:
+    missing = sorted(set(modes) - set(declared(spirv)))
+    if not missing:
         return spirv
-    pairs = [_parse(mode) for mode in wanted]
-    instructions = list(_instructions(spirv))
+    pairs = [_parse(mode) for mode in missing]
+    instructions = _instructions(spirv)
     entry = next(words[2] for op, words in instructions if op == _OP_ENTRY_POINT)
     capabilities = {words[1] for op, words in instructions if op == _OP_CAPABILITY}
     new_capabilities = {_MODES[name][1] for name, _width in pairs} - capabilities
-    body: list[tuple[int, ...]] = []
-    body += [words for op, words in instructions if op == _OP_CAPABILITY]
+    body = [words for op, words in instructions if op == _OP_CAPABILITY]
     body += [(2 << 16 | _OP_CAPABILITY, capability) for capability in sorted(new_capabilities)]
     extension = _extension_instruction()
     extensions = [words for op, words in instructions if op == _OP_EXTENSION]
@@ -83,11 +79,11 @@ def _instructions(spirv: bytes) -> list[tuple[int, tuple[int, ...]]]:
     if len(spirv) % 4 or len(spirv) < 4 * _HEADER or struct.unpack_from("<I", spirv)[0] != _MAGIC:
         raise ValueError(f"not a little-endian SPIR-V module ({len(spirv)} bytes)")
     words = struct.unpack(f"<{len(spirv) // 4}I", spirv)
-    found, at = [], _HEADER
+    instructions, at = [], _HEADER
     while at < len(words):
         length = words[at] >> 16
         if length == 0 or at + length > len(words):
             raise ValueError(f"broken SPIR-V module: instruction at word {at} has length {length}")
-        found.append((words[at] & 0xFFFF, words[at : at + length]))
+        instructions.append((words[at] & 0xFFFF, words[at : at + length]))
         at += length
-    return found
+    return instructions

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from impl.dispatch import request as kernel_checks
+from impl.dispatch.request import check_request, rows_per_run
 from impl.kernel import VARIANTS, Device, Variant, run_embedding, run_prepack, variant_named
 from impl.shader.float_modes import declared
 from reference.table.layouts import pack_blocks, pack_linear_weight
@@ -100,7 +100,7 @@ def test_rows_beyond_a_limit_are_split(device: Device, monkeypatch: pytest.Monke
         table = random_table(9, 64, 32, variant.scale_dtype)
         lookup(device, variant, table, (100,))
         lookup(device, variant, table, (2, 3, 20))
-    request = kernel_checks.check_request(
+    request = check_request(
         device.info,
         F32,
         table.weight(F32),
@@ -110,7 +110,7 @@ def test_rows_beyond_a_limit_are_split(device: Device, monkeypatch: pytest.Monke
         vocab_size=9,
         allow_out_of_range=False,
     )
-    assert kernel_checks.rows_per_run(device.info, request, 4096) == (9000 - 4096) // 256
+    assert rows_per_run(device.info, request, 4096) == (9000 - 4096) // 256
 
 
 @pytest.mark.parametrize("storage", ["buffer", "texture2d"])

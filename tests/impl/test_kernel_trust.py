@@ -190,7 +190,7 @@ def test_features_and_limits_are_named(device: Device, monkeypatch: pytest.Monke
     with pytest.raises(DeviceLimitExceeded, match="embed_dim 64 needs 16 texels in x, beyond maxImageDimension3D = 15"):
         run_embedding(device, **arguments(variant=textured))
     packed = np.zeros((9, 16), np.uint8)
-    with pytest.raises(DeviceLimitExceeded, match=r"\(8, 2, 1\) texels is beyond maxImageDimension2D = 7"):
+    with pytest.raises(DeviceLimitExceeded, match=r"\(8, 2, 1\) texels, beyond maxImageDimension2D = 7"):
         run_prepack(device, packed, "texture2d")
     with pytest.raises(ValueError, match="packed is int8"):
         run_prepack(device, packed.view(np.int8))

@@ -21,9 +21,7 @@ from conformance.proofs.target import Array, Products
 from impl.dispatch.grid import guard_bytes
 from impl.dispatch.job import Operand
 from impl.dispatch.request import check_request
-from impl.errors import DeviceLimitExceeded
-from impl.gpu.images import Image
-from impl.gpu.memory import Buffer, memory_barrier, shares_memory
+from impl.gpu.memory import Buffer, Image, memory_barrier, shares_memory
 from impl.gpu.pipeline import BufferRange, PipelineCache, Resource
 from impl.kernel import Device, Variant, embedding_job
 from impl.shader.compiler import Shader
@@ -62,11 +60,8 @@ class Stream:
         row_bytes = COLUMNS * np.dtype(variant.output_dtype).itemsize
         self._guard = guard_bytes(row_bytes)
         self._bytes = row_bytes * (chunk // PER_ROW)
-        bound = device.info.limits["maxStorageBufferRange"]
-        if self._bytes + self._guard > bound:
-            raise DeviceLimitExceeded(
-                f"{self._bytes + self._guard} bytes are beyond maxStorageBufferRange = {bound} of {device.info.name}"
-            )
+        size = self._bytes + self._guard
+        device.info.check_limit("maxStorageBufferRange", size, f"a chunk of {size} bytes")
         packed, indices = table(variant, chunk)
         scales = np.zeros((chunk // PER_ROW, PER_ROW), variant.scale_dtype)
         request = check_request(

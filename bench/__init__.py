@@ -1,1 +1,1 @@
-"""Benchmarks of the player: `nox -s bench -- kernel`."""
+"""Benchmarks of the optimized implementation: `nox -s bench -- kernel`."""

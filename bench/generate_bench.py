@@ -6,16 +6,14 @@ Prints processor seconds by part, and exits 1 below 60 programs a second. On a m
 neighbours on the same core slow processor seconds as well: repeat when it is quiet.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.common import parser, write_json
 from conformance.case.toml import case_from_toml, case_to_toml
 from conformance.generate.programs import CHOICES, program_of
 from conformance.generate.search import generated_case
@@ -24,18 +22,15 @@ from conformance.subjects import impl
 from reference.program.spec import Values
 from reference.program.values import values_array
 
-WANTED = 60.0
+REQUIRED_RATE = 60.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write JSON; 0 when the rate is reached and every program passes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.generate_bench", description=(__doc__ or "").split("\n", 1)[0]
-    )
-    parser.add_argument("--programs", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the measurements here as well")
-    options = parser.parse_args(argv)
+    command = parser("generate_bench", __doc__)
+    command.add_argument("--programs", type=int, default=600)
+    command.add_argument("--seed", type=int, default=0)
+    options = command.parse_args(argv)
     torch.set_num_threads(1)
     choices = values_array(Values("bits", options.seed), "uint8", (options.programs + 20, CHOICES))
     rows = [row.tobytes() for row in choices]
@@ -45,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def timed(part: str, work: Callable[[Any], Any], over: Iterable[Any]) -> list[Any]:
         start = time.process_time()  # not the clock on the wall: the machine may be shared
-        found = [work(one) for one in over]
+        results = [work(one) for one in over]
         seconds[part] = time.process_time() - start
-        return found
+        return results
 
     cases = timed("draw", lambda row: generated_case(program_of(row)), rows[: options.programs])
     timed("to the child and back", lambda case: case_from_toml(case_to_toml(case)), cases)
@@ -58,11 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{part:28} {1e3 * taken / options.programs:7.2f} ms a program")
     rate = options.programs / sum(seconds.values())
     failed = sum(outcome != "PASS" for outcome in outcomes)
-    print(f"{rate:.1f} programs a second (wanted: {WANTED:.0f}); {failed} of {options.programs} failed")
-    if options.json:
-        report = {"programs": options.programs, "failed": failed, "rate": rate, "seconds": seconds}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if rate >= WANTED and not failed else 1
+    print(f"{rate:.1f} programs a second (required: {REQUIRED_RATE:.0f}); {failed} of {options.programs} failed")
+    write_json(options.json, {"programs": options.programs, "failed": failed, "rate": rate, "seconds": seconds})
+    return 0 if rate >= REQUIRED_RATE and not failed else 1
 
 
 if __name__ == "__main__":

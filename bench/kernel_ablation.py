@@ -11,10 +11,10 @@ SHADER = Path(__file__).resolve().parent.parent / "vulkan" / "glsl" / "embedding
 
 @dataclass(frozen=True)
 class Ablation:
-    """``edits`` replace text of the shader (each found at least once); the rest overrides the dispatch.
+    """``edits`` replace text of the shader; the rest overrides the dispatch.
 
     ``constants`` False leaves D and G to be read at run time. ``rows`` and ``local`` are rows an
-    invocation and the local size in x, None for the player's own choice.
+    invocation and the local size in x, None for the host's own choice.
     """
 
     name: str
@@ -37,7 +37,7 @@ _NO_GUARD = ("return uint(row) < uint(vocab_size);", "return true;")
 _SEQUENTIAL = ("write_chunk(chunk, t_indices[place], place);", "write_chunk(chunk, place % 1024, place);")
 
 ABLATIONS: tuple[Ablation, ...] = (
-    Ablation("the player's choice"),
+    Ablation("the host's choice"),
     Ablation("sizes read at run time", constants=False),
     *(Ablation(f"{rows} rows an invocation", rows=rows) for rows in (1, 2, 4, 8)),
     *(Ablation(f"local size {local}", local=local) for local in (32, 64, 128, 256)),

@@ -1,4 +1,4 @@
-"""Time the embedding shader on a device: ours, ExecuTorch's beside it, and what a copy manages.
+"""Time the embedding shader on a device: ours, ExecuTorch's, and what a copy manages.
 
     python -m bench.kernel_bench [--device NAME] [--quick] [--ablation] [--executorch-src PATH] [--out DIR]
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
-from bench.kernel_report import Measurement, table, write_files
+from bench.kernel_report import Measurement, text_table, write_files
 from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, copy_shader, time_job
 from conformance.subjects.executorch_shaders import executorch_shaders, shader_name
 from impl.dispatch.grid import work_groups
@@ -32,8 +32,7 @@ from impl.dispatch.prepack import PREPACK_STORAGES, prepack_shader
 from impl.dispatch.request import Request
 from impl.errors import VulkanError
 from impl.kernel import VARIANTS, Device, Grid, Variant, embedding_job, embedding_shader, variant_named
-from impl.shader import compiler
-from impl.shader.compiler import Shader
+from impl.shader.compiler import GLSL, Shader, compile_shader
 from reference.table.layouts import unpack_blocks, unpack_flat
 
 #: The shapes of the goals: 1 = decode, 2,047 = a Llama prefill.
@@ -47,51 +46,34 @@ _CPU_COPY_BYTES = 1 << 26
 _ABLATED_ROWS = 32768
 
 
-@dataclass(frozen=True)
-class Table:
-    """A random table as bytes (its layout is the variant's), with scales that no rounding makes equal."""
-
-    variant: Variant
-    weight: npt.NDArray[Any]
-    scales: npt.NDArray[Any]
-    group_size: int
-    vocab_size: int
-    embed_dim: int
-
-    def request(self, indices: npt.NDArray[np.int32]) -> Request:
-        """The lookup of those indices."""
-        return Request(
-            self.variant, self.weight, self.scales, indices, self.group_size, self.vocab_size, self.embed_dim
-        )
-
-    def expected(self, indices: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-        """What the reference says, nearest even; random scales keep away from subnormals."""
-        if self.variant.weight_layout == "flat":
-            values = unpack_flat(self.weight[indices])
-        else:
-            rows = unpack_blocks(self.weight[indices >> 3], 8 * indices.size)
-            values = rows[8 * np.arange(indices.size) + (indices & 7)]
-        scales = np.repeat(self.scales[indices].astype(np.float64), self.group_size, axis=1)
-        return (values * scales).astype(np.float32).astype(self.variant.output_dtype)
-
-    def useful_bytes(self, rows: int) -> int:
-        """Output, packed codes, scales and indices of a lookup of ``rows`` rows."""
-        out = np.dtype(self.variant.output_dtype).itemsize * self.embed_dim
-        scales = self.scales.dtype.itemsize * (self.embed_dim // self.group_size)
-        return rows * (out + self.embed_dim // 2 + scales + 4)
-
-
-def random_table(variant: Variant, vocab_size: int, embed_dim: int, group_size: int) -> Table:
-    """A table of random codes and of random scales in [1, 2)."""
+def random_table(variant: Variant, vocab_size: int, embed_dim: int, group_size: int) -> Request:
+    """A lookup of row 0 in a table of random codes, with random scales in [1, 2) that no rounding makes equal."""
     rng = np.random.default_rng(7)
-    shape: tuple[int, ...] = (vocab_size, embed_dim // 2)
-    if variant.weight_layout == "block":
-        shape = (-(-vocab_size // 8), embed_dim // 4, 16)
+    flat = variant.weight_layout == "flat"
+    shape = (vocab_size, embed_dim // 2) if flat else (-(-vocab_size // 8), embed_dim // 4, 16)
     weight = rng.integers(0, 256, shape, dtype=np.uint8)
-    if variant.weight_layout == "block":
-        weight = weight.view(np.int32)
     scales = (1 + rng.random((vocab_size, embed_dim // group_size), dtype=np.float32)).astype(variant.scale_dtype)
-    return Table(variant, weight, scales, group_size, vocab_size, embed_dim)
+    indices = np.zeros(1, np.int32)
+    return Request(
+        variant, weight if flat else weight.view(np.int32), scales, indices, group_size, vocab_size, embed_dim
+    )
+
+
+def expected(request: Request, indices: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """What the reference says of those rows, nearest even; random scales keep away from subnormals."""
+    if request.variant.weight_layout == "flat":
+        values = unpack_flat(request.weight[indices])
+    else:
+        rows = unpack_blocks(request.weight[indices >> 3], 8 * indices.size)
+        values = rows[8 * np.arange(indices.size) + (indices & 7)]
+    scales = np.repeat(request.scales[indices].astype(np.float64), request.group_size, axis=1)
+    return (values * scales).astype(np.float32).astype(request.out_dtype)
+
+
+def useful_bytes(request: Request) -> int:
+    """Output, packed codes, scales and indices of the lookup."""
+    scales = request.scales.itemsize * (request.embed_dim // request.group_size)
+    return request.indices.size * (request.row_bytes + request.embed_dim // 2 + scales + 4)
 
 
 @dataclass(frozen=True)
@@ -107,17 +89,12 @@ class Contender:
 def contenders(device: Device, variant: Variant, theirs: dict[str, Shader], *, ablation: bool) -> list[Contender]:
     """Everyone who runs at one size, ExecuTorch's first."""
     ours = embedding_shader(device.info, variant)
-    found = [
-        Contender("ours", ours, Ablation("")),
-        Contender("ours, sizes at run time", ours, Ablation("", constants=False)),
-    ]
-    if theirs:
-        found.insert(
-            0, Contender("ExecuTorch", theirs[shader_name(variant)], Ablation("", constants=False), theirs=True)
-        )
+    at_run_time = Ablation("", constants=False)
+    field = [Contender("ExecuTorch", theirs[shader_name(variant)], at_run_time, theirs=True)] if theirs else []
+    field += [Contender("ours", ours, Ablation("")), Contender("ours, sizes at run time", ours, at_run_time)]
     if ablation:
-        found += [Contender(c.name, ablated_shader(device, variant, c), c) for c in ABLATIONS]
-    return found
+        field += [Contender(c.name, ablated_shader(device, variant, c), c) for c in ABLATIONS]
+    return field
 
 
 def contender_job(device: Device, request: Request, one: Contender) -> Job:
@@ -128,21 +105,21 @@ def contender_job(device: Device, request: Request, one: Contender) -> Job:
         local = one.change.local or job.constants[0]
         each = one.change.rows or job.constants.get(5, 1)
         columns = 8 if request.variant.output_dtype == "float16" else 4
-        wanted = (request.embed_dim // columns, -(-request.indices.size // each), 1)
+        invocations = (request.embed_dim // columns, -(-request.indices.size // each), 1)
         shape = {**job.constants, 0: local, 1: 1, 2: 1, 5: each}
-        job = replace(job, constants=shape, groups=work_groups(device.info, wanted, (local, 1, 1)))
+        job = replace(job, constants=shape, groups=work_groups(device.info, invocations, (local, 1, 1)))
     return job
 
 
-def measure(device: Device, data: Table, resident: Resident, rows: int, field: list[Contender]) -> list[Measurement]:
+def measure(device: Device, table: Request, resident: Resident, rows: int, field: list[Contender]) -> list[Measurement]:
     """Time every contender in several rounds, one after the other, and keep each one's least disturbed round.
 
     Raises:
         VulkanError: an output is wrong (a shader that leaves work out is not checked).
     """
     rng = np.random.default_rng(rows)
-    sets = [rng.integers(0, data.vocab_size, rows, dtype=np.int32) for _ in range(SETS)]
-    request = data.request(sets[0])
+    sets = [rng.integers(0, table.vocab_size, rows, dtype=np.int32) for _ in range(SETS)]
+    request = replace(table, indices=sets[0])
     repeats = _CPU_REPEATS if device.info.kind == "cpu" else REPEATS
     timings: dict[str, list[Timing]] = {one.who: [] for one in field}
     for _ in range(ROUNDS):
@@ -150,21 +127,21 @@ def measure(device: Device, data: Table, resident: Resident, rows: int, field: l
             job = contender_job(device, request, one)
             timing = time_job(device, job, request, resident, sets, repeats if rows > 1 else 5 * repeats)
             head = sets[0][: timing.output.shape[0]]
-            if not one.change.edits and not np.array_equal(timing.output, data.expected(head)):
+            if not one.change.edits and not np.array_equal(timing.output, expected(table, head)):
                 raise VulkanError(
-                    f"{one.who}, {data.variant.name}, {rows} rows: the output is wrong, so its time means nothing"
+                    f"{one.who}, {table.variant.name}, {rows} rows: the output is wrong, so its time means nothing"
                 )
             timings[one.who].append(timing)
-    best = {who: min(found, key=lambda t: t.median_ns) for who, found in timings.items()}
+    best = {who: min(rounds, key=lambda t: t.median_ns) for who, rounds in timings.items()}
     base = best["ExecuTorch"].median_ns if "ExecuTorch" in best else None
     return [
         Measurement(
-            variant=data.variant.name,
+            variant=table.variant.name,
             who=who,
             rows=rows,
             median_us=timing.median_ns / 1e3,
             fastest_us=min(timing.samples_ns) / 1e3,
-            useful_bytes=data.useful_bytes(rows),
+            useful_bytes=useful_bytes(request),
             ratio=base / timing.median_ns if base else None,
         )
         for who, timing in best.items()
@@ -173,7 +150,7 @@ def measure(device: Device, data: Table, resident: Resident, rows: int, field: l
 
 def bench_variant(
     device: Device,
-    data: Table,
+    table: Request,
     rows_list: tuple[int, ...],
     theirs: dict[str, Shader],
     copy_gbs: float,
@@ -181,20 +158,19 @@ def bench_variant(
     ablation: bool,
 ) -> list[Measurement]:
     """Every size with every contender for one variant; ablations at the largest size up to _ABLATED_ROWS."""
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     limit = device.info.limits["maxStorageBufferRange"]
-    probe = data.request(np.zeros(1, np.int32))
     ablated_at = max([rows for rows in rows_list if rows <= _ABLATED_ROWS], default=rows_list[0])
     for rows in rows_list:
-        if rows * probe.row_bytes > limit:
-            _say(f"{data.variant.name}, {rows} rows: beyond maxStorageBufferRange = {limit}, left out")
+        if rows * table.row_bytes > limit:
+            print(f"{table.variant.name}, {rows} rows: beyond maxStorageBufferRange = {limit}, left out", flush=True)
             continue
-        sizes = np.array([data.embed_dim, rows, 1, 1], np.int32)
-        field = contenders(device, data.variant, theirs, ablation=ablation and rows == ablated_at)
-        with Resident(device, [data.weight, data.scales, sizes]) as resident:
-            measured = measure(device, data, resident, rows, field)
-        found += [replace(m, share_of_copy=m.gigabytes_per_second / copy_gbs) for m in measured]
-    return found
+        sizes = np.array([table.embed_dim, rows, 1, 1], np.int32)
+        field = contenders(device, table.variant, theirs, ablation=ablation and rows == ablated_at)
+        with Resident(device, [table.weight, table.scales, sizes]) as resident:
+            measured = measure(device, table, resident, rows, field)
+        measurements += [replace(m, share_of_copy=m.gigabytes_per_second / copy_gbs) for m in measured]
+    return measurements
 
 
 def ablated_shader(device: Device, variant: Variant, change: Ablation) -> Shader:
@@ -208,11 +184,11 @@ def precompile(directory: Path, checkout: Path | None) -> None:
     os.environ["Q4GSW_SPIRV_CACHE"] = str(directory)
     with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
         for variant in VARIANTS:
-            compiler.compile_shader(compiler.GLSL / "embedding_q4gsw.comp", variant.defines)
+            compile_shader(GLSL / "embedding_q4gsw.comp", variant.defines)
         for change in ABLATIONS:
             source = ablated_source(change, Path(scratch))
             for name in NAMES:
-                compiler.compile_shader(source, variant_named(name).defines)
+                compile_shader(source, variant_named(name).defines)
     for storage in PREPACK_STORAGES:
         prepack_shader(storage)
     copy_shader()
@@ -220,11 +196,6 @@ def precompile(directory: Path, checkout: Path | None) -> None:
         for shader in executorch_shaders(checkout).values():
             (directory / "executorch").mkdir(parents=True, exist_ok=True)
             (directory / "executorch" / f"{shader.name}.spv").write_bytes(shader.spirv)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,10 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     theirs = executorch_shaders(options.executorch_src) if options.executorch_src else {}
     rows_list = tuple(options.rows or (QUICK_ROWS if options.quick else ROWS))
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     with Device(options.device) as device:
         size = _CPU_COPY_BYTES if device.info.kind == "cpu" else COPY_BYTES
-        copy_gbs = copy_bandwidth(device, size, 20)
+        copy_gbs = copy_bandwidth(device, size)
         header: dict[str, object] = {
             "device": device.info.name,
             "driver": device.info.driver,
@@ -263,13 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
             "embed_dim": options.embed_dim,
             "group_size": options.group_size,
         }
-        _say(" ".join(f"{key}={value}" for key, value in header.items()))
+        print(" ".join(f"{key}={value}" for key, value in header.items()), flush=True)
         for name in options.variants:
-            data = random_table(variant_named(name), options.vocab_size, options.embed_dim, options.group_size)
-            found += bench_variant(device, data, rows_list, theirs, copy_gbs, ablation=options.ablation)
-    _say(table(found))
-    write_files(options.out, header, found, copy_gbs)
-    _say(f"wrote {options.out}/kernel.csv, kernel.json, kernel.svg")
+            table = random_table(variant_named(name), options.vocab_size, options.embed_dim, options.group_size)
+            measurements += bench_variant(device, table, rows_list, theirs, copy_gbs, ablation=options.ablation)
+    print(text_table(measurements))
+    write_files(options.out, header, measurements, copy_gbs)
+    print(f"wrote {options.out}/kernel.csv, kernel.json, kernel.svg")
     return 0
 
 

@@ -34,7 +34,7 @@ class Measurement:
 _HEADS = ("variant", "who", "rows", "median us", "useful GB/s", "of copy", "x ExecuTorch")
 
 
-def table(measurements: list[Measurement]) -> str:
+def text_table(measurements: list[Measurement]) -> str:
     """The measurements as aligned text (GitHub's table form)."""
     lines = [_HEADS, *(_cells(m) for m in measurements)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADS))]

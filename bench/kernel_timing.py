@@ -4,8 +4,10 @@ The table lies in device memory once. Every timed dispatch reads another set of 
 writes another output, in turn, so that no run finds its rows in a cache because the last one did.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -23,6 +25,8 @@ from impl.shader.compiler import GLSL, Shader, compile_shader
 SETS = 4
 #: Work groups of the copying shader: a few waves of a large GPU, and many.
 _COPY_GROUPS = (4096, 65535)
+_COPIES = 20
+_HEAD_ROWS = 64
 _ALIGN = 256
 
 
@@ -43,22 +47,13 @@ class Resident:
     """Arrays in device memory: uploaded once, bound many times. A context manager."""
 
     def __init__(self, device: Device, arrays: list[npt.NDArray[Any]]) -> None:
-        offsets, size = [], 0
-        for array in arrays:
-            offsets.append(size)
-            size += -(-array.nbytes // _ALIGN) * _ALIGN
+        *offsets, size = itertools.accumulate((-(-a.nbytes // _ALIGN) * _ALIGN for a in arrays), initial=0)
         self._buffer = Buffer(device, size, host=False)
-        staging = Buffer(device, size, host=True)
-        try:
+        with closing(Buffer(device, size, host=True)) as staging:
             assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
             for array, offset in zip(arrays, offsets, strict=True):
                 staging.bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-            commands = device.begin()
-            copy = [device.vk.VkBufferCopy(size=size)]
-            device.vk.vkCmdCopyBuffer(commands, staging.handle, self._buffer.handle, 1, copy)
-            device.submit()
-        finally:
-            staging.close()
+            _copy(device, staging, self._buffer, size)
         self.ranges = [
             BufferRange(self._buffer.handle, offset, array.nbytes)
             for array, offset in zip(arrays, offsets, strict=True)
@@ -108,12 +103,34 @@ class Stopwatch:
         self._device.vk.vkDestroyQueryPool(self._device.handle, self._pool, None)
 
 
-def _serialize(device: Device, commands: Any) -> None:
-    """Each dispatch waits for the one before: they are timed one by one."""
+def _copy(device: Device, source: Buffer, target: Buffer, size: int) -> None:
+    """Copy the first bytes of one buffer to another, and wait."""
+    region = [device.vk.VkBufferCopy(size=size)]
+    device.vk.vkCmdCopyBuffer(device.begin(), source.handle, target.handle, 1, region)
+    device.submit()
+
+
+def _time(device: Device, record: Callable[[Any, int], None], warm: int, repeats: int) -> list[float]:
+    """Nanoseconds of what ``record`` records, ``repeats`` times after ``warm`` runs; it takes commands and a number.
+
+    Each run waits for the one before: they are timed one by one.
+    """
     vk = device.vk
     stages = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | vk.VK_PIPELINE_STAGE_TRANSFER_BIT
     access = vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_WRITE_BIT
-    memory_barrier(device, commands, (stages, access), (stages, access | vk.VK_ACCESS_SHADER_READ_BIT))
+    with closing(Stopwatch(device, repeats)) as stopwatch:
+        for timed in (False, True):
+            commands = device.begin()
+            stopwatch.reset(commands)
+            for i in range(repeats if timed else warm):
+                memory_barrier(device, commands, (stages, access), (stages, access | vk.VK_ACCESS_SHADER_READ_BIT))
+                if timed:
+                    stopwatch.mark(commands, 2 * i)
+                record(commands, i)
+                if timed:
+                    stopwatch.mark(commands, 2 * i + 1)
+            device.submit()
+        return stopwatch.read()
 
 
 def time_job(
@@ -125,95 +142,57 @@ def time_job(
     """
     out_size = -(-job.output.size // _ALIGN) * _ALIGN
     sets = min(SETS, max(1, (4 << 30) // out_size))
-    outputs = [Buffer(device, out_size, host=False) for _ in range(sets)]
-    stopwatch = Stopwatch(device, repeats)
-    pipelines: list[Pipeline] = []
-    try:
-        with Resident(device, list(index_sets[:sets])) as indices:
-            for i in range(sets):
-                pipeline = Pipeline(device, job.shader, job.kinds, len(job.push), job.constants)
-                pipelines.append(pipeline)
-                target = BufferRange(outputs[i].handle, 0, job.output.size)
-                pipeline.bind(0, [target, indices.ranges[i], *table.ranges])
-            for timed in (False, True):
-                commands = device.begin()
-                stopwatch.reset(commands)
-                for i in range(repeats if timed else sets):
-                    _serialize(device, commands)
-                    if timed:
-                        stopwatch.mark(commands, 2 * i)
-                    pipelines[i % sets].dispatch(commands, 0, job.push, job.groups)
-                    if timed:
-                        stopwatch.mark(commands, 2 * i + 1)
-                device.submit()
-            samples = stopwatch.read()
-            output = _head(device, outputs[0], request)
-    finally:
-        for pipeline in pipelines:
-            pipeline.close()
-        for output_buffer in outputs:
-            output_buffer.close()
-        stopwatch.close()
-    return Timing(tuple(samples), output)
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(closing(Buffer(device, out_size, host=False))) for _ in range(sets)]
+        indices = stack.enter_context(Resident(device, list(index_sets[:sets])))
+        pipelines = []
+        for output, index_range in zip(outputs, indices.ranges, strict=True):
+            pipeline = Pipeline(device, job.shader, job.kinds, len(job.push), job.constants)
+            pipelines.append(stack.enter_context(closing(pipeline)))
+            pipeline.bind(0, [BufferRange(output.handle, 0, job.output.size), index_range, *table.ranges])
+
+        def dispatch(commands: Any, number: int) -> None:
+            pipelines[number % sets].dispatch(commands, 0, job.push, job.groups)
+
+        samples = _time(device, dispatch, sets, repeats)
+        return Timing(tuple(samples), _head(device, outputs[0], request))
 
 
-def _head(device: Device, buffer: Buffer, request: Request, rows: int = 64) -> npt.NDArray[Any]:
+def _head(device: Device, buffer: Buffer, request: Request) -> npt.NDArray[Any]:
     """The first rows of an output, for checking."""
-    size = min(rows, request.indices.size) * request.row_bytes
-    staging = Buffer(device, size, host=True)
-    try:
-        commands = device.begin()
-        device.vk.vkCmdCopyBuffer(commands, buffer.handle, staging.handle, 1, [device.vk.VkBufferCopy(size=size)])
-        device.submit()
+    size = min(_HEAD_ROWS, request.indices.size) * request.row_bytes
+    with closing(Buffer(device, size, host=True)) as staging:
+        _copy(device, buffer, staging, size)
         assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
         return staging.bytes[:size].copy().view(request.out_dtype).reshape(-1, request.embed_dim)
-    finally:
-        staging.close()
 
 
-def copy_bandwidth(device: Device, size: int, repeats: int) -> float:
+def copy_bandwidth(device: Device, size: int) -> float:
     """Bytes read plus bytes written a nanosecond (GB/s) by the device's best copy of ``size`` bytes: the roof.
 
     vkCmdCopyBuffer may go through a copy engine that is slower than the cores, so a shader copies too.
     """
-    source, target = Buffer(device, size, host=False), Buffer(device, size, host=False)
-    pipeline = Pipeline(device, copy_shader(), ("storage", "storage"), 0, {0: 256})
-    pipeline.bind(0, [BufferRange(target.handle, 0, size), BufferRange(source.handle, 0, size)])
-    region = [device.vk.VkBufferCopy(size=size)]
-    copies: dict[str, Callable[[Any], None]] = {
-        "command": lambda commands: device.vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, region),
-    }
-    for groups in _COPY_GROUPS:
-        wanted = min(groups, device.info.limits["maxComputeWorkGroupCount[0]"], -(-size // (16 * 256)))
-        copies[f"shader {groups}"] = partial(pipeline.dispatch, which=0, push=(), groups=(wanted, 1, 1))
-    try:
-        return max(2 * size / statistics.median(_time(device, copy, repeats)) for copy in copies.values())
-    finally:
-        pipeline.close()
-        source.close()
-        target.close()
+    with ExitStack() as stack:
+        source, target = (stack.enter_context(closing(Buffer(device, size, host=False))) for _ in range(2))
+        pipeline = Pipeline(device, copy_shader(), ("storage", "storage"), 0, {0: 256})
+        stack.enter_context(closing(pipeline))
+        pipeline.bind(0, [BufferRange(target.handle, 0, size), BufferRange(source.handle, 0, size)])
+        region = [device.vk.VkBufferCopy(size=size)]
+
+        def command(commands: Any, _number: int) -> None:
+            device.vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, region)
+
+        def shader(commands: Any, _number: int, groups: int) -> None:
+            pipeline.dispatch(commands, 0, (), (groups, 1, 1))
+
+        most = min(device.info.limits["maxComputeWorkGroupCount[0]"], -(-size // (16 * 256)))
+        copies: list[Callable[[Any, int], None]] = [
+            command,
+            *(partial(shader, groups=min(groups, most)) for groups in _COPY_GROUPS),
+        ]
+        return max(2 * size / statistics.median(_time(device, copy, 1, _COPIES)) for copy in copies)
 
 
 def copy_shader() -> Shader:
     """The copy as a module, compiled or from the cache."""
     return compile_shader(GLSL / "copy.comp")
-
-
-def _time(device: Device, record: Callable[[Any], None], repeats: int) -> list[float]:
-    """Nanoseconds of what ``record`` records, ``repeats`` times after one warm run."""
-    stopwatch = Stopwatch(device, repeats)
-    try:
-        for timed in (False, True):
-            commands = device.begin()
-            stopwatch.reset(commands)
-            for i in range(repeats if timed else 1):
-                _serialize(device, commands)
-                if timed:
-                    stopwatch.mark(commands, 2 * i)
-                record(commands)
-                if timed:
-                    stopwatch.mark(commands, 2 * i + 1)
-            device.submit()
-        return stopwatch.read()
-    finally:
-        stopwatch.close()

@@ -7,11 +7,8 @@ exits 1 when the largest takes more than twice as long a node as the 1/4 size (a
 would take four times as long).
 """
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import executorch.backends.vulkan.custom_ops_lib  # noqa: F401 - registers what the fused node calls
@@ -30,6 +27,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from bench.common import parser, write_json
 from impl.matcher import fuse_q4_embeddings
 
 SHARES = (8, 4, 2, 1)
@@ -38,11 +36,10 @@ ALLOWED_GROWTH = 2.0
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write JSON; 0 when the time grows linearly."""
-    parser = argparse.ArgumentParser(prog="python -m bench.matcher_bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--nodes", type=int, default=20_000)
-    parser.add_argument("--lookups", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="write the measurements here as well")
-    options = parser.parse_args(argv)
+    command = parser("matcher_bench", __doc__)
+    command.add_argument("--nodes", type=int, default=20_000)
+    command.add_argument("--lookups", type=int, default=200)
+    options = command.parse_args(argv)
     rows = []
     fuse_q4_embeddings(program(100, 2))  # imports and caches
     print(f"{'nodes':>8} {'lookups':>8} {'seconds':>9} {'us/node':>9}")
@@ -58,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{nodes:8} {len(report.fused):8} {min(seconds):9.3f} {min(seconds) / nodes * 1e6:9.1f}")
     growth = (rows[-1]["seconds"] / rows[-1]["nodes"]) / (rows[1]["seconds"] / rows[1]["nodes"])
     print(f"four times the nodes, {growth:.2f} times the time a node (allowed: {ALLOWED_GROWTH})")
-    if options.json:
-        options.json.write_text(json.dumps({"growth": growth, "rows": rows}, indent=2) + "\n")
+    write_json(options.json, {"growth": growth, "rows": rows})
     return 1 if growth > ALLOWED_GROWTH else 0
 
 
@@ -69,26 +65,26 @@ def program(nodes: int, lookups: int) -> ExportedProgram:
     specs: list[InputSpec] = []
     state: dict[str, torch.Tensor] = {}
 
-    def placeholder(name: str, data: torch.Tensor, kind: InputKind) -> torch.fx.Node:
+    def placeholder(name: str, data: torch.Tensor) -> torch.fx.Node:
         node = graph.placeholder(name)
         node.meta["val"] = mode.from_tensor(data)
-        is_buffer = kind == InputKind.BUFFER
-        specs.append(InputSpec(kind, TensorArgument(name), name if is_buffer else None, True if is_buffer else None))
-        if is_buffer:
-            state[name] = data
         return node
+
+    def buffer(name: str, data: torch.Tensor) -> torch.fx.Node:
+        specs.append(InputSpec(InputKind.BUFFER, TensorArgument(name), name, persistent=True))
+        state[name] = data
+        return placeholder(name, data)
 
     generator = torch.Generator().manual_seed(0)
     tables = [
         (
-            placeholder(
-                f"w{k}", torch.randint(-8, 8, (8, 64), generator=generator, dtype=torch.int8), InputKind.BUFFER
-            ),
-            placeholder(f"s{k}", torch.rand(8, 2, generator=generator), InputKind.BUFFER),
+            buffer(f"w{k}", torch.randint(-8, 8, (8, 64), generator=generator, dtype=torch.int8)),
+            buffer(f"s{k}", torch.rand(8, 2, generator=generator)),
         )
         for k in range(lookups)
     ]
-    indices = placeholder("indices", torch.tensor([1, 2]), InputKind.USER_INPUT)
+    indices = placeholder("indices", torch.tensor([1, 2]))
+    specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument("indices"), None))
     with mode:
         table_val, row_val = torch.empty(8, 64), torch.empty(2, 64)
 

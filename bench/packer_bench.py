@@ -1,4 +1,4 @@
-"""Time and memory of impl.packer beside upstream's packer, in one process.
+"""Time and memory of impl.packer and of upstream's packer, in one process.
 
     python -m bench.packer_bench [--vocab-size 128256] [--embed-dim 2048] [--repeat 5] [--json FILE]
 
@@ -7,8 +7,6 @@ upstream's ``pack_4bit_weight_tensor`` (both check the range of every value), or
 holds more than its output and 16 MiB.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,21 +16,21 @@ from typing import Any
 import torch
 from executorch.backends.vulkan.patterns.weight_packing_utils import pack_4bit_weight_tensor
 
+from bench.common import parser, write_json
 from impl.packer import flat_to_linear_weight, pack_blocks, pack_flat, pack_linear_weight
 
 MIB = 1 << 20
-WANTED_SPEEDUP = 5.0
+REQUIRED_SPEEDUP = 5.0
 ALLOWED_EXTRA_MIB = 16.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write JSON; 0 when both bounds hold."""
-    parser = argparse.ArgumentParser(prog="python -m bench.packer_bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--vocab-size", type=int, default=128256)
-    parser.add_argument("--embed-dim", type=int, default=2048)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the measurements here as well")
-    options = parser.parse_args(argv)
+    command = parser("packer_bench", __doc__)
+    command.add_argument("--vocab-size", type=int, default=128256)
+    command.add_argument("--embed-dim", type=int, default=2048)
+    command.add_argument("--repeat", type=int, default=5)
+    options = command.parse_args(argv)
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-8, 8, (options.vocab_size, options.embed_dim), generator=generator, dtype=torch.int8)
     rows = measure(values, options.repeat)
@@ -45,13 +43,12 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['what']:36} {row['seconds']:9.4f} {row['gb_per_s']:9.2f} "
             f"{row['output_mib']:11.1f} {row['extra_mib']:10.1f}"
         )
-    print(f"pack_linear_weight is {speedup:.1f} times as fast as upstream (wanted: {WANTED_SPEEDUP})")
-    if options.json:
-        options.json.write_text(json.dumps({"speedup": speedup, "rows": rows}, indent=2) + "\n")
+    print(f"pack_linear_weight is {speedup:.1f} times as fast as upstream (required: {REQUIRED_SPEEDUP})")
+    write_json(options.json, {"speedup": speedup, "rows": rows})
     heavy = [row["what"] for row in rows if row["ours"] and row["extra_mib"] > ALLOWED_EXTRA_MIB]
     for what in heavy:
         print(f"{what} holds more than its output and {ALLOWED_EXTRA_MIB} MiB", file=sys.stderr)
-    return 1 if heavy or speedup < WANTED_SPEEDUP else 0
+    return 1 if heavy or speedup < REQUIRED_SPEEDUP else 0
 
 
 def measure(values: torch.Tensor, repeat: int) -> list[dict[str, Any]]:
@@ -65,12 +62,12 @@ def measure(values: torch.Tensor, repeat: int) -> list[dict[str, Any]]:
         ("upstream pack_4bit_weight_tensor", False, values, pack_4bit_weight_tensor),
     ]
     rows = []
-    for what, ours, given, pack in runs:
+    for what, ours, table, pack in runs:
         seconds, peak, size = [], 0, 0
         for _ in range(repeat):
             before = reset_peak()
             start = time.perf_counter()
-            result = pack(given)
+            result = pack(table)
             seconds.append(time.perf_counter() - start)
             size = result.numel() * result.element_size()
             peak = max(peak, memory("VmHWM") - before)
@@ -80,7 +77,7 @@ def measure(values: torch.Tensor, repeat: int) -> list[dict[str, Any]]:
                 "what": what,
                 "ours": ours,
                 "seconds": min(seconds),
-                "gb_per_s": given.numel() / min(seconds) / 1e9,
+                "gb_per_s": table.numel() / min(seconds) / 1e9,
                 "output_mib": size / MIB,
                 "extra_mib": max(0, peak - size) / MIB,
             }

@@ -12,15 +12,12 @@ A .pte that went from 418 to 348 MiB when its one embedding stopped being a floa
 Source: docs/contract.md 6.1; docs/lowering.md has the table of results.
 """
 
-import argparse
 import gc
-import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +26,7 @@ from executorch.exir import EdgeProgramManager, to_edge, to_edge_transform_and_l
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 from torch.export import ExportedProgram
 
+from bench.common import parser, write_json
 from impl.lowering import lower_to_vulkan
 
 OVERHEAD = 8192
@@ -100,10 +98,9 @@ WAYS: dict[str, Callable[[ExportedProgram], int]] = {"unfused": unfused, "upstre
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write JSON; 0 when every fused file is as small as the formula says."""
-    parser = argparse.ArgumentParser(prog="python -m bench.size_bench", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--json", type=Path, help="write the measurements here as well")
-    parser.add_argument("--small", action="store_true", help="without the table of Llama 3.2 1B")
-    options = parser.parse_args(argv)
+    command = parser("size_bench", __doc__)
+    command.add_argument("--small", action="store_true", help="without the table of Llama 3.2 1B")
+    options = command.parse_args(argv)
     warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
     logging.disable(logging.INFO)
     print(f"{'table':30} {'way':9} {'bytes':>13} {'MB':>9} {'B/element':>9} {'formula':>9}")
@@ -117,8 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append({"table": shape.name, "way": way, "bytes": size, "formula": formula, "elements": elements})
             columns = f"{size:13} {size / 1e6:9.2f} {size / elements:9.4f} {formula / elements:9.4f}"
             print(f"{shape.name:30} {way:9} {columns}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(options.json, rows)
     too_large = [r for r in rows if r["way"] == "ours" and r["bytes"] > r["formula"] + OVERHEAD]
     for row in too_large:
         print(f"{row['table']}: {row['bytes'] - row['formula']} bytes above the formula", file=sys.stderr)

@@ -117,8 +117,10 @@ def _wrong_subcommand(words: tuple[str, ...]) -> str:
 
 def _bench_options(words: tuple[str, ...]) -> set[str]:
     """The options of the bench that ``words`` start with: read off its source, importing one takes torch."""
-    path = ROOT / "bench" / f"{words[0] if words else 'kernel'}_bench.py"
-    return {"--help", *re.findall(r'"(--[a-z\-]+)"', path.read_text())} if path.is_file() else set()
+    paths = [ROOT / "bench" / f"{words[0] if words else 'kernel'}_bench.py", ROOT / "bench" / "common.py"]
+    if not paths[0].is_file():
+        return set()
+    return {"--help", *re.findall(r'"(--[a-z\-]+)"', "".join(path.read_text() for path in paths))}
 
 
 def links(text: str) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from typing import Any
 from conformance.bisect import resize
 from conformance.bisect.ask import ask, check_harness
 from conformance.bisect.commits import SearchEnded
-from conformance.case.case import Case, check
+from conformance.case.case import Case, Dispatch, Table, check
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.verdict import PASS, Verdict
@@ -36,10 +36,11 @@ def size_of(case: Case, axis: str) -> int:
     """
     if case.program is not None:
         return resize.sizes(case.program)[axis]
-    if case.dispatch is not None:
-        return math.prod(case.dispatch.indices_shape) if axis == "indices" else int(getattr(case.dispatch, axis))
-    if case.table is not None and axis in {"vocab_size", "embed_dim"}:
-        return int(getattr(case.table, axis))
+    question = case.question
+    if isinstance(question, Dispatch):
+        return math.prod(question.indices_shape) if axis == "indices" else int(getattr(question, axis))
+    if isinstance(question, Table) and axis in {"vocab_size", "embed_dim"}:
+        return int(getattr(question, axis))
     raise ValueError(f"case {case.id} has no axis {axis}")
 
 
@@ -47,7 +48,7 @@ def legal(case: Case, axis: str, low: int, high: int) -> list[int]:
     """Return the legal sizes from ``low`` to ``high`` along ``axis``; what is beside them stays as it is."""
     steps = range(max(low, 1), high + 1)
     if axis == "embed_dim":
-        group = size_of(case, "group_size") if case.table is None else 1
+        group = 1 if isinstance(case.question, Table) else size_of(case, "group_size")
         step = math.lcm(_COLUMNS, group)
         return [s for s in steps if s % step == 0]
     if axis == "group_size":
@@ -63,14 +64,10 @@ def resized(case: Case, axis: str, size: int) -> Case:
         ValueError: the case cannot have it; says why.
     """
     name = f"{case.id}/{axis.replace('_', '-')}-{size}"
+    change: dict[str, Any] = {"indices_shape": (size,)} if axis == "indices" else {axis: size}
     if case.program is not None:
-        return check(replace(case, id=name, program=resize.resized(case.program, axis, size)))
-    if case.dispatch is not None:
-        change: dict[str, Any] = {"indices_shape": (size,)} if axis == "indices" else {axis: size}
-        return check(replace(case, id=name, dispatch=replace(case.dispatch, **change)))
-    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
-    other: dict[str, Any] = {axis: size}
-    return check(replace(case, id=name, table=replace(case.table, **other)))
+        change = {"spec": resize.resized(case.program, axis, size)}
+    return check(replace(case, id=name, question=replace(case.question, **change)))
 
 
 def show(

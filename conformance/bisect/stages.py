@@ -13,7 +13,7 @@ from pathlib import Path
 from conformance.bisect.ask import ask, check_harness
 from conformance.bisect.commits import SearchEnded
 from conformance.case import operands
-from conformance.case.case import STAGES, Case, Dispatch, Quantization, Table
+from conformance.case.case import STAGES, Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.verdict import PASS, UNSUPPORTED, Verdict
@@ -26,26 +26,23 @@ _FLOATS = ("float32", "float16")
 def siblings(case: Case) -> tuple[Case, ...]:
     """Return the case at every stage that can be derived from it, in hand-over order, itself among them."""
     found = {case.stage: case}
-    case = replace(case, force_fp16=False)  # what is asked of a lowering alone
-    if case.program is not None:
-        exported = () if case.program.route == "synthetic" else ("EXPORT",)
+
+    def add(stage: str, question: Question) -> None:
+        found.setdefault(stage, replace(case, id=f"{case.id}/{stage.lower()}", stage=stage, question=question))
+
+    spec = case.program
+    if spec is not None:
+        exported = () if spec.route == "synthetic" else ("EXPORT",)
         for stage in (*exported, "MATCH", "LOWER", "RUN"):
-            found.setdefault(stage, replace(case, id=_id(case, stage), stage=stage))
-        for table in case.program.tables[:1]:  # the first lookup's, as with the dispatch below
-            size = Quantization(
-                "symmetric", table.vocab_size, table.embed_dim, table.group_size, table.dtype, table.values
-            )
-            bare = replace(case, program=None, dispatch=None)
-            found.setdefault("QUANTIZE", replace(bare, id=_id(case, "QUANTIZE"), stage="QUANTIZE", quantize=size))
-        if (dispatch := _dispatch(case.program)) is not None:
-            found.setdefault("KERNEL", replace(case, id=_id(case, "KERNEL"), stage="KERNEL", dispatch=dispatch))
-    packable = case.table or _table(found.get("KERNEL"))
+            add(stage, Program(spec))
+        for t in spec.tables[:1]:  # the first lookup's, as with the dispatch below
+            add("QUANTIZE", Quantization("symmetric", t.vocab_size, t.embed_dim, t.group_size, t.dtype, t.values))
+        if (dispatch := _dispatch(spec)) is not None:
+            add("KERNEL", dispatch)
+    packable = case.question if isinstance(case.question, Table) else _table(found.get("KERNEL"))
     if packable is not None:
-        packed = replace(packable, layout="flat" if packable.layout == "flat" else "linear_weight")
-        bare = replace(case, program=None, dispatch=None)
-        found.setdefault("PACK", replace(bare, id=_id(case, "PACK"), stage="PACK", table=packed))
-        blocks = replace(packable, layout="blocks")
-        found.setdefault("PREPACK", replace(bare, id=_id(case, "PREPACK"), stage="PREPACK", table=blocks))
+        add("PACK", replace(packable, layout="flat" if packable.layout == "flat" else "linear_weight"))
+        add("PREPACK", replace(packable, layout="blocks"))
     return tuple(found[stage] for stage in STAGES if stage in found)
 
 
@@ -111,11 +108,7 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
     return 0
 
 
-def _id(case: Case, stage: str) -> str:
-    return f"{case.id}/{stage.lower()}"
-
-
-def _dispatch(program: ProgramSpec) -> Dispatch | None:
+def _dispatch(program: ProgramSpec) -> EndToEnd | None:
     """The dispatch of a program's first lookup, or None where no kernel has its dtypes."""
     if not program.lookups():
         return None
@@ -127,19 +120,19 @@ def _dispatch(program: ProgramSpec) -> Dispatch | None:
         scale, output, layout = program.tensor(lookup.scale).dtype, lookup.output_dtype, "flat"
     if scale not in _FLOATS or output not in _FLOATS:
         return None
-    return Dispatch(output_dtype=output, scale_dtype=scale, weight_layout=layout)
+    return EndToEnd(output_dtype=output, scale_dtype=scale, weight_layout=layout, spec=program)
 
 
 def _table(kernel: Case | None) -> Table | None:
     """The table that a KERNEL case looks up, with its very values; None where it has none that packs."""
-    if kernel is None or kernel.dispatch is None:
+    if kernel is None or not isinstance(kernel.question, Dispatch | EndToEnd):
         return None
     try:
-        values = operands.operands(kernel).values
+        values = operands.operands(kernel.question).values
     except (ValueError, KeyError):
         return None
     low, high = -8, 7
     if values.dtype != "int8" or not values.size or values.min() < low or values.max() > high or values.shape[1] % 2:
         return None
-    layout = "flat" if kernel.dispatch.weight_layout == "flat" else "linear_weight"
+    layout = "flat" if kernel.question.weight_layout == "flat" else "linear_weight"
     return Table(values.shape[0], values.shape[1], Values("literal", data=values.tobytes().hex()), layout)

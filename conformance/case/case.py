@@ -1,18 +1,17 @@
 """Case: one question to a subject, complete in itself; and the stages and levels there are.
 
-A case carries everything its replay needs: a ProgramSpec (EXPORT, MATCH, LOWER, RUN), a table to
-quantize (QUANTIZE) or to pack (PACK, PREPACK) or a dispatch (KERNEL). A KERNEL case with a program takes table,
-scales and indices from the program after matching and packing: the whole journey but the file.
+A question is one of several kinds, open to more: a program to take through a stage, a table to pack or to quantize, a
+kernel dispatch, or a program whose fused lookup is dispatched. A case carries everything that its replay needs.
 
 Source: docs/contract.md sections 1, 5 and 7.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reference.program.spec import ProgramSpec, Values, validate
 
-CASE_VERSION = 1
+CASE_VERSION = 2
 #: Hand-over order.
 STAGES = ("QUANTIZE", "EXPORT", "MATCH", "PACK", "LOWER", "PREPACK", "KERNEL", "RUN")
 #: Each level includes the ones before it.
@@ -23,6 +22,17 @@ LAYOUTS = ("flat", "linear_weight", "blocks")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.\-]*(/[a-z0-9][a-z0-9_.\-]*)+")
 _SECTION = re.compile(r"[1-7](\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Stages EXPORT, MATCH, LOWER and RUN: a program to build and take through the stage.
+
+    ``force_fp16`` gives a LOWER case's lowering the compile option of that name (contract 3.7).
+    """
+
+    spec: ProgramSpec
+    force_fp16: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +67,8 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Dispatch:
-    """Stage KERNEL: a shader variant (contract 7.1) and what it is given.
-
-    ``index_values`` draws indices in [0, vocab_size) unless its bounds say otherwise. ``beyond`` names a
-    limit of the device that the dispatch may lie beyond: refusing it by that name is right too (7.5).
-    With a program on the case, only the variant's fields are read.
-    """
+class Variant:
+    """A shader variant (contract 7.1)."""
 
     output_dtype: str = "float32"
     scale_dtype: str = "float32"
@@ -71,6 +76,16 @@ class Dispatch:
     weight_storage: str = "buffer"
     io_storage: str = "buffer"
     float_modes: str = "declared"
+
+
+@dataclass(frozen=True)
+class Dispatch(Variant):
+    """Stage KERNEL: a shader variant and the arrays that it is given.
+
+    ``index_values`` draws indices in [0, vocab_size) unless its bounds say otherwise. ``exceeds_limit`` names a
+    limit of the device that the dispatch may exceed: refusing it by that name is right too (7.5).
+    """
+
     vocab_size: int = 16
     embed_dim: int = 64
     group_size: int = 32
@@ -79,27 +94,50 @@ class Dispatch:
     values: Values = Values("uniform", 1, -8, 7)
     scales: Values = Values("scales", 2)
     index_values: Values = Values("uniform", 3)
-    beyond: str = ""
+    exceeds_limit: str = ""
+
+
+@dataclass(frozen=True)
+class EndToEnd(Variant):
+    """Stage KERNEL: a variant given the operands of a program's first lookup, after matching and packing."""
+
+    spec: ProgramSpec = field(kw_only=True)
+
+
+Question = Program | Table | Quantization | Dispatch | EndToEnd
+#: The name of each kind of question in TOML.
+QUESTIONS: dict[str, type[Question]] = {
+    "program": Program,
+    "table": Table,
+    "quantize": Quantization,
+    "dispatch": Dispatch,
+    "end_to_end": EndToEnd,
+}
+#: The kinds of question that a stage answers; every other stage answers a program.
+_OF_STAGE: dict[str, tuple[str, ...]] = {
+    "QUANTIZE": ("quantize",),
+    "PACK": ("table",),
+    "PREPACK": ("table",),
+    "KERNEL": ("dispatch", "end_to_end"),
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case. ``source`` is a section of docs/contract.md, ``shows`` the bug it would show.
-
-    ``force_fp16`` gives a LOWER case's lowering the compile option of that name (contract 3.7).
-    """
+    """One case. ``contract`` is a section of docs/contract.md, ``detects`` the bug that it detects."""
 
     id: str
     stage: str
-    source: str
-    shows: str
+    contract: str
+    detects: str
+    question: Question
     level: str = "gate"
-    program: ProgramSpec | None = None
-    table: Table | None = None
-    dispatch: Dispatch | None = None
-    quantize: Quantization | None = None
-    force_fp16: bool = False
     version: int = CASE_VERSION
+
+    @property
+    def program(self) -> ProgramSpec | None:
+        """The program that the question is about, where its kind has one."""
+        return self.question.spec if isinstance(self.question, Program | EndToEnd) else None
 
 
 def check(case: Case) -> Case:
@@ -109,43 +147,39 @@ def check(case: Case) -> Case:
         ValueError: names the field, its value and what is allowed.
     """
     if case.version != CASE_VERSION:
-        raise ValueError(f"case version {case.version} is not {CASE_VERSION}")
+        raise ValueError(f"case version {case.version} is not {CASE_VERSION}; cases of other versions are written anew")
     if not _ID.fullmatch(case.id):
         raise ValueError(f"id {case.id!r} must look like stage/what/parameters, in lower case")
-    if case.stage not in STAGES:
-        raise ValueError(f"stage {case.stage!r} is not one of {', '.join(STAGES)}")
-    if case.level not in LEVELS:
-        raise ValueError(f"level {case.level!r} is not one of {', '.join(LEVELS)}")
-    if not _SECTION.fullmatch(case.source):
-        raise ValueError(f"source {case.source!r} must be a section of docs/contract.md, such as 5.3")
-    if not case.shows.strip():
-        raise ValueError("shows must say which bug the case would show")
-    _check_inputs(case)
+    _one_of("stage", case.stage, STAGES)
+    _one_of("level", case.level, LEVELS)
+    if not _SECTION.fullmatch(case.contract):
+        raise ValueError(f"contract {case.contract!r} must be a section of docs/contract.md, such as 5.3")
+    if not case.detects.strip():
+        raise ValueError("detects must say which bug the case detects")
+    kinds = _OF_STAGE.get(case.stage, ("program",))
+    if not isinstance(case.question, tuple(QUESTIONS[kind] for kind in kinds)):
+        raise ValueError(f"a {case.stage} case needs {' or '.join(f'[{kind}]' for kind in kinds)}")
+    _check_question(case)
     return case
 
 
-def _check_inputs(case: Case) -> None:
-    """The stage's own input is there, and what there is is well formed."""
-    fields = {"QUANTIZE": "quantize", "PACK": "table", "PREPACK": "table", "KERNEL": "dispatch"}
-    field = fields.get(case.stage, "program")
-    if getattr(case, field) is None:
-        raise ValueError(f"a {case.stage} case needs [{field}]")
-    if case.force_fp16 and case.stage != "LOWER":
-        raise ValueError(f"force_fp16 is for stage LOWER, not {case.stage}")
-    if case.quantize is not None and case.quantize.method not in METHODS:
-        raise ValueError(f"quantize.method {case.quantize.method!r} is not one of {', '.join(METHODS)}")
-    if case.table is not None:
-        _check_table(case.table)
+def _check_question(case: Case) -> None:
+    if isinstance(case.question, Quantization):
+        _one_of("quantize.method", case.question.method, METHODS)
+    if isinstance(case.question, Table):
+        _one_of("table.layout", case.question.layout, LAYOUTS)
+        _one_of("table.storage", case.question.storage, STORAGES)
     if case.program is not None:
         validate(case.program)
-        if case.stage == "EXPORT" and case.program.route == "synthetic":
+    if isinstance(case.question, Program):
+        if case.question.force_fp16 and case.stage != "LOWER":
+            raise ValueError(f"program.force_fp16 is for stage LOWER, not {case.stage}")
+        if case.stage == "EXPORT" and case.question.spec.route == "synthetic":
             raise ValueError(
-                "an EXPORT case needs program.route export or torchao: a synthetic program is not exported"
+                "an EXPORT case needs program.spec.route export or torchao: a synthetic program is not exported"
             )
 
 
-def _check_table(table: Table) -> None:
-    if table.layout not in LAYOUTS:
-        raise ValueError(f"table.layout {table.layout!r} is not one of {', '.join(LAYOUTS)}")
-    if table.storage not in STORAGES:
-        raise ValueError(f"table.storage {table.storage!r} is not one of {', '.join(STORAGES)}")
+def _one_of(field_name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field_name} {value!r} is not one of {', '.join(allowed)}")

@@ -1,9 +1,9 @@
 """The catalogue: conformance/cases/*.toml, where a row is a case.
 
 A file has optional ``[defaults]`` and any number of ``[[case]]`` rows; a row is laid over the
-defaults, table by table. A program is given whole, or as ``program = {single_table = {...}}``
+defaults, table by table. A program is given whole as ``spec``, or as ``single_table``
 (conformance/case/single_table.py). A row with a ``[case.each]`` table stands for the product of its lists;
-``{name}`` in id and shows is filled in, and the values are put where ``name`` says (dotted).
+``{name}`` in id and detects is filled in, and the values are put where ``name`` says (dotted).
 """
 
 import copy
@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from conformance.case.case import LEVELS, STAGES, Case, check
+from conformance.case.case import LEVELS, STAGES, Case
 from conformance.case.single_table import SingleTable, single_table
-from conformance.case.toml import from_table, to_table
+from conformance.case.toml import case_from_table
+from conformance.serialize import structure, unstructure
 
 CASES = Path(__file__).parent.parent / "cases"
 
@@ -83,8 +84,8 @@ def select(
 def by_contract(cases: Sequence[Case]) -> list[str]:
     """Return a line for each contract section: how many cases, and their stages."""
     lines = []
-    for section in sorted({c.source for c in cases}, key=lambda s: tuple(map(int, s.split(".")))):
-        there = [c for c in cases if c.source == section]
+    for section in sorted({c.contract for c in cases}, key=lambda s: tuple(map(int, s.split(".")))):
+        there = [c for c in cases if c.contract == section]
         stages = ", ".join(s for s in STAGES if any(c.stage == s for c in there))
         lines.append(f"{section:5} {len(there):5}  {stages}")
     return lines
@@ -102,11 +103,13 @@ def nearest(what: str, name: str, allowed: Sequence[str]) -> None:
 
 
 def _case(row: dict[str, Any]) -> Case:
-    program = row.get("program")
-    if isinstance(program, dict) and "single_table" in program:
-        parameters = from_table(SingleTable, program["single_table"], "program.single_table")
-        row = {**row, "program": to_table(single_table(parameters))}
-    return check(from_table(Case, row))
+    for name in ("program", "end_to_end"):
+        question = row.get(name)
+        if isinstance(question, dict) and "single_table" in question:
+            rest = {k: v for k, v in question.items() if k != "single_table"}
+            parameters = structure(SingleTable, question["single_table"], at=f"{name}.single_table")
+            row = {**row, name: {**rest, "spec": unstructure(single_table(parameters))}}
+    return case_from_table(row)
 
 
 def _laid_over(base: Any, top: Any) -> Any:
@@ -140,7 +143,7 @@ def _expand(row: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
                 table = table.setdefault(parent, {})
             table[leaf] = value
             names[leaf] = _named(value)
-        for text in ("id", "shows"):
+        for text in ("id", "detects"):
             if text in filled and each:
                 try:
                     filled[text] = filled[text].format(**names)

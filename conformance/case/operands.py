@@ -4,13 +4,14 @@ Source: docs/contract.md sections 1 and 7.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case, Dispatch, Table
-from reference.program.spec import Dequantize, PackedLookup, ProgramSpec, Values
+from conformance.case.case import Dispatch, EndToEnd, Table
+from reference.program.spec import Dequantize, Lookup, PackedLookup, ProgramSpec, Values
 from reference.program.values import tensor_values, values_array
 from reference.table.layouts import unpack_flat
 
@@ -18,13 +19,23 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Operands:
-    """``values`` int8 [V, D], ``scales`` float16|float32 [V, D/G], ``indices`` int32|int64, ``group_size`` G."""
+class TableOperands:
+    """A quantized table: ``values`` int8 [V, D], ``scales`` float [V, D/G], ``group_size`` G."""
 
     values: Array
     scales: Array
-    indices: Array
     group_size: int
+
+    def scales_by_column(self) -> Array:
+        """Return the scales repeated to [V, D]."""
+        return np.repeat(self.scales, self.values.shape[1] // self.scales.shape[1], axis=1)
+
+
+@dataclass(frozen=True)
+class Operands(TableOperands):
+    """What a lookup reads: a table, and ``indices`` int32|int64 of any shape."""
+
+    indices: Array
 
 
 def table_values(table: Table) -> Array:
@@ -32,23 +43,37 @@ def table_values(table: Table) -> Array:
     return values_array(table.values, "int8", (table.vocab_size, table.embed_dim))
 
 
-def operands(case: Case) -> Operands:
+def operands(question: Dispatch | EndToEnd) -> Operands:
     """Return what a KERNEL case looks up: its own arrays, or those of its program's first lookup.
 
     Raises:
-        ValueError: the case has neither a dispatch nor a program with a lookup.
+        ValueError: the program has no lookup.
     """
-    if case.program is not None:
-        return _from_program(case.program)
-    if case.dispatch is None:
-        raise ValueError(f"case {case.id} has no dispatch")
-    d = case.dispatch
+    if isinstance(question, EndToEnd):
+        if not question.spec.lookups():
+            raise ValueError("the program has no lookup to dispatch")
+        return lookup_operands(question.spec, question.spec.lookups()[0], tensor_values(question.spec))
+    d = question
     return Operands(
         values_array(d.values, "int8", (d.vocab_size, d.embed_dim)),
         values_array(d.scales, d.scale_dtype, (d.vocab_size, d.embed_dim // d.group_size)),
-        values_array(_index_values(d), d.indices_dtype, d.indices_shape),
         d.group_size,
+        values_array(_index_values(d), d.indices_dtype, d.indices_shape),
     )
+
+
+def lookup_operands(spec: ProgramSpec, lookup: Lookup | PackedLookup, tensors: Mapping[str, Array]) -> Operands:
+    """Return the operands of one lookup; ``tensors`` are the spec's values (``reference.program.values``)."""
+    table = table_operands(lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table), tensors)
+    return Operands(table.values, table.scales, table.group_size, tensors[lookup.indices])
+
+
+def table_operands(step: Dequantize | PackedLookup, tensors: Mapping[str, Array]) -> TableOperands:
+    """Return the table that a dequantize step or a packed lookup reads."""
+    if isinstance(step, Dequantize):
+        return TableOperands(tensors[step.weight], tensors[step.scale], step.block_size[1])
+    values, scales = unpack_flat(tensors[step.weight]), tensors[step.scale]
+    return TableOperands(values, scales, values.shape[1] // scales.shape[1])
 
 
 def _index_values(d: Dispatch) -> Values:
@@ -56,16 +81,3 @@ def _index_values(d: Dispatch) -> Values:
     if d.index_values.pattern in {"uniform", "ramp"} and d.index_values.low == d.index_values.high == 0:
         return dataclasses.replace(d.index_values, high=max(d.vocab_size - 1, 0))
     return d.index_values
-
-
-def _from_program(spec: ProgramSpec) -> Operands:
-    if not spec.lookups():
-        raise ValueError("the program has no lookup to dispatch")
-    tensors = tensor_values(spec)
-    lookup = spec.lookups()[0]
-    if isinstance(lookup, PackedLookup):
-        scales = tensors[lookup.scale]
-        values = unpack_flat(tensors[lookup.weight])
-        return Operands(values, scales, tensors[lookup.indices], values.shape[1] // scales.shape[1])
-    step: Dequantize = spec.dequantize(lookup.table)
-    return Operands(tensors[step.weight], tensors[step.scale], tensors[lookup.indices], step.block_size[1])

@@ -212,7 +212,7 @@ class _Telling:
 
     def add(self, given: Verdict) -> None:
         case = _by_id().get(given.case)
-        source = case.source if case else given.source
+        source = case.contract if case else given.source
         verdict = self.expected.apply(replace(given, subject=self.subject, source=source))
         self.writer.add(verdict)
         self.verdicts.append(verdict)

@@ -150,7 +150,7 @@ def _list(given: argparse.Namespace) -> int:
     else:
         width = max((len(c.id) for c in cases), default=0)
         for case in cases:
-            print(f"{case.id:{width}}  {case.stage:8} {case.source:4} {case.level:6} {case.shows}")
+            print(f"{case.id:{width}}  {case.stage:8} {case.contract:4} {case.level:6} {case.detects}")
     print(f"{len(cases)} cases")
     return 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Program
 from conformance.case.toml import case_to_toml, spec_to_toml
 from conformance.generate.programs import programs
 from conformance.generate.shrink import shrink
@@ -45,8 +45,8 @@ class _Failed(Exception):  # noqa: N818 - never leaves this module
 def generated_case(spec: ProgramSpec) -> Case:
     """The MATCH case ``gen/<hash>`` of a generated program; equal programs have equal ids."""
     digest = hashlib.sha256(spec_to_toml(spec).encode()).hexdigest()[:12]
-    shows = "a fusion that is undue, missed or wrong, or a program that was touched (generated)"
-    return Case(f"gen/{digest}", "MATCH", "5.3", shows, "deep", program=spec)
+    detects = "a fusion that is undue, missed or wrong, or a program that was touched (generated)"
+    return Case(f"gen/{digest}", "MATCH", "5.3", detects, Program(spec), "deep")
 
 
 def search(

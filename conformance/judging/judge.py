@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import (
     Arrays,
@@ -93,7 +93,7 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
             strict=strict,
             digest=digest,
             facts=facts,
-            source=case.source,
+            source=case.contract,
         )
 
     if isinstance(observation, Unsupported):
@@ -102,14 +102,11 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
         raised = RaisedMismatch(observation.type, observation.message, observation.signal, observation.type)
         return verdict(ERROR if observation.type in TROUBLE else FAIL, raised, raised.line())
     if isinstance(observation, Refused):
-        beyond = case.dispatch.beyond if case.dispatch is not None else ""
-        if beyond and observation.reason == "device_limit" and beyond in observation.detail:
-            return verdict(PASS, reason=f"refused: {observation.detail}")
-        if case.force_fp16 and observation.reason == "force_fp16":  # contract 3.7
+        if _may_refuse(case.question, observation):
             return verdict(PASS, reason=f"refused: {observation.detail}")
         refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
         return verdict(FAIL, refused, refused.line())
-    oracles: dict[str, Callable[[Case, Any], Finding]]
+    oracles: dict[str, Callable[[Any, Any], Finding]]
     oracles = {
         "QUANTIZE": _quantize,
         "EXPORT": _export,
@@ -127,16 +124,22 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
             "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
         )
         return verdict(ERROR, wrong, wrong.line())
-    finding = oracle(case, observation)
+    finding = oracle(case.question, observation)
     if finding.mismatch is None:
         return verdict(PASS, strict=finding.strict)
     return verdict(FAIL, finding.mismatch, finding.mismatch.line(), finding.strict)
 
 
-def _quantize(case: Case, observation: Arrays) -> Finding:
+def _may_refuse(question: Question, refused: Refused) -> bool:
+    """Whether refusing is right: a limit of the device by its name (contract 7.5), or force_fp16 (3.7)."""
+    if isinstance(question, Dispatch):
+        limit = question.exceeds_limit
+        return bool(limit) and refused.reason == "device_limit" and limit in refused.detail
+    return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"
+
+
+def _quantize(given: Quantization, observation: Arrays) -> Finding:
     """Contract 4: torchao's codes, scales and zero points, bit for bit."""
-    given = case.quantize
-    assert given is not None  # noqa: S101 - conformance.case.case.check saw to it
     weights = values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim))
     expected = _QUANTIZERS[given.method](weights, given.group_size)
     for name, want in zip(("scale", "qdata", "zero_point"), (expected[1], expected[0], expected[2]), strict=True):
@@ -147,17 +150,16 @@ def _quantize(case: Case, observation: Arrays) -> Finding:
     return Finding(None)
 
 
-def _export(case: Case, graph: Graph) -> Finding:
+def _export(question: Program, graph: Graph) -> Finding:
     """Contract 4: how the program is spelled, and what it computes."""
-    return Finding(export.judge_export(case, graph))
+    return Finding(export.judge_export(question.spec, graph))
 
 
-def _match(case: Case, graph: Graph) -> Finding:
+def _match(question: Program, graph: Graph) -> Finding:
     """Contract 5: decisions as the predicate has them, the original's bits, nothing touched, stable."""
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
     wrong = (
-        _decisions(case.program, graph)
-        or _outputs(case.program, graph)
+        _decisions(question.spec, graph)
+        or _outputs(question.spec, graph)
         or next((Mutated(name, "source") for name in graph.changed), None)
         or next((Mutated(name, "second_run") for name in graph.unstable), None)
     )
@@ -209,44 +211,42 @@ def _group_sizes(spec: ProgramSpec) -> dict[str, int]:
     return {s.name: blocks[s.table][-1] for s in spec.steps if isinstance(s, Lookup) and blocks[s.table]}
 
 
-def _lower(case: Case, file: File) -> Finding:
+def _lower(question: Program, file: File) -> Finding:
     """Contract 6: what the file holds."""
-    return Finding(lowered.judge_lower(case, file))
+    return Finding(lowered.judge_lower(question, file))
 
 
-def _run(case: Case, graph: Graph) -> Finding:
+def _run(question: Program, graph: Graph) -> Finding:
     """Contract 5.7 and 6: what the file computes."""
-    return Finding(*lowered.judge_run(case, graph))
+    return Finding(*lowered.judge_run(question.spec, graph))
 
 
-def _pack(case: Case, observation: Arrays) -> Finding:
+def _pack(table: Table, observation: Arrays) -> Finding:
     """Contract 1: flat and linear-weight bytes, and the blocks that the GPU reads."""
-    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
-    name = "blocks" if case.table.layout == "blocks" else "packed"
+    name = "blocks" if table.layout == "blocks" else "packed"
     if name not in observation.arrays:
         return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
-    values = table_values(case.table)
+    values = table_values(table)
     if wrong := _fences(name, observation.arrays[name], observation.facts):
         return Finding(wrong)
-    expected = _PACKERS[case.table.layout](values)
-    return Finding(compare.same_codes(name, observation.arrays[name], expected, values, case.table.layout))
+    expected = _PACKERS[table.layout](values)
+    return Finding(compare.same_codes(name, observation.arrays[name], expected, values, table.layout))
 
 
-def _kernel(case: Case, observation: Arrays) -> Finding:
+def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Finding:
     """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
-    assert case.dispatch is not None  # noqa: S101 - conformance.case.case.check saw to it
     facts = observation.facts
     if "out" not in observation.arrays:
         return Finding(DtypeShapeMismatch("out", "an array", "missing", "missing"))
-    given, got = operands(case), observation.arrays["out"]
+    given, got = operands(question), observation.arrays["out"]
     shape = (*given.indices.shape, given.values.shape[1])
-    if wrong := compare.dtype_shape("out", got, case.dispatch.output_dtype, shape):
+    if wrong := compare.dtype_shape("out", got, question.output_dtype, shape):
         return Finding(wrong)
     if broken := _fences("out", got, facts):
         return Finding(broken)
     modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
-    allowed = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, modes)
-    strict = _accept(given.values, given.scales, given.indices, given.group_size, case.dispatch.output_dtype, HOST)
+    allowed = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, modes)
+    strict = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, HOST)
     return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Program
+from conformance.case.operands import lookup_operands, table_operands
 from conformance.harness.observation import File, Graph
 from conformance.judging import compare
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
@@ -19,22 +20,20 @@ from reference.program.evaluate import evaluate
 from reference.program.fusibility import violations
 from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
-from reference.table.layouts import unpack_flat
 
 Array = np.ndarray[Any, Any]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
 _LINEAR = "et_vk.linear_q4gsw.default"
 
 
-def judge_lower(case: Case, file: File) -> Mismatch | None:
+def judge_lower(question: Program, file: File) -> Mismatch | None:
     """Contract 6.1 to 6.3 on the file's facts; returns the first mismatch.
 
     Every lookup that 5.3 lets fuse is a delegate's, no other is; nothing in the file fails or is wrong on a device;
     a fused table is there once, packed, and neither its original nor a float copy unless something else reads it.
     """
-    spec = case.program
-    assert spec is not None  # noqa: S101 - conformance.case.case.check saw to it
-    if case.force_fp16:  # the numbers are not section 3's then; all that is asked is that the file says so
+    spec = question.spec
+    if question.force_fp16:  # the numbers are not section 3's then; all that is asked is that the file says so
         said = any("force_fp16" in note for note in json.loads(file.facts["notes"]))
         unsaid = DecisionMismatch("of the file", "refused, or reported as force_fp16", "neither", "force_fp16")
         return None if said else unsaid
@@ -46,14 +45,12 @@ def judge_lower(case: Case, file: File) -> Mismatch | None:
     )
 
 
-def judge_run(case: Case, graph: Graph) -> tuple[Mismatch | None, bool]:
+def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
     """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds.
 
     A delegated lookup is judged by the accept set of what its shader declares, a delegated linear by 3.6, everything
     else bit for bit: against the reference, and a linear on the CPU against the program that was not rewritten.
     """
-    spec = case.program
-    assert spec is not None  # noqa: S101 - conformance.case.case.check saw to it
     fused = {d.lookup: d.fused for d in graph.decisions}
     wrong = _places(spec, fused)
     strict = True
@@ -129,22 +126,12 @@ def _readers(spec: ProgramSpec, table: str) -> list[Any]:
     return [s for s in spec.steps if not isinstance(s, Dequantize) and names & {getattr(s, f, None) for f in fields}]
 
 
-def _operands(spec: ProgramSpec, table: str | PackedLookup, tensors: dict[str, Array]) -> tuple[Array, Array]:
-    """Values int8 [V, D], and scales repeated to [V, D], of a dequantize step's name or a packed lookup."""
-    if isinstance(table, PackedLookup):
-        values, scales = unpack_flat(tensors[table.weight]), tensors[table.scale]
-    else:
-        step = spec.dequantize(table)
-        values, scales = tensors[step.weight], tensors[step.scale]
-    return values, np.repeat(scales, values.shape[1] // scales.shape[1], axis=1)
-
-
 def _accepted(
     spec: ProgramSpec, step: Lookup | PackedLookup, tensors: dict[str, Array], got: Array, modes: FloatModes
 ) -> ArrayMismatch | None:
-    values, scales = _operands(spec, step if isinstance(step, PackedLookup) else step.table, tensors)
-    rows = tensors[step.indices].astype(np.int64)
-    return compare.accepted(step.name, got, accept_products(values[rows], scales[rows], dtype_name(got), modes))
+    given = lookup_operands(spec, step, tensors)
+    scales, rows = given.scales_by_column(), given.indices.astype(np.int64)
+    return compare.accepted(step.name, got, accept_products(given.values[rows], scales[rows], dtype_name(got), modes))
 
 
 def judge_linear(
@@ -156,8 +143,8 @@ def judge_linear(
         return wrong
     if not delegated:
         return compare.same_bits(step.name, got, source)
-    values, scales = _operands(spec, step.table, tensors)
-    weights = values.astype(np.float64) * scales.astype(np.float64)
+    table = table_operands(spec.dequantize(step.table), tensors)
+    weights = table.values.astype(np.float64) * table.scales_by_column().astype(np.float64)
     nearest = "RoundingModeRTE 32" in graph.facts.get("execution_modes", "")
     exact, bound = dot_bound(tensors[step.x], weights, nearest=nearest)
     right = within_bound(got, exact, bound)

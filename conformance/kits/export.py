@@ -120,8 +120,8 @@ def _write(
     about = {
         "kit": FORMAT,
         "case": case.id,
-        "source": case.source,
-        "shows": case.shows,
+        "source": case.contract,
+        "shows": case.detects,
         "method": "forward",
         "model": {"file": "model.pte", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "inputs": inputs,

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from conformance.case.case import Case
 from conformance.harness.observation import Graph
 from conformance.observe.execute import op_name, run_program
 from conformance.observe.match import PASSING, outputs_by_step
 from conformance.program.build import BuiltProgram, build
 from conformance.program.tensors import Array, dtype_name, to_numpy, user_inputs
-from reference.program.spec import Dequantize, Linear, Read
+from reference.program.spec import Dequantize, Linear, ProgramSpec, Read
 
 #: An operator's tensor arguments by the name that the spec's step gives them.
 _OPERANDS = {
@@ -27,14 +26,13 @@ _OPERANDS = {
 }
 
 
-def run_export(case: Case) -> Graph:
-    """Build, export and take to the edge dialect the case's program, and observe it.
+def run_export(spec: ProgramSpec) -> Graph:
+    """Build, export and take to the edge dialect the program, and observe it.
 
     Raises:
         Exception: whatever torchao, torch.export or to_edge raises.
     """
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
-    return observe_export(build(case.program))
+    return observe_export(build(spec))
 
 
 def observe_export(built: BuiltProgram) -> Graph:

@@ -112,7 +112,7 @@ def packer(subject: str, layout: str, storage: str) -> Packed | str:
     def case(values: Array) -> Case:
         table = Table(values.shape[0], values.shape[1], Values("literal", data=values.tobytes().hex()), layout, storage)
         stage = "PREPACK" if layout == "blocks" else "PACK"
-        return Case("proof/layout", stage, "1", "a code in the wrong nibble", table=table)
+        return Case("proof/layout", stage, "1", "a code in the wrong nibble", table)
 
     if reason := loaded.supports(case(np.zeros((1, 32), np.int8))):
         return reason

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.case.case import STAGES, Case
-from conformance.case.toml import from_table
 from conformance.results.verdict import FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
+from conformance.serialize import structure
 
 FOLDER = Path(__file__).parent.parent / "expectations"
 _DEFECT = re.compile(r"[a-z0-9][a-z0-9.\-]*")
@@ -141,11 +141,7 @@ def read(path: Path, *, included: bool = False) -> tuple[Known, ...]:
 def _entry(row: Any, where: str) -> Known:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: known is a list of something else; write [[known]]")
-    plain = {k: v for k, v in row.items() if k != "versions"}
-    known = from_table(Known, plain, where)
-    versions = row.get("versions", {})
-    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
-        raise ValueError(f'{where}: versions must be a table such as {{ executorch = "1.5.*" }}')
+    known = structure(Known, row, where)
     for name in ("reason", "link"):
         if not getattr(known, name).strip():
             raise ValueError(f"{where}: {name} is empty; say why the case fails and where that can be read")
@@ -159,7 +155,7 @@ def _entry(row: Any, where: str) -> Known:
         raise ValueError(f"{where}: two signatures of one stage; write an entry for each")
     if not known.case or not known.signature:
         raise ValueError(f"{where}: case and signature need a list with at least one of them")
-    return replace(known, versions=dict(versions))
+    return known
 
 
 def _matched(known: Known, ids: Sequence[str], where: str) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from conformance.case.case import Case, check
-from conformance.case.toml import from_table, to_table
+from conformance.case.case import Case
+from conformance.case.toml import case_from_table, case_to_table
 from conformance.files import make_folder, write_whole
 from conformance.results.verdict import Verdict
 
@@ -45,7 +45,7 @@ def write(folder: Path, case: Case, verdict: Verdict, versions: Mapping[str, str
 def text(case: Case, subject: str, signature: str, versions: Mapping[str, str]) -> str:
     """Return what a replay file says."""
     head = {"subject": subject, "signature": signature, "versions": dict(versions)}
-    return tomli_w.dumps({"replay": head, "case": to_table(case)})
+    return tomli_w.dumps({"replay": head, "case": case_to_table(case)})
 
 
 def read(path: Path) -> Replay:
@@ -63,8 +63,5 @@ def read(path: Path) -> Replay:
     head = document.get("replay")
     if not isinstance(head, dict) or not isinstance(head.get("subject"), str) or "case" not in document:
         raise ValueError(f"{path}: not a replay file: it needs [replay] with a subject, and [case]")
-    try:
-        case = check(from_table(Case, document["case"], "case"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    case = case_from_table(document["case"], f"{path}: case")
     return Replay(case, head["subject"], str(head.get("signature", "")))

@@ -28,7 +28,7 @@ _NAMED = 20
 def write(folder: Path, streams: Sequence[Stream], cases: Iterable[Case] = ()) -> tuple[Path, Path]:
     """Write summary.md and report.html into ``folder`` and return their paths.
 
-    ``cases``: where the contract section and the bug that a case shows are taken from, by id.
+    ``cases``: where the contract section and the bug that a case detects are taken from, by id.
 
     Raises:
         ValueError: a file cannot be written; names it.
@@ -87,7 +87,7 @@ def device_of(verdicts: Iterable[Verdict]) -> str:
 
 def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
     """Return the report as one self-contained HTML page."""
-    shows = {c.id: (c.source, c.shows) for c in cases}
+    guarded = {c.id: (c.contract, c.detects) for c in cases}
     verdicts = [v for stream in streams for v in stream.verdicts]
     subjects = ", ".join(dict.fromkeys(str(s.header.get("subject", "?")) for s in streams))
     data = {
@@ -97,7 +97,7 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         "truncated": [
             f"{s.header.get('subject', '?')} wrote {len(s.verdicts)} verdicts" for s in streams if s.truncated
         ],
-        "verdicts": [_row(v, *shows.get(v.case, (v.source, ""))) for v in verdicts],
+        "verdicts": [_row(v, *guarded.get(v.case, (v.source, ""))) for v in verdicts],
         "known": _known(verdicts),
         "timing": _timing(streams),
         "streams": [str(s.header.get("subject", "?")) for s in streams],
@@ -116,7 +116,7 @@ def _timing(streams: Sequence[Stream]) -> list[list[object]]:
     return [[t.stage, t.cases, *s, *r] for t, s, r in zip(found, seconds, rates, strict=True)]
 
 
-def _row(v: Verdict, source: str, shows: str) -> dict[str, Any]:
+def _row(v: Verdict, source: str, detects: str) -> dict[str, Any]:
     plain = {
         n: getattr(v, n) for n in ("case", "stage", "subject", "outcome", "signature", "reason", "strict", "defect")
     }
@@ -124,7 +124,7 @@ def _row(v: Verdict, source: str, shows: str) -> dict[str, Any]:
     return {
         **plain,
         "source": v.source or source,
-        "shows": shows,
+        "detects": detects,
         "seconds": v.seconds,
         "replay": v.replay,
         "device": device,

@@ -114,7 +114,7 @@ def describe(case: Case, verdict: Verdict) -> str:
     lines = [
         f"{verdict.outcome} {case.id}  (stage {case.stage}, subject {verdict.subject})",
         f"  what:      {verdict.reason}",
-        f"  contract:  docs/contract.md {case.source}; {case.shows}",
+        f"  contract:  docs/contract.md {case.contract}; {case.detects}",
         f"  signature: {verdict.signature or 'none'}",
     ]
     if verdict.defect:

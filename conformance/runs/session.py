@@ -28,7 +28,7 @@ Asked = Case | shards.Shard
 
 def error_verdict(asked: Asked, subject: str, kind: str, reason: str) -> Verdict:
     """Return the ERROR of a case, or of a shard, that nothing judged."""
-    stage, source = (asked.stage, asked.source) if isinstance(asked, Case) else (shards.STAGE, "5.3")
+    stage, source = (asked.stage, asked.contract) if isinstance(asked, Case) else (shards.STAGE, "5.3")
     command = f"python -m conformance run --subject {subject} --case {asked.id}" if isinstance(asked, Case) else ""
     signature = f"{stage}/raised/{kind}"
     return Verdict(asked.id, stage, subject, ERROR, signature, reason, replay=command, source=source)

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case, Dispatch
+from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import Arrays, Graph, Observation, Refused
 from conformance.subjects import lowered
 from conformance.subjects.quantize import run_export, run_quantize
+from reference.program.spec import ProgramSpec
 from reference.table.layouts import pack_flat, pack_linear_weight
 
 
@@ -35,23 +36,24 @@ class SubjectUnderTest:
             return None
         if case.stage in {"LOWER", "RUN"}:
             return lowered.reason(case)
-        if case.stage == "PACK" and case.table is not None:
-            return "the wheel has no function that packs flat bytes" if case.table.layout == "flat" else None
-        if case.stage == "KERNEL" and case.dispatch is not None:
-            return _kernel_reason(case, case.dispatch)
+        if case.stage == "PACK" and isinstance(case.question, Table):
+            return "the wheel has no function that packs flat bytes" if case.question.layout == "flat" else None
+        if isinstance(case.question, Dispatch | EndToEnd):
+            return _kernel_reason(case.question)
         return f"the wheel has no Vulkan runtime to run stage {case.stage} on"
 
     def run(self, case: Case) -> Observation:
         """Do what the case asks; assertions of the wheel come out as they are."""
-        if case.stage == "QUANTIZE":
-            return run_quantize(case)
+        question = case.question
+        if isinstance(question, Quantization):
+            return run_quantize(question)
+        if isinstance(question, Table):
+            return run_pack(question)
+        if isinstance(question, Dispatch | EndToEnd):
+            return run_kernel(question)
         if case.stage == "EXPORT":
-            return run_export(case)
-        if case.stage == "MATCH":
-            return run_match(case)
-        if case.stage in {"LOWER", "RUN"}:
-            return lowered.ask(case, lower)
-        return run_pack(case) if case.stage == "PACK" else run_kernel(case)
+            return run_export(question.spec)
+        return run_match(question.spec) if case.stage == "MATCH" else lowered.ask(case.stage, question, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -70,28 +72,26 @@ def lower(program: Any, options: Mapping[str, Any]) -> bytes:
         raise plain_error(error) from error
 
 
-def run_match(case: Case) -> Graph:
-    """Build the case's program, apply the wheel's FusePatternsPass and observe."""
+def run_match(spec: ProgramSpec) -> Graph:
+    """Build the program, apply the wheel's FusePatternsPass and observe."""
     from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
     from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
 
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
-    return observe_match(build(case.program), lambda program: (fuse_patterns(program), None))
+    return observe_match(build(spec), lambda program: (fuse_patterns(program), None))
 
 
-def run_pack(case: Case) -> Arrays:
-    """Pack the case's table with pack_4bit_weight_tensor, without its default padding of the columns to 8."""
+def run_pack(table: Table) -> Arrays:
+    """Pack the table with pack_4bit_weight_tensor, without its default padding of the columns to 8."""
     import torch  # noqa: PLC0415 - takes seconds to load
     from executorch.backends.vulkan.patterns.weight_packing_utils import (  # noqa: PLC0415 - the same
         pack_4bit_weight_tensor,
     )
 
-    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
-    values = torch.from_numpy(table_values(case.table))
+    values = torch.from_numpy(table_values(table))
     return Arrays({"packed": pack_4bit_weight_tensor(values, inner_dim_padding=None).numpy()})
 
 
-def run_kernel(case: Case) -> Arrays | Refused:
+def run_kernel(question: Dispatch | EndToEnd) -> Arrays | Refused:
     """Run et_vk.embedding_q4gsw's eager implementation on the CPU.
 
     Without a program its weights are the reference's bytes, so that only the operator is judged; with one
@@ -100,11 +100,10 @@ def run_kernel(case: Case) -> Arrays | Refused:
     import torch  # noqa: PLC0415 - takes seconds to load
     from executorch.backends.vulkan import custom_ops_lib  # noqa: F401, PLC0415 - registers the operator
 
-    given = operands(case)
+    given = operands(question)
     facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
-    if case.program is None:
-        assert case.dispatch is not None  # noqa: S101 - conformance.case.case.check saw to it
-        linear = case.dispatch.weight_layout != "flat"
+    if isinstance(question, Dispatch):
+        linear = question.weight_layout != "flat"
         packed = (pack_linear_weight if linear else pack_flat)(given.values)
         arguments = (torch.from_numpy(packed), torch.from_numpy(given.scales), given.group_size)
         result = torch.ops.et_vk.embedding_q4gsw(*arguments, torch.from_numpy(given.indices), linear)
@@ -113,9 +112,9 @@ def run_kernel(case: Case) -> Arrays | Refused:
     from conformance.observe.match import fused_node  # noqa: PLC0415 - the same
     from conformance.program.build import build  # noqa: PLC0415 - takes seconds to load
 
-    built = build(case.program)
+    built = build(question.spec)
     program = fuse_patterns(built.program)
-    node = fused_node(program, built.outputs[case.program.lookups()[0].name])
+    node = fused_node(program, built.outputs[question.spec.lookups()[0].name])
     if node is None:
         return Refused("not_fused", "the pattern pass left the program's first lookup as it was")
     named = fused_arguments(node)
@@ -183,12 +182,12 @@ def remember_pattern_graphs() -> None:
             entry.get_graphs_fn = functools.cache(entry.get_graphs_fn)
 
 
-def _kernel_reason(case: Case, d: Dispatch) -> str | None:
+def _kernel_reason(d: Dispatch | EndToEnd) -> str | None:
     if d.output_dtype != "float32":
         return f"the wheel's operator returns float32, not {d.output_dtype}"
     if "buffer" not in {d.weight_storage} & {d.io_storage}:
         return "the wheel's operator runs on the CPU, where there are no textures"
-    given = operands(case)
+    given = operands(d)
     if given.indices.size and not (np.min(given.indices) >= 0 and np.max(given.indices) < given.values.shape[0]):
         return "the wheel's operator runs on the CPU, where an index outside the table raises"
     return None

@@ -11,7 +11,7 @@ Source: docs/contract.md section 7.2.
 from pathlib import Path
 from typing import Any
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
 from conformance.harness.observation import Observation, Untestable
 from conformance.sources.tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
 from conformance.subjects import executorch, lowered, overlay
@@ -45,7 +45,7 @@ class SubjectUnderTest:
         """Return why the case cannot be asked of a source tree, or None."""
         if case.stage in {"LOWER", "RUN"}:
             return lowered.reason(case)
-        if case.stage == "PACK" and case.table is not None and case.table.layout == "flat":
+        if case.stage == "PACK" and isinstance(case.question, Table) and case.question.layout == "flat":
             return "ExecuTorch has no function that packs flat bytes"
         if case.stage == "QUANTIZE":
             return "stage QUANTIZE is torchao's, not the source tree's"
@@ -59,18 +59,23 @@ class SubjectUnderTest:
             Exception: whatever the tree raises.
         """
         folder = self._ready()
-        if case.stage == "PREPACK" or (case.stage == "KERNEL" and case.program is None):
-            return self._on_device(case, folder)
+        question = case.question
+        if isinstance(question, Quantization):
+            raise Untestable("stage QUANTIZE is torchao's, not the source tree's")
+        if isinstance(question, Dispatch) or (case.stage == "PREPACK" and isinstance(question, Table)):
+            return self._on_device(question, folder)
         vulkan = () if case.stage == "EXPORT" else (_VULKAN,)
         for name in ("executorch.exir", *vulkan, *_CALLED.get(case.stage, ())):
             overlay.load(name)
+        if isinstance(question, Table):
+            return executorch.run_pack(question)
+        if isinstance(question, EndToEnd):
+            return self._on_device(question, folder)
         if case.stage == "EXPORT":
-            return run_export(case)
+            return run_export(question.spec)
         if case.stage == "MATCH":
-            return executorch.run_match(case)
-        if case.stage == "PACK":
-            return executorch.run_pack(case)
-        return self._on_device(case, folder) if case.stage == "KERNEL" else lowered.ask(case, executorch.lower)
+            return executorch.run_match(question.spec)
+        return lowered.ask(case.stage, question, executorch.lower)
 
     def _ready(self) -> Path:
         """The tree's copy, laid over the wheel at the first case."""
@@ -85,15 +90,15 @@ class SubjectUnderTest:
                 raise Untestable(self._why) from error
         return self._copy
 
-    def _on_device(self, case: Case, folder: Path) -> Observation:
+    def _on_device(self, question: Table | Dispatch | EndToEnd, folder: Path) -> Observation:
         from conformance.subjects import executorch_src_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
         if not (folder / GENERATOR).is_file() or not (folder / GLSL / "embedding_q4gsw.glsl").is_file():
             raise Untestable(f"{self._tree}: no {GENERATOR} or {GLSL}/embedding_q4gsw.glsl: no shader to judge")
         shaders = executorch_src_kernel.shaders_of(folder)
-        if case.stage == "PREPACK":
-            return executorch_src_kernel.run_prepack_case(case, shaders)
-        return executorch_src_kernel.run_kernel_case(case, shaders, _fuse, executorch_src_kernel.host_line(folder))
+        if isinstance(question, Table):
+            return executorch_src_kernel.run_prepack_case(question, shaders)
+        return executorch_src_kernel.run_kernel_case(question, shaders, _fuse, executorch_src_kernel.host_line(folder))
 
 
 def _fuse(program: Any) -> tuple[Any, Any]:

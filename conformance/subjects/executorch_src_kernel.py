@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from conformance.case.case import Case
+from conformance.case.case import Dispatch, EndToEnd, Table
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Observation, Refused, Unsupported, Untestable
 from conformance.pte.spirv import bindings, is_precise
@@ -46,7 +46,9 @@ def shaders_of(folder: Path) -> dict[str, Shader]:
         raise Untestable(f"the tree's shaders cannot be made: {' '.join(str(error).split())}") from error
 
 
-def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, binding: str = "") -> Observation:
+def run_kernel_case(
+    d: Dispatch | EndToEnd, shaders: Mapping[str, Shader], fuse: Fuse, binding: str = ""
+) -> Observation:
     """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left.
 
     ``binding`` is the host code's line that the binding follows, for the report.
@@ -55,12 +57,10 @@ def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, bindi
         EnvironmentProblem: no Vulkan driver, device or feature; names what to install or choose.
         Exception: whatever the tree raises.
     """
-    d = case.dispatch
-    assert d is not None  # noqa: S101 - conformance.case.case.check saw to it
     variant = impl_kernel.variant_of(d)
     if reason := _no_shader(shaders, shader_name(variant), _EMBEDDING):
         return Unsupported(reason)
-    table = impl_kernel.drawn(case, pack_linear_weight) if case.program is None else impl_kernel.journey(case, fuse)
+    table = impl_kernel.drawn(d, pack_linear_weight) if isinstance(d, Dispatch) else impl_kernel.journey(d, fuse)
     if isinstance(table, Refused):
         return table
     shader = shaders[shader_name(variant)]
@@ -68,7 +68,7 @@ def run_kernel_case(case: Case, shaders: Mapping[str, Shader], fuse: Fuse, bindi
         device = impl_kernel.open_device()
         if d.weight_layout == "flat":
             weight = pack_flat(unpack_linear_weight(table.bytes))
-        elif case.program is None:
+        elif isinstance(d, Dispatch):
             weight = linear_weight_to_blocks(table.bytes)
         else:
             if reason := _no_shader(shaders, prepack_name(d.weight_storage), _PREPACK):
@@ -104,20 +104,19 @@ def host_line(folder: Path) -> str:
     return ""
 
 
-def run_prepack_case(case: Case, shaders: Mapping[str, Shader]) -> Observation:
+def run_prepack_case(table: Table, shaders: Mapping[str, Shader]) -> Observation:
     """Dispatch the tree's prepack shader on the reference's linear-weight bytes.
 
     Raises:
         EnvironmentProblem: no Vulkan driver or device; names what to install.
     """
-    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
-    if reason := _no_shader(shaders, prepack_name(case.table.storage), _PREPACK):
+    if reason := _no_shader(shaders, prepack_name(table.storage), _PREPACK):
         return Unsupported(reason)
-    values = table_values(case.table)
+    values = table_values(table)
     if values.shape[1] % _MULTIPLE:
         return Unsupported(f"ExecuTorch's host prepacks rows of a multiple of {_MULTIPLE} columns only")
     try:
-        return Arrays({"blocks": _prepack(pack_linear_weight(values), case.table.storage, shaders)})
+        return Arrays({"blocks": _prepack(pack_linear_weight(values), table.storage, shaders)})
     except VulkanUnavailable as error:
         raise EnvironmentProblem(str(error)) from error
 

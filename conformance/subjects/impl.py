@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, Graph, Observation, Refused
 from conformance.subjects import lowered
 from conformance.subjects.impl_types import Fuse, Pack, telling
 from conformance.subjects.quantize import run_export, run_quantize
+from reference.program.spec import ProgramSpec
 
 
 class SubjectUnderTest:
@@ -27,15 +28,16 @@ class SubjectUnderTest:
 
     def run(self, case: Case) -> Observation:
         """Do what the case asks."""
-        if case.stage == "QUANTIZE":
-            return run_quantize(case)
+        question = case.question
+        if isinstance(question, Quantization):
+            return run_quantize(question)
+        if isinstance(question, Table):
+            return run_pack(question)
+        if isinstance(question, Dispatch | EndToEnd):
+            return run_kernel(question)
         if case.stage == "EXPORT":
-            return run_export(case)
-        if case.stage == "MATCH":
-            return run_match(case)
-        if case.stage in {"PACK", "PREPACK"}:
-            return run_pack(case)
-        return lowered.ask(case, lower) if case.stage in {"LOWER", "RUN"} else run_kernel(case)
+            return run_export(question.spec)
+        return run_match(question.spec) if case.stage == "MATCH" else lowered.ask(case.stage, question, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -47,48 +49,46 @@ def lower(program: Any, options: Mapping[str, Any]) -> bytes:
     return bytes(lower_to_vulkan(program, compile_options=options).buffer)
 
 
-def run_match(case: Case, fuse: Fuse | None = None) -> Graph:
-    """Build the case's program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
+def run_match(spec: ProgramSpec, fuse: Fuse | None = None) -> Graph:
+    """Build the program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
     from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
     from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
     from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - the same
 
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
-    return observe_match(build(case.program), telling(fuse or fuse_q4_embeddings))
+    return observe_match(build(spec), telling(fuse or fuse_q4_embeddings))
 
 
-def run_pack(case: Case, pack: Pack | None = None, prepare: Pack | None = None) -> Arrays:
-    """Pack the case's table into the layout it asks for.
+def run_pack(table: Table, pack: Pack | None = None, prepare: Pack | None = None) -> Arrays:
+    """Pack the table into the layout it asks for.
 
     ``pack`` replaces impl.packer's function for that layout; ``prepare`` the packing of values to the
     linear-weight bytes that "blocks" starts from.
     """
     from impl import packer  # noqa: PLC0415 - torch takes seconds to load
 
-    assert case.table is not None  # noqa: S101 - conformance.case.case.check saw to it
-    values = table_values(case.table)
-    if case.table.storage != "buffer":
+    values = table_values(table)
+    if table.storage != "buffer":
         from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-        return impl_kernel.run_prepack_on_device(case.table, (prepare or packer.pack_linear_weight)(values))
-    if case.table.layout == "blocks":
+        return impl_kernel.run_prepack_on_device(table, (prepare or packer.pack_linear_weight)(values))
+    if table.layout == "blocks":
         return Arrays({"blocks": (pack or packer.pack_blocks)((prepare or packer.pack_linear_weight)(values))})
-    own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[case.table.layout]
+    own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[table.layout]
     return Arrays({"packed": (pack or own)(values)})
 
 
 def run_kernel(
-    case: Case,
+    question: Dispatch | EndToEnd,
     *,
     shader_source: Path | None = None,
     fuse: Fuse | None = None,
     pack: Pack | None = None,
     blocks: Pack | None = None,
 ) -> Arrays | Refused:
-    """Dispatch the case on a Vulkan device; ``conformance.subjects.impl_kernel.run_kernel`` says how."""
+    """Dispatch the question on a Vulkan device; ``conformance.subjects.impl_kernel.run_kernel`` says how."""
     from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-    return impl_kernel.run_kernel(case, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
+    return impl_kernel.run_kernel(question, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
 
 
 def check_device(wanted: str) -> None:

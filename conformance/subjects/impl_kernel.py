@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from conformance.case.case import Case, Dispatch, Table
+from conformance.case import case
+from conformance.case.case import Dispatch, EndToEnd, Table
 from conformance.case.operands import operands
 from conformance.harness.observation import Arrays, EnvironmentProblem, Refused
 from conformance.pte.spirv import is_precise
@@ -46,26 +47,24 @@ def open_device() -> Device:
 
 
 def run_kernel(
-    case: Case,
+    d: Dispatch | EndToEnd,
     *,
     shader_source: Path | None = None,
     fuse: Fuse | None = None,
     pack: Pack | None = None,
     blocks: Pack | None = None,
 ) -> Arrays | Refused:
-    """Dispatch the case and report the output with what guards it.
+    """Dispatch ``d`` and report the output with what guards it.
 
-    A case with a program goes the whole way: build, fuse, take packed table and scales out of the fused
+    A question with a program goes the whole way: build, fuse, take packed table and scales out of the fused
     graph, then blocks, then the device. Any piece can be replaced: the shader, the fusion, the packing of
-    values (cases without a program) and of blocks.
+    values (questions without a program) and of blocks.
 
     Raises:
         EnvironmentProblem: no Vulkan driver, device, feature or shader compiler; names what to install or choose.
         Exception: whatever the player raises.
     """
-    d = case.dispatch
-    assert d is not None  # noqa: S101 - conformance.case.case.check saw to it
-    table = drawn(case, pack or packer.pack_linear_weight) if case.program is None else journey(case, fuse)
+    table = drawn(d, pack or packer.pack_linear_weight) if isinstance(d, Dispatch) else journey(d, fuse)
     if isinstance(table, Refused):
         return table
     flat = d.weight_layout == "flat"
@@ -108,7 +107,7 @@ def run_prepack_on_device(table: Table, packed: Array, shader_source: Path | Non
     return Arrays({"blocks": result.out}, _written(result))
 
 
-def variant_of(dispatch: Dispatch) -> Variant:
+def variant_of(dispatch: case.Variant) -> Variant:
     """The player's variant that a dispatch asks for."""
     fields = ("output_dtype", "scale_dtype", "weight_layout", "weight_storage", "io_storage", "float_modes")
     return Variant(**{name: getattr(dispatch, name) for name in fields})
@@ -148,13 +147,13 @@ def device_lines() -> list[str]:
     ]
 
 
-def drawn(case: Case, pack: Pack) -> Packed:
-    """The case's own arrays, packed with ``pack``."""
-    given = operands(case)
+def drawn(question: Dispatch, pack: Pack) -> Packed:
+    """The question's own arrays, packed with ``pack``."""
+    given = operands(question)
     return Packed(pack(given.values), given.scales, given.group_size, given.indices, {})
 
 
-def journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
+def journey(question: EndToEnd, fuse: Fuse | None) -> Packed | Refused:
     """Build, fuse, and read the first lookup's operands off the fused graph."""
     from conformance.observe.execute import fused_arguments  # noqa: PLC0415 - the same
     from conformance.observe.match import fused_node  # noqa: PLC0415 - the same
@@ -162,10 +161,9 @@ def journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
     from conformance.program.tensors import to_numpy  # noqa: PLC0415 - the same
     from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - the same
 
-    assert case.program is not None  # noqa: S101 - the caller has looked
-    built = build(case.program)
+    built = build(question.spec)
     program, told = telling(fuse or fuse_q4_embeddings)(built.program)
-    lookup = case.program.lookups()[0]
+    lookup = question.spec.lookups()[0]
     node = fused_node(program, built.outputs[lookup.name])
     if node is None:
         _, reason, detail = told.get(built.nodes[lookup.name], (False, "not_fused", "no reason given"))
@@ -176,10 +174,10 @@ def journey(case: Case, fuse: Fuse | None) -> Packed | Refused:
     packed, scales = (to_numpy(constants[targets[given[name].name]]) for name in ("weight", "weight_scales"))
     if not given["is_linear_weight"]:
         packed = packer.flat_to_linear_weight(packed)
-    return Packed(packed, scales, given["group_size"], operands(case).indices, dict(built.facts))
+    return Packed(packed, scales, given["group_size"], operands(question).indices, dict(built.facts))
 
 
-def facts_of(result: KernelResult, dispatch: Dispatch, *, precise: bool) -> dict[str, str]:
+def facts_of(result: KernelResult, dispatch: case.Variant, *, precise: bool) -> dict[str, str]:
     """What the judge has to know of a dispatch: declared modes, fences, and on what it ran."""
     return {
         "execution_modes": ",".join(result.float_modes),

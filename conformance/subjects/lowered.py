@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Program
 from conformance.harness.observation import File, Graph, Refused
 
 #: A lowering: a program of torch.export and the Vulkan partitioner's compile options in, the bytes of a ``.pte`` out.
@@ -23,7 +23,7 @@ def reason(case: Case) -> str | None:
     return None
 
 
-def run_lower(case: Case, lower: Lower) -> File | Refused:
+def run_lower(program: Program, lower: Lower) -> File | Refused:
     """Build, lower, write the file under its digest, and report what it holds; refusing force_fp16 is an answer.
 
     Raises:
@@ -33,12 +33,11 @@ def run_lower(case: Case, lower: Lower) -> File | Refused:
     from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
 
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
-    built = build(case.program)
+    built = build(program.spec)
     try:
-        data = lower(built.exported, {_FORCE_FP16: True} if case.force_fp16 else {})
+        data = lower(built.exported, {_FORCE_FP16: True} if program.force_fp16 else {})
     except ValueError as error:
-        if case.force_fp16 and _FORCE_FP16 in str(error):
+        if program.force_fp16 and _FORCE_FP16 in str(error):
             return Refused(_FORCE_FP16, str(error))
         raise
     file = read_pte(data)
@@ -49,7 +48,7 @@ def run_lower(case: Case, lower: Lower) -> File | Refused:
     return File(str(path), file.digest, observe_file(built, file, data))
 
 
-def run_run(case: Case, lower: Lower) -> Graph:
+def run_run(program: Program, lower: Lower) -> Graph:
     """Build, lower, execute the file without a Vulkan runtime, and report what it computes.
 
     Raises:
@@ -61,14 +60,13 @@ def run_run(case: Case, lower: Lower) -> Graph:
     from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
 
-    assert case.program is not None  # noqa: S101 - conformance.case.case.check saw to it
-    built = build(case.program)
+    built = build(program.spec)
     return observe_run(built, read_pte(lower(built.exported, {})))
 
 
-def ask(case: Case, lower: Lower) -> File | Graph | Refused:
-    """Answer a LOWER or a RUN case."""
+def ask(stage: str, program: Program, lower: Lower) -> File | Graph | Refused:
+    """Answer a LOWER or a RUN case's question."""
     from conformance.program.speed import operators_listed_once  # noqa: PLC0415 - torch takes seconds to load
 
     with operators_listed_once():
-        return run_lower(case, lower) if case.stage == "LOWER" else run_run(case, lower)
+        return run_lower(program, lower) if stage == "LOWER" else run_run(program, lower)

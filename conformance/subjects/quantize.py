@@ -6,12 +6,13 @@ Source: docs/contract.md section 4.
 import warnings
 from typing import Any
 
-from conformance.case.case import Case, Quantization
+from conformance.case.case import Quantization
 from conformance.harness.observation import Arrays, Graph
+from reference.program.spec import ProgramSpec
 
 
-def run_quantize(case: Case) -> Arrays:
-    """Quantize the case's float table by torchao and report the tensor's three parts.
+def run_quantize(given: Quantization) -> Arrays:
+    """Quantize the float table by torchao and report the tensor's three parts.
 
     Raises:
         Exception: whatever torchao raises.
@@ -22,8 +23,6 @@ def run_quantize(case: Case) -> Arrays:
     from conformance.program.tensors import to_numpy, to_torch, torch_dtype  # noqa: PLC0415 - the same
     from reference.program.values import values_array  # noqa: PLC0415 - with them
 
-    given = case.quantize
-    assert given is not None  # noqa: S101 - conformance.case.case.check saw to it
     table = to_torch(values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim)))
     module = torch.nn.Sequential(
         torch.nn.Embedding(given.vocab_size, given.embed_dim, dtype=torch_dtype(given.dtype), _weight=table)
@@ -37,15 +36,15 @@ def run_quantize(case: Case) -> Arrays:
     return Arrays(parts, {"tensor_type": type(weight).__name__, "quantized_by": "torchao.quantization.quantize_"})
 
 
-def run_export(case: Case) -> Graph:
-    """Take the case's program to the edge dialect and report how it is spelled and what it computes.
+def run_export(spec: ProgramSpec) -> Graph:
+    """Take the program to the edge dialect and report how it is spelled and what it computes.
 
     Raises:
         Exception: whatever torchao, torch.export or to_edge raises.
     """
     from conformance.observe.export import run_export as observe  # noqa: PLC0415 - torch takes seconds to load
 
-    return observe(case)
+    return observe(spec)
 
 
 def _configs(given: Quantization) -> list[Any]:

@@ -12,7 +12,7 @@ import pytest
 from conformance.bisect import from_reports
 from conformance.bisect.ask import ask, check_unanimous
 from conformance.bisect.commits import SearchEnded
-from conformance.case.case import Case
+from conformance.case.case import Case, Table
 from conformance.case.catalogue import load, select
 from conformance.case.operands import table_values
 from conformance.cli import bisect, main
@@ -117,15 +117,14 @@ def test_other_bits_are_no_agreement() -> None:
 def test_the_bits_of_an_answer_count(tmp_path: Path) -> None:
     """A stand-in for a worker whose subject is right each time, and says something else each time."""
     (case,) = select(load(), ids=["pack/flat/d2"])
-    assert case.table is not None
 
     class Moody:
         subject, said = "moody", 0
 
         def run(self, asked: Case) -> Observation:
             self.said += 1
-            assert asked.table is not None
-            return Arrays({"packed": pack_flat(table_values(asked.table))}, facts={"said": str(self.said > 4)})
+            assert isinstance(asked.question, Table)
+            return Arrays({"packed": pack_flat(table_values(asked.question))}, facts={"said": str(self.said > 4)})
 
     worker = Moody()
     assert ask(worker, case, 1).outcome == "PASS"  # type: ignore[arg-type]  # a worker in all that is asked of it

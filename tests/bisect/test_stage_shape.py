@@ -10,7 +10,7 @@ import pytest
 from conformance.bisect import from_reports, resize
 from conformance.bisect.sizes import legal, resized, size_of
 from conformance.bisect.stages import culprit, siblings
-from conformance.case.case import Case, Dispatch, Table, check
+from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
 from conformance.case.operands import operands, table_values
 from conformance.case.single_table import SingleTable, single_table
 from conformance.cli import main
@@ -22,11 +22,11 @@ from reference.program.spec import Values
 
 SIZED = Path(__file__).parents[1] / "fakes/right_up_to_a_size.py"
 MINIATURE = Path(__file__).parents[1] / "data/executorch"
-PACK = Case("test/pack", "PACK", "1", "a test", table=Table(40, 64, Values("uniform", 5, -8, 7)))
+PACK = Case("test/pack", "PACK", "1", "a test", Table(40, 64, Values("uniform", 5, -8, 7)))
 
 
 def program(**parameters: Any) -> Case:
-    return Case("test/match", "MATCH", "5", "a test", program=single_table(SingleTable(**parameters)))
+    return Case("test/match", "MATCH", "5", "a test", Program(single_table(SingleTable(**parameters))))
 
 
 def test_a_packer_s_bug_is_the_packer_s_although_the_matcher_calls_it(
@@ -71,12 +71,13 @@ def test_every_stage_of_a_program_is_derived_from_it() -> None:
     assert list(found) == ["QUANTIZE", "EXPORT", "MATCH", "PACK", "LOWER", "PREPACK", "KERNEL", "RUN"]
     assert found["MATCH"] is case
     kernel = found["KERNEL"]
-    assert kernel.dispatch is not None
-    assert (kernel.dispatch.scale_dtype, kernel.dispatch.output_dtype) == ("float16", "float16")
-    assert found["PACK"].table is not None
-    assert (table_values(found["PACK"].table) == operands(kernel).values).all()
+    assert isinstance(kernel.question, EndToEnd)
+    assert (kernel.question.scale_dtype, kernel.question.output_dtype) == ("float16", "float16")
+    table = found["PACK"].question
+    assert isinstance(table, Table)
+    assert (table_values(table) == operands(kernel.question).values).all()
     assert [c.stage for c in siblings(PACK)] == ["PACK", "PREPACK"]
-    bare = Case("test/kernel", "KERNEL", "7", "a test", dispatch=Dispatch(weight_layout="flat"))
+    bare = Case("test/kernel", "KERNEL", "7", "a test", Dispatch(weight_layout="flat"))
     assert [c.stage for c in siblings(bare)] == ["PACK", "PREPACK", "KERNEL"]
     odd = program(route="synthetic", dtype="bfloat16")
     assert not {"EXPORT", "KERNEL"} & {c.stage for c in siblings(odd)}
@@ -204,7 +205,7 @@ def test_legal_sizes_are_those_of_the_contract() -> None:
     case = program(route="synthetic", group_size=32)
     assert legal(case, "embed_dim", 1, 130) == [32, 64, 96, 128]
     assert legal(case, "group_size", 1, 64) == [4, 8, 16, 32, 64]
-    kernel = Case("test/kernel", "KERNEL", "7", "a test", dispatch=Dispatch(group_size=48, embed_dim=96))
+    kernel = Case("test/kernel", "KERNEL", "7", "a test", Dispatch(group_size=48, embed_dim=96))
     assert legal(kernel, "embed_dim", 1, 200) == [96, 192]
     assert size_of(resized(kernel, "indices", 9), "indices") == 9
 

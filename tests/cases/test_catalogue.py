@@ -37,14 +37,14 @@ def musts() -> list[str]:
 
 
 def test_at_least_a_thousand_distinct_questions_at_gate() -> None:
-    questions = {dataclasses.replace(c, id="x", shows="x", source="x", level="gate") for c in CASES}
+    questions = {dataclasses.replace(c, id="x", detects="x", contract="x", level="gate") for c in CASES}
     assert len(questions) == len(CASES)
     assert len(select(CASES, level="gate")) >= 1000
 
 
 @pytest.mark.parametrize("section", musts())
 def test_every_section_with_a_must_has_cases(section: str) -> None:
-    assert any(c.source == section for c in CASES)
+    assert any(c.contract == section for c in CASES)
 
 
 def test_every_case_could_show_a_bug() -> None:
@@ -69,7 +69,7 @@ def test_every_case_could_show_a_bug() -> None:
 )
 def test_untrustworthy_tables_are_named(table: Table, why: str | None) -> None:
     stage = "PREPACK" if table.layout == "blocks" else "PACK"
-    assert mistrusted(Case("a/b", stage, "1", "x", table=table)) == why
+    assert mistrusted(Case("a/b", stage, "1", "x", table)) == why
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_untrustworthy_tables_are_named(table: Table, why: str | None) -> None:
     ],
 )
 def test_untrustworthy_dispatches_are_named(dispatch: Dispatch, why: str | None) -> None:
-    assert mistrusted(Case("a/b", "KERNEL", "7.1", "x", dispatch=dispatch)) == why
+    assert mistrusted(Case("a/b", "KERNEL", "7.1", "x", dispatch)) == why
 
 
 def test_at_least_thirty_start_from_torchao() -> None:
@@ -104,7 +104,7 @@ def test_a_case_survives_its_own_file(case: Case) -> None:
     assert case_from_toml(case_to_toml(case)) == case
 
 
-@pytest.mark.parametrize("section", sorted({c.source for c in CASES}))
+@pytest.mark.parametrize("section", sorted({c.contract for c in CASES}))
 def test_cited_sections_exist(section: str) -> None:
     heading = f"\n## {section} " if "." not in section else f"{section} "
     assert f"\n{heading}" in CONTRACT or heading in CONTRACT
@@ -117,7 +117,7 @@ def test_names_agree_with_the_predicate(case: Case) -> None:
     reasons = violations(case.program)
     if case.id.endswith("-refused"):
         assert any(reasons.values()) if len(reasons) > 1 else all(reasons.values())
-    elif case.source == "5.3":
+    elif case.contract == "5.3":
         assert not any(reasons.values()), reasons
 
 
@@ -127,19 +127,22 @@ def test_names_agree_with_the_predicate(case: Case) -> None:
         ("[[case]\n", "rows.toml: "),
         ('[[case]]\nid = "a/b"\n', "case a/b: Case: field 'stage' is missing"),
         (
-            '[[case]]\nid = "a/b"\nstage = "PAK"\nsource = "1"\nshows = "x"\n',
+            '[[case]]\nid = "a/b"\nstage = "PAK"\ncontract = "1"\ndetects = "x"\n',
             "case a/b: stage 'PAK' is not one of QUANTIZE",
         ),
-        ('[[case]]\nid = "a/b"\nstage = "PACK"\nsource = "1"\nshows = "x"\n', "case a/b: a PACK case needs [table]"),
-        ('[[case]]\nid = "A b"\nstage = "PACK"\nsource = "1"\nshows = "x"\n', "id 'A b' must look like"),
-        ('[[case]]\nid = "a/b"\nstage = "PACK"\nsource = "9"\nshows = "x"\n', "source '9' must be a section"),
-        ('[[case]]\nid = "a/b"\nstage = "PACK"\nsource = "1"\nshows = "x"\ncolour = 1\n', "unknown field 'colour'"),
         (
-            '[[case]]\nid = "a/b"\nstage = "PACK"\nsource = "1"\nshows = "x"\ntable = { vocab_size = "9" }\n',
+            '[[case]]\nid = "a/b"\nstage = "PACK"\ncontract = "1"\ndetects = "x"\n',
+            "case a/b: a PACK case needs [table]",
+        ),
+        ('[[case]]\nid = "A b"\nstage = "PACK"\ncontract = "1"\ndetects = "x"\n', "id 'A b' must look like"),
+        ('[[case]]\nid = "a/b"\nstage = "PACK"\ncontract = "9"\ndetects = "x"\n', "contract '9' must be a section"),
+        ('[[case]]\nid = "a/b"\nstage = "PACK"\ncontract = "1"\ndetects = "x"\ncolour = 1\n', "unknown field 'colour'"),
+        (
+            '[[case]]\nid = "a/b"\nstage = "PACK"\ncontract = "1"\ndetects = "x"\ntable = { vocab_size = "9" }\n',
             "table.vocab_size: expected int, got '9'",
         ),
         (
-            '[[case]]\nid = "a/b"\nstage = "MATCH"\nsource = "5"\nshows = "x"\nprogram.single_table = { lookup = 2 }\n',
+            '[[case]]\nid = "a/b"\nstage = "MATCH"\ncontract = "5"\ndetects = "x"\nprogram.single_table.lookup = 2\n',
             "program.single_table: unknown field 'lookup'",
         ),
         ("[case]\n", "case is one table; write [[case]]"),
@@ -157,7 +160,7 @@ def test_a_malformed_row_names_file_case_and_fault(tmp_path: Path, text: str, me
 
 def test_an_id_used_twice_is_an_error(tmp_path: Path) -> None:
     table = '{ vocab_size = 1, embed_dim = 2, values = { pattern = "pairs" } }'
-    row = f'[[case]]\nid = "a/b"\nstage = "PACK"\nsource = "1"\nshows = "x"\ntable = {table}\n'
+    row = f'[[case]]\nid = "a/b"\nstage = "PACK"\ncontract = "1"\ndetects = "x"\ntable = {table}\n'
     (tmp_path / "one.toml").write_text(row + row)
     with pytest.raises(ValueError, match=r"a/b: the id is used twice"):
         load(tmp_path)

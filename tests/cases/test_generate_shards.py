@@ -37,16 +37,16 @@ def has_packed(case: Case) -> bool:
 
 
 def bad(kind: str) -> Callable[[Case], Observation]:
-    return lambda case: Raised(kind, "a miniature's mistake") if has_packed(case) else impl.run_match(case)
+    return lambda case: Raised(kind, "a miniature's mistake") if has_packed(case) else impl.run_match(case.program)
 
 
 def test_the_player_passes_and_leaves_no_journal(tmp_path: Path) -> None:
-    case, verdict = ran(impl.run_match, tmp_path)
+    case, verdict = ran(lambda case: impl.run_match(case.program), tmp_path)
     assert case is None
     assert verdict.outcome == PASS
     assert verdict.facts["programs"] == "12"
     assert not list((tmp_path / "journal").iterdir())
-    assert verdict.digest == ran(impl.run_match, tmp_path)[1].digest
+    assert verdict.digest == ran(lambda case: impl.run_match(case.program), tmp_path)[1].digest
     assert summed([verdict]) == ["generated programs: 12; seed 0; 1 shards, each counted as one test"]
 
 
@@ -83,7 +83,7 @@ def test_a_killed_run_leaves_its_culprit(tmp_path: Path) -> None:
     def killed(case: Case) -> Observation:
         if has_packed(case):
             raise KeyboardInterrupt
-        return impl.run_match(case)
+        return impl.run_match(case.program)
 
     with pytest.raises(KeyboardInterrupt):
         ran(killed, tmp_path)
@@ -96,7 +96,7 @@ def test_a_failure_that_does_not_show_again_says_so(tmp_path: Path) -> None:
 
     def once(case: Case) -> Observation:
         calls.append(case.id)
-        return Raised("KeyError", "once") if len(calls) == 1 else impl.run_match(case)
+        return Raised("KeyError", "once") if len(calls) == 1 else impl.run_match(case.program)
 
     _, verdict = ran(once, tmp_path)
     assert verdict.outcome == ERROR

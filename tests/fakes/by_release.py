@@ -4,7 +4,7 @@ import importlib
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Table
 from conformance.harness.observation import Arrays, Observation
 from tests.fakes.misbehaving import Good
 
@@ -13,8 +13,8 @@ class Packs(Good):
     """Packs right, but for one-row tables: there ``executorch.packer.FLIP`` is laid over every byte."""
 
     def run(self, case: Case) -> Observation:
-        assert case.table is not None
+        assert isinstance(case.question, Table)
         right = super().run(case)
         assert isinstance(right, Arrays)
-        flip = importlib.import_module("executorch.packer").FLIP if case.table.vocab_size == 1 else 0
+        flip = importlib.import_module("executorch.packer").FLIP if case.question.vocab_size == 1 else 0
         return Arrays({name: np.bitwise_xor(np.asarray(a), a.dtype.type(flip)) for name, a in right.arrays.items()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch
 from conformance.case.operands import operands
 from conformance.harness.observation import Arrays, Decision, Graph, Observation
 from reference.program.evaluate import evaluate
@@ -76,12 +76,12 @@ class Oracle(Good):
 
     def kernel(self, case: Case) -> Observation:
         """Products without subnormals: what a device may do that declares nothing of them, and never strict."""
-        assert case.dispatch is not None
-        given = operands(case)
+        assert isinstance(case.question, Dispatch)
+        given = operands(case.question)
         outside = (given.indices < 0) | (given.indices >= len(given.values))
         with np.errstate(all="ignore"):  # infinities and NaN are among the scales
             products = given.values.astype(np.float64) * np.repeat(given.scales, given.group_size, axis=1)
-            rows = products[np.where(outside, 0, given.indices)].astype(case.dispatch.output_dtype)
+            rows = products[np.where(outside, 0, given.indices)].astype(case.question.output_dtype)
         rows[np.abs(rows) < np.finfo(rows.dtype).smallest_normal] = 0
         rows[outside] = np.nan
         return Arrays({"out": rows}, {"execution_modes": "RoundingModeRTE 16, RoundingModeRTE 32"})

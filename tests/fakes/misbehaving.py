@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Table
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Observation
 from reference.table.layouts import pack_blocks, pack_flat, pack_linear_weight
@@ -19,12 +19,12 @@ class Good:
     """Packs by the reference itself; has nothing to say about other stages."""
 
     def supports(self, case: Case) -> str | None:
-        return None if case.table is not None else "a miniature only packs"
+        return None if isinstance(case.question, Table) else "a miniature only packs"
 
     def run(self, case: Case) -> Observation:
-        assert case.table is not None
-        name = "blocks" if case.table.layout == "blocks" else "packed"
-        return Arrays({name: PACKERS[case.table.layout](table_values(case.table))})
+        assert isinstance(case.question, Table)
+        name = "blocks" if case.question.layout == "blocks" else "packed"
+        return Arrays({name: PACKERS[case.question.layout](table_values(case.question))})
 
 
 class SupportsNothing(Good):
@@ -39,8 +39,8 @@ class Misbehaves(Good):
         raise NotImplementedError
 
     def run(self, case: Case) -> Observation:
-        assert case.table is not None
-        return self.bad() if case.table.vocab_size == 1 else super().run(case)
+        assert isinstance(case.question, Table)
+        return self.bad() if case.question.vocab_size == 1 else super().run(case)
 
 
 class Raises(Misbehaves):

@@ -1,6 +1,6 @@
 """Fake packers that are right up to a size: what bisection over sizes has to find."""
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Table
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Observation
 from reference.table.layouts import pack_linear_weight
@@ -16,9 +16,9 @@ class RightBelow24Rows:
         return rows >= 24
 
     def run(self, case: Case) -> Observation:
-        assert case.table is not None
-        packed = pack_linear_weight(table_values(case.table))
-        wrong = self.is_wrong(case.table.vocab_size, case.table.embed_dim)
+        assert isinstance(case.question, Table)
+        packed = pack_linear_weight(table_values(case.question))
+        wrong = self.is_wrong(case.question.vocab_size, case.question.embed_dim)
         return Arrays({"packed": packed >> 4 | packed << 4 if wrong else packed})
 
 
@@ -34,8 +34,8 @@ class WrongWhereOdd(RightBelow24Rows):
 
 class AnotherFailureInBetween(RightBelow24Rows):
     def run(self, case: Case) -> Observation:
-        assert case.table is not None
-        if 10 < case.table.vocab_size < 24:
+        assert isinstance(case.question, Table)
+        if 10 < case.question.vocab_size < 24:
             raise RuntimeError("no memory")
         return super().run(case)
 

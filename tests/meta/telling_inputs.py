@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case, Quantization
+from conformance.case.case import Case, Dispatch, Quantization, Table
 from conformance.case.operands import operands, table_values
 from reference.arithmetic.bfloat16 import to_float
 from reference.program.spec import Dequantize, Lookup, PackedLookup, ProgramSpec
@@ -29,13 +29,14 @@ def mistrusted(case: Case) -> str | None:
     Raises:
         ValueError: the case's patterns cannot fill its tensors.
     """
-    if case.table is not None:
-        return _table(table_values(case.table), blocks=case.table.layout == "blocks")
-    if case.quantize is not None:
-        return _quantized(case.quantize)
-    if case.program is not None:
-        return _program(case.program)
-    given = operands(case)
+    question = case.question
+    if isinstance(question, Table):
+        return _table(table_values(question), blocks=question.layout == "blocks")
+    if isinstance(question, Quantization):
+        return _quantized(question)
+    if not isinstance(question, Dispatch):
+        return _program(question.spec)
+    given = operands(question)
     inside = (given.indices >= 0) & (given.indices < given.values.shape[0])
     if given.indices.size and not inside.any():
         return "every index is outside the table"

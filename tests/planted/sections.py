@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch, Table
 from conformance.harness.observation import Arrays, Observation, Refused
 from tests.planted import subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
@@ -95,9 +95,9 @@ class IgnoresLimit(Planted):
 
     def run(self, case: Case) -> Observation:
         found = super().run(case)
-        if isinstance(found, Refused) and found.reason == "device_limit" and case.dispatch is not None:
-            shape = (*case.dispatch.indices_shape, case.dispatch.embed_dim)
-            return Arrays({"out": np.zeros(shape, case.dispatch.output_dtype)})
+        if isinstance(found, Refused) and found.reason == "device_limit" and isinstance(case.question, Dispatch):
+            shape = (*case.question.indices_shape, case.question.embed_dim)
+            return Arrays({"out": np.zeros(shape, case.question.output_dtype)})
         return found
 
 
@@ -144,7 +144,7 @@ class PrepackShaderColumns(Planted):
 
     def run(self, case: Case) -> Observation:
         found = super().run(case)
-        if case.table is None or case.table.storage == "buffer" or not isinstance(found, Arrays):
+        if not isinstance(case.question, Table) or case.question.storage == "buffer" or not isinstance(found, Arrays):
             return found
         bits = found.arrays["blocks"].view(np.uint32)
         swapped = ((bits >> 8) & 0x00FF00FF) | ((bits & 0x00FF00FF) << 8)
@@ -280,7 +280,7 @@ class LosesAnOption(Planted):
 
         if case.stage != self.stage:
             return super().run(case)
-        return lowered.ask(case, lambda program, _: lower(program, {}))
+        return lowered.ask(case.stage, case.question, lambda program, _: lower(program, {}))
 
 
 class FusesNothingToLower(Planted):
@@ -303,7 +303,7 @@ class FusesNothingToLower(Planted):
             return program, FusionReport((), ())
 
         with mock.patch.object(lowering, "fuse_all_but", nothing):
-            return lowered.ask(case, lower)
+            return lowered.ask(case.stage, case.question, lower)
 
 
 class LowersLikeTheWheel(Planted):
@@ -316,7 +316,7 @@ class LowersLikeTheWheel(Planted):
     def run(self, case: Case) -> Observation:
         from conformance.subjects import executorch, lowered
 
-        return lowered.ask(case, executorch.lower) if case.stage == self.stage else super().run(case)
+        return lowered.ask(case.stage, case.question, executorch.lower) if case.stage == self.stage else super().run(case)
 
 
 class HandsOverFloat32(LowersLikeTheWheel):

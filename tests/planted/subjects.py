@@ -39,7 +39,7 @@ class PackBug(Planted):
     def run(self, case: Case) -> Observation:
         if case.stage != self.stage:
             return super().run(case)
-        observation = run_pack(case)
+        observation = run_pack(case.question)
         return replace(observation, arrays={k: self.wrong(v) for k, v in observation.arrays.items()})
 
 
@@ -99,7 +99,7 @@ class PaddingRows(PackBug):
 
     def run(self, case: Case) -> Observation:
         observation = super().run(case)
-        rows = case.table.vocab_size % 8 if case.stage == "PREPACK" and case.table else 0
+        rows = case.question.vocab_size % 8 if case.stage == "PREPACK" else 0
         if rows:
             last = observation.arrays["blocks"][-1].view(np.uint32)  # type: ignore[union-attr]  # PREPACK answers Arrays
             for row in range(rows, 8):
@@ -120,7 +120,7 @@ class MatchBug(Planted):
         raise NotImplementedError
 
     def run(self, case: Case) -> Observation:
-        return run_match(case, self.fuse) if case.stage == "MATCH" else super().run(case)
+        return run_match(case.program, self.fuse) if case.stage == "MATCH" else super().run(case)
 
 
 class MissingCheck(MatchBug):
@@ -298,7 +298,7 @@ class ShaderBug(Planted):
         if case.stage != "KERNEL":
             return super().run(case)
         with tempfile.TemporaryDirectory() as folder:
-            return run_kernel(case, shader_source=planted_source(self.bug, Path(folder)))
+            return run_kernel(case.question, shader_source=planted_source(self.bug, Path(folder)))
 
 
 class ShaderNibbleOrder(ShaderBug):

@@ -82,7 +82,7 @@ def test_both_ways_of_running_write_all_files(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "cli").iterdir()} == files
     assert {p.name for p in (tmp_path / "pytest").iterdir()} == files | {"junit.xml"}
     by_cli, by_pytest = (
-        {(v["case"], v["outcome"], v["shows"]) for v in data_of(page.read_text())["verdicts"]}
+        {(v["case"], v["outcome"], v["detects"]) for v in data_of(page.read_text())["verdicts"]}
         for page in (tmp_path / "cli" / "report.html", tmp_path / "pytest" / "report.html")
     )
     assert by_cli == by_pytest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conformance.case.case import Case, Dispatch, Table
+from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table
 from conformance.case.single_table import SingleTable, single_table
 from conformance.cli import main
 from conformance.harness.subject import check_name, load, resolved
@@ -23,10 +23,12 @@ TREE = Path(__file__).parents[1] / "data/executorch"
 VULKAN = "backends/vulkan"
 SCALE = "t_scales[row * (out_sizes.x / group_size) + column / group_size]"
 CODES = Values("uniform", 5, -8, 7)
-REFUSED = Case("test/match", "MATCH", "5", "a test", program=single_table(SingleTable(route="synthetic", group_size=2)))
-PACK = Case("test/pack", "PACK", "1", "a test", table=Table(9, 64, CODES))
-PREPACK = Case("test/prepack", "PREPACK", "1", "a test", table=Table(9, 64, CODES, "blocks"))
-KERNEL = Case("test/kernel", "KERNEL", "7", "a test", dispatch=Dispatch(weight_layout="flat"))
+REFUSED = Case(
+    "test/match", "MATCH", "5", "a test", Program(single_table(SingleTable(route="synthetic", group_size=2)))
+)
+PACK = Case("test/pack", "PACK", "1", "a test", Table(9, 64, CODES))
+PREPACK = Case("test/prepack", "PREPACK", "1", "a test", Table(9, 64, CODES, "blocks"))
+KERNEL = Case("test/kernel", "KERNEL", "7", "a test", Dispatch(weight_layout="flat"))
 CASES = (REFUSED, PACK, PREPACK, KERNEL)
 
 
@@ -68,9 +70,9 @@ def repository(folder: Path, tree: Path) -> str:
 def test_a_right_tree_is_right_also_when_read_from_git(tmp_path: Path) -> None:
     commit = repository(tmp_path / "repo", TREE)
     shutil.rmtree(tmp_path / "repo" / "backends")  # only the history is read
-    journey = Case("test/journey", "KERNEL", "7", "a test", program=single_table(SingleTable()), dispatch=Dispatch())
-    tied = Case("test/tied", "MATCH", "5", "a test", program=single_table(SingleTable(linear="after")))
-    lower = Case("test/lower", "LOWER", "6", "a test", program=single_table(SingleTable()))
+    journey = Case("test/journey", "KERNEL", "7", "a test", EndToEnd(spec=single_table(SingleTable())))
+    tied = Case("test/tied", "MATCH", "5", "a test", Program(single_table(SingleTable(linear="after"))))
+    lower = Case("test/lower", "LOWER", "6", "a test", Program(single_table(SingleTable())))
     found = red(f"{tmp_path / 'repo'}@v1", (*CASES, journey, tied, lower))
     assert found == {"LOWER": "LOWER/raised/Untestable"}  # the miniature has no partitioner
     assert resolved(f"executorch-src:{tmp_path / 'repo'}@v1").endswith(f"@{commit}")
@@ -161,7 +163,7 @@ def test_a_relative_path_is_recorded_in_full(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(TREE.parent)
     with Worker("executorch-src:executorch") as worker:
         assert worker.subject == f"executorch-src:{TREE}"
-    flat = Case("test/flat", "PACK", "1", "a test", table=Table(9, 64, CODES, "flat"))
+    flat = Case("test/flat", "PACK", "1", "a test", Table(9, 64, CODES, "flat"))
     assert "flat" in str(load(worker.subject).supports(flat))
 
 

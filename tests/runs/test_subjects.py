@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.case.case import Case, Dispatch, Table
+from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table
 from conformance.case.single_table import SingleTable, single_table
 from conformance.harness.observation import Arrays, EnvironmentProblem, Graph, Observation, Raised, Refused
 from conformance.harness.subject import load
@@ -25,16 +25,20 @@ CODES = Values("uniform", 5, -8, 7)
 
 def match(**parameters: Any) -> Case:
     program = single_table(SingleTable(**{"route": "synthetic", **parameters}))
-    return Case("test/match", "MATCH", "5", "a test", program=program)
+    return Case("test/match", "MATCH", "5", "a test", Program(program))
 
 
 def pack(layout: str, vocab_size: int = 9, embed_dim: int = 32) -> Case:
     table = Table(vocab_size, embed_dim, CODES, layout)
-    return Case("test/pack", "PREPACK" if layout == "blocks" else "PACK", "1", "a test", table=table)
+    return Case("test/pack", "PREPACK" if layout == "blocks" else "PACK", "1", "a test", table)
 
 
 def kernel(**fields: Any) -> Case:
-    return Case("test/kernel", "KERNEL", "7", "a test", dispatch=Dispatch(**fields))
+    return Case("test/kernel", "KERNEL", "7", "a test", Dispatch(**fields))
+
+
+def end_to_end(case: Case) -> Case:
+    return dataclasses.replace(kernel(), question=EndToEnd(spec=case.program))
 
 
 def verdict(case: Case, observation: Observation) -> str:
@@ -60,9 +64,9 @@ def test_a_planted_packing_is_used_and_found() -> None:
         bytes_ = np.asarray(values[:, 1::2] + 8).astype(np.uint8)
         return bytes_ | (np.asarray(values[:, ::2] + 8).astype(np.uint8) << 4)
 
-    assert verdict(case, impl.run_pack(case, swapped)) == "PACK/layout/nibble_order"
+    assert verdict(case, impl.run_pack(case.question, swapped)) == "PACK/layout/nibble_order"
     blocks = pack("blocks")
-    assert verdict(blocks, impl.run_pack(blocks, prepare=swapped)).startswith("PREPACK/layout/")
+    assert verdict(blocks, impl.run_pack(blocks.question, prepare=swapped)).startswith("PREPACK/layout/")
 
 
 def test_impl_matches_and_a_planted_fusion_is_used_and_found() -> None:
@@ -74,7 +78,10 @@ def test_impl_matches_and_a_planted_fusion_is_used_and_found() -> None:
     class Nothing:
         fused = refused = ()
 
-    assert verdict(case, impl.run_match(case, lambda program: (program, Nothing))) == "MATCH/decision/missed_fusion:"
+    assert (
+        verdict(case, impl.run_match(case.program, lambda program: (program, Nothing)))
+        == "MATCH/decision/missed_fusion:"
+    )
 
 
 @pytest.mark.parametrize("layout", ["flat", "block"])
@@ -82,13 +89,13 @@ def test_impl_matches_and_a_planted_fusion_is_used_and_found() -> None:
 def test_impl_runs_arrays_and_whole_programs(layout: str, dtype: str) -> None:
     case = kernel(weight_layout=layout, output_dtype=dtype, scale_dtype=dtype)
     assert answer("impl", case) == "PASS"
-    journey = dataclasses.replace(case, program=match(dtype=dtype).program)
-    assert answer("impl", journey) == "PASS"
+    variant = EndToEnd(weight_layout=layout, output_dtype=dtype, scale_dtype=dtype, spec=match(dtype=dtype).program)
+    assert answer("impl", dataclasses.replace(case, question=variant)) == "PASS"
 
 
 def test_impl_reports_what_the_judge_needs() -> None:
-    case = dataclasses.replace(kernel(), program=match(route="torchao", linear="after").program)
-    observation = impl.run_kernel(case)
+    case = end_to_end(match(route="torchao", linear="after"))
+    observation = impl.run_kernel(case.question)
     assert isinstance(observation, Arrays)
     facts = observation.facts
     assert facts["tensor_type"] == "IntxUnpackedToInt8Tensor"
@@ -99,7 +106,7 @@ def test_impl_reports_what_the_judge_needs() -> None:
     assert facts["driver"]
     modes = impl_kernel.open_device().info.float_modes
     assert facts["execution_modes"] == ",".join(sorted(modes))
-    bare = impl.run_kernel(kernel(float_modes="none"))
+    bare = impl.run_kernel(Dispatch(float_modes="none"))
     assert isinstance(bare, Arrays)
     assert bare.facts["execution_modes"] == ""
 
@@ -113,8 +120,8 @@ def test_indices_outside_the_table_reach_the_shader() -> None:
 
 
 def test_a_program_that_is_refused_is_no_dispatch() -> None:
-    case = dataclasses.replace(kernel(), program=match(zero_point="ones").program)
-    observation = impl.run_kernel(case)
+    case = end_to_end(match(zero_point="ones"))
+    observation = impl.run_kernel(case.question)
     assert isinstance(observation, Refused)
     assert observation.reason == "zero_point_nonzero"
     assert judge(case, observation, "impl").outcome == "FAIL"
@@ -126,7 +133,7 @@ def test_a_machine_without_vulkan_is_not_the_player_s_fault(monkeypatch: pytest.
 
     monkeypatch.setattr(impl_kernel, "open_device", nothing)
     with pytest.raises(EnvironmentProblem, match="mesa-vulkan-drivers"):
-        impl.run_kernel(kernel())
+        impl.run_kernel(Dispatch())
 
 
 def test_a_broken_device_is_opened_anew() -> None:
@@ -173,7 +180,7 @@ def test_the_wheel_s_pass_is_judged(parameters: dict[str, Any], signature: str) 
 
 def test_what_the_wheel_s_pass_raises_comes_out_as_itself() -> None:
     with pytest.raises(AssertionError, match=r"requires symmetric quantization.*quantized_embedding\.py:\d+"):
-        executorch.run_match(match(zero_point="ones"))
+        executorch.run_match(match(zero_point="ones").program)
 
 
 def test_the_wheel_packs_and_computes() -> None:
@@ -184,7 +191,7 @@ def test_the_wheel_packs_and_computes() -> None:
     assert answer("executorch", kernel(weight_layout="flat", scale_dtype="float16")) == "PASS"
     assert "float32" in str(load("executorch").supports(kernel(output_dtype="float16")))
     assert "textures" in str(load("executorch").supports(kernel(io_storage="texture3d")))
-    assert answer("executorch", dataclasses.replace(kernel(), program=match().program)) == "PASS"
+    assert answer("executorch", end_to_end(match())) == "PASS"
 
 
 def test_handing_a_program_to_the_wheel_does_not_touch_it() -> None:
@@ -222,4 +229,4 @@ def test_stages_that_a_subject_lacks_are_unsupported_with_a_reason() -> None:
     assert "no Vulkan runtime to run stage PREPACK" in str(load("executorch").supports(case))
     assert load("impl").supports(case) is None
     assert isinstance(Raised("x", "y"), Observation)
-    assert isinstance(impl.run_match(match()), Graph)
+    assert isinstance(impl.run_match(match().program), Graph)

@@ -17,7 +17,7 @@ class Packs:
         return None
 
     def run(self, case):
-        codes = (table_values(case.table) + OFFSET).astype(np.uint8)
+        codes = (table_values(case.question) + OFFSET).astype(np.uint8)
         return Arrays({"packed": codes[:, 1::2] << 4 | codes[:, ::2]})
 """
 HELPER = "OFFSET = 8\n"

@@ -316,7 +316,9 @@ class LowersLikeTheWheel(Planted):
     def run(self, case: Case) -> Observation:
         from conformance.subjects import executorch, lowered
 
-        return lowered.ask(case.stage, case.question, executorch.lower) if case.stage == self.stage else super().run(case)
+        return (
+            lowered.ask(case.stage, case.question, executorch.lower) if case.stage == self.stage else super().run(case)
+        )
 
 
 class HandsOverFloat32(LowersLikeTheWheel):

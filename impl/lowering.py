@@ -21,14 +21,28 @@ from executorch.exir.program import ExecutorchProgramManager
 from torch.export import ExportedProgram
 
 from impl.graph.ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
-from impl.lower.plan import plan_lowering
+from impl.lower.plan import LoweringError, plan_lowering
 from impl.lower.rewrite import rewrite_for_runtimes
-from impl.lower.types import LoweringError
 from impl.matcher import FusionReport, Limits, fuse_all_but
 
-__all__ = ["LoweringError", "MethodReport", "lower_to_vulkan", "prepare_for_vulkan"]
+__all__ = ["ForceFloat16Error", "LoweringError", "MethodReport", "lower_to_vulkan", "prepare_for_vulkan"]
 
 _LOG = logging.getLogger(__name__)
+
+
+class ForceFloat16Error(ValueError):
+    """Compile option force_fp16 makes the scales of a fused lookup float16 (contract 3.7).
+
+    Attributes:
+        node: method and node name of the lookup.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        super().__init__(
+            f"compile option force_fp16 makes the scales of {node} float16, so that "
+            "its values are not the model's: leave it out, or export the model in float16"
+        )
 
 
 @dataclass(frozen=True)
@@ -37,13 +51,13 @@ class MethodReport:
 
     Attributes:
         fusion: fused and refused lookups.
-        carried: refused lookup -> the operator that it runs as on the CPU.
+        cpu_fallbacks: refused lookup -> the operator that it runs as on the CPU.
         products: dequantize node -> matrix product: these two become upstream's 4-bit linear.
         folded: dequantize nodes that other operators read and that became float constants.
     """
 
     fusion: FusionReport
-    carried: Mapping[str, str]
+    cpu_fallbacks: Mapping[str, str]
     products: Mapping[str, str]
     folded: tuple[str, ...]
 
@@ -74,9 +88,9 @@ def lower_to_vulkan(
 
     Raises:
         TypeError: ``program`` is not one ExportedProgram or a mapping of them.
-        ValueError: ``force_fp16`` is asked for in a program with fused lookups (contract 3.7: it makes
+        ForceFloat16Error: ``force_fp16`` is set for a program with fused lookups (contract 3.7: it makes
             their scales float16).
-        LoweringError: a lookup or a dequantized table cannot be carried exactly; names each.
+        LoweringError: a lookup or a dequantized table has no exact form on any runtime; names each.
 
     Source: contract 6.
     """
@@ -122,7 +136,7 @@ def prepare_for_vulkan(
         A manager ready for ``to_backend(VulkanPartitioner(...))``, and a report for each method.
 
     Raises:
-        LoweringError: a lookup or a dequantized table cannot be carried exactly; names each.
+        LoweringError: a lookup or a dequantized table has no exact form on any runtime; names each.
     """
     programs: dict[str, ExportedProgram] = {}
     reports: dict[str, MethodReport] = {}
@@ -136,13 +150,13 @@ def prepare_for_vulkan(
             faults.extend((f"{name}/{node}", why) for node, why in error.nodes)
             continue
         programs[name], products = rewrite_for_runtimes(fused, plan)
-        carried = {
+        fallbacks = {
             lookup.node.name: "embedding_byte" if getattr(lookup, "values", None) is None else "embedding"
             for lookup in plan.lookups
         }
         folded = tuple(table.dequantize.name for table in plan.folded)
-        reports[name] = MethodReport(fusion, carried, products, folded)
-        _LOG.info("%s: %d lookups fused, %d on the CPU", name, len(fusion.fused), len(carried))
+        reports[name] = MethodReport(fusion, fallbacks, products, folded)
+        _LOG.info("%s: %d lookups fused, %d on the CPU", name, len(fusion.fused), len(fallbacks))
     if faults:
         raise LoweringError(faults)
     constant_methods = {method: edge._config_methods[method] for method in edge.config_methods}  # noqa: SLF001 - no public accessor of the values
@@ -165,7 +179,4 @@ def _refuse_force_fp16(options: Mapping[str, Any], reports: Mapping[str, MethodR
     if options.get("force_fp16"):
         for name, report in reports.items():
             for fusion in report.fusion.fused:
-                raise ValueError(
-                    f"compile option force_fp16 makes the scales of {name}/{fusion.node} float16, so that "
-                    "its values are not the model's: leave it out, or export the model in float16"
-                )
+                raise ForceFloat16Error(f"{name}/{fusion.node}")

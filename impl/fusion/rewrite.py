@@ -1,7 +1,6 @@
 """Put et_vk.embedding_q4gsw in the place of each planned lookup (contract 5.2, 5.3)."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
@@ -10,7 +9,7 @@ from torch.export import ExportedProgram
 from impl.fusion.report import Fusion
 from impl.fusion.rules import Plan
 from impl.graph.ops import EDGE_Q4GSW
-from impl.graph.rewrite import Replacement, Writer
+from impl.graph.rewrite import Editor
 from impl.packer import flat_to_linear_weight, pack_linear_weight
 
 
@@ -21,21 +20,19 @@ def rewrite(program: ExportedProgram, plans: Sequence[Plan]) -> tuple[ExportedPr
 
     Source: contract 5.2, 5.5.
     """
-    writer = Writer(program)
+    editor = Editor(program)
     packed: dict[str, torch.fx.Node] = {}
     scales: dict[str, torch.fx.Node] = {}
-    replacements: list[Replacement] = []
     fused: dict[str, Fusion] = {}
     for plan in plans:
         if plan.weight.name not in packed:
             pack = flat_to_linear_weight if plan.is_flat else pack_linear_weight
-            packed[plan.weight.name] = writer.constant("q4gsw_weight", pack(plan.weight.data))
+            packed[plan.weight.name] = editor.constant("q4gsw_weight", pack(plan.weight.data))
         if plan.scales.name not in scales:
             owned = plan.scales.data.detach().clone(memory_format=torch.contiguous_format)
-            scales[plan.scales.name] = writer.constant("q4gsw_scales", owned)
+            scales[plan.scales.name] = editor.constant("q4gsw_scales", owned)
         operands = (packed[plan.weight.name], scales[plan.scales.name])
-        reads = (*operands, plan.indices)
-        replacements.append(Replacement(plan.lookup, reads, partial(_emit, plan=plan, operands=operands)))
+        _fuse(editor, plan, operands)
         fused[plan.lookup.name] = Fusion(
             node=plan.lookup.name,
             table=plan.weight.name,
@@ -47,22 +44,21 @@ def rewrite(program: ExportedProgram, plans: Sequence[Plan]) -> tuple[ExportedPr
             vocab_size=plan.vocab_size,
             embed_dim=plan.embed_dim,
         )
-    return writer.finish(replacements, [node for plan in plans for node in plan.support]), fused
+    return editor.finish(node for plan in plans for node in plan.support), fused
 
 
-def _emit(writer: Writer, plan: Plan, operands: tuple[torch.fx.Node, torch.fx.Node]) -> torch.fx.Node:
-    """Write the operator and, where the lookup yields float16, the cast that its float32 result needs."""
+def _fuse(editor: Editor, plan: Plan, operands: tuple[torch.fx.Node, torch.fx.Node]) -> None:
+    """Put in the operator and, where the lookup yields float16, the cast that its float32 result needs."""
     lookup, val = plan.lookup, plan.lookup.meta["val"]
     arguments = (*operands, plan.group_size, plan.indices, True)
-    if plan.output_dtype == torch.float32:
-        return writer.emit(lookup.name, EDGE_Q4GSW, arguments, {}, lookup, val)
-    inner = writer.free_name(f"{lookup.name}_q4gsw")
-    wide = writer.emit(inner, EDGE_Q4GSW, arguments, {}, lookup, val.to(torch.float32))
-    if all(getattr(verifier(), "use_dim_order", True) for verifier in writer.source.verifiers):
-        # Survives Vulkan's passes as a buffer operator and rounds to nearest; aten._to_copy goes through a texture.
-        cast = exir_ops.edge.dim_order_ops._to_dim_order_copy.default  # noqa: SLF001 - an operator's public name
-        options = {"dtype": plan.output_dtype, "dim_order": list(range(val.ndim))}
-    else:
-        cast = exir_ops.edge.aten._to_copy.default  # noqa: SLF001 - an operator's public name
+    node = editor.insert(lookup, f"{lookup.name}_q4gsw", EDGE_Q4GSW, arguments, val.to(torch.float32))
+    if plan.output_dtype != torch.float32:
         options = {"dtype": plan.output_dtype}
-    return writer.emit(lookup.name, cast, (wide,), options, lookup, val)
+        if all(getattr(verifier(), "use_dim_order", True) for verifier in editor.source.verifiers):
+            # Survives Vulkan's passes as a buffer operator and rounds to nearest; aten._to_copy goes through a texture.
+            cast = exir_ops.edge.dim_order_ops._to_dim_order_copy.default  # noqa: SLF001 - an operator's public name
+            options["dim_order"] = list(range(val.ndim))
+        else:
+            cast = exir_ops.edge.aten._to_copy.default  # noqa: SLF001 - an operator's public name
+        node = editor.insert(lookup, lookup.name, cast, (node,), val, kwargs=options)
+    editor.replace(lookup, node)

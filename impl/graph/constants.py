@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
-from impl.graph.ops import is_identity, op_name, torch_op
+from impl.graph.ops import identity_path, op_name, torch_op
 
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
@@ -55,9 +55,7 @@ class Constants:
         """Follow an operand through identities to the constant it reads."""
         if not isinstance(operand, torch.fx.Node):
             return NotConstant(f"{operand!r} is not a tensor of the program")
-        path = [operand]
-        while is_identity(path[-1]):
-            path.append(path[-1].args[0])
+        path = identity_path(operand)
         base = path[-1]
         spec = self.specs.get(base.name) if base.op == "placeholder" else None
         if spec is None:

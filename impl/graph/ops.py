@@ -83,6 +83,14 @@ def is_identity(node: torch.fx.Node) -> bool:
     )
 
 
+def identity_path(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The node, and what it reads through identities, down to the first node that is none."""
+    path = [node]
+    while is_identity(path[-1]):
+        path.append(path[-1].args[0])
+    return path
+
+
 class TableSources:
     """For each lookup's table operand: the dequantize behind it, followed through first operands.
 

@@ -4,7 +4,7 @@ No runtime registers ``torchao.dequantize_affine``, and upstream's partitioner c
 ``embedding_4bit`` all the same. So each dequantized table that is still read, and each refused lookup,
 is planned here, before partitioning:
 
-- a lookup becomes ``embedding_byte`` (see ``impl.lower.carry``), or, where no spelling of its table is
+- a lookup becomes ``embedding_byte`` (see ``impl.lower.cpu_fallback``), or, where no spelling of its table is
   exact, a lookup into the dequantized table;
 - a matrix product on a table that contract 5.3 lets fuse keeps a dequantize of its own, from which
   upstream's pattern makes its 4-bit linear;
@@ -15,6 +15,7 @@ Source: docs/contract.md 5.5, 6.1, 6.2.
 
 import itertools
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,16 +25,15 @@ from impl.fusion.report import Limits
 from impl.fusion.rules import TableJudge
 from impl.graph.constants import Constant, Constants, read_constants
 from impl.graph.lookups import Lookup, Table, find_lookups, find_lookups_in_branches, table_of
-from impl.graph.ops import DEQUANTIZE, arguments, is_identity, op_name, torch_op
-from impl.lower.carry import ByteForm, byte_form, float_table
-from impl.lower.carry_operands import all_constant, dequantized, plain_table, runtime_fault
-from impl.lower.types import (
-    CarriedLookup,
-    FoldedTable,
-    KeptProduct,
-    LoweringError,
-    LoweringPlan,
-    RuntimeLookup,
+from impl.graph.ops import DEQUANTIZE, arguments, identity_path, is_identity, op_name, torch_op
+from impl.lower.cpu_fallback import (
+    TableTensors,
+    all_constant,
+    byte_form,
+    dequantized,
+    float_table,
+    plain_table,
+    runtime_fault,
 )
 
 #: Matrix products: what they call their first operand, their weight and their bias.
@@ -47,6 +47,78 @@ _TURNS = (torch.ops.aten.permute_copy.default, torch.ops.aten.permute.default, t
 _LINEAR_ROWS = 4
 
 
+class LoweringError(ValueError):
+    """Something in the program has no exact form that a runtime executes; nothing was written.
+
+    Attributes:
+        nodes: (node, why) for each.
+    """
+
+    def __init__(self, nodes: Collection[tuple[str, str]]) -> None:
+        self.nodes = tuple(nodes)
+        super().__init__("cannot be lowered: " + "; ".join(f"{node}: {why}" for node, why in nodes))
+
+
+@dataclass(frozen=True)
+class CpuLookup:
+    """A refused lookup with its CPU form; ``values`` where no byte form is exact."""
+
+    node: torch.fx.Node
+    indices: torch.fx.Node
+    form: TableTensors | None
+    values: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class RuntimeLookup:
+    """A refused lookup whose operands the program computes, receives or writes to; embedding_byte reads them.
+
+    ``zero_point`` is widened to ``output_dtype`` where ``widen`` says so.
+    """
+
+    node: torch.fx.Node
+    indices: torch.fx.Node
+    weight: torch.fx.Node
+    scales: torch.fx.Node
+    zero_point: torch.fx.Node | None
+    widen: bool
+    output_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class KeptProduct:
+    """A matrix product that upstream's pattern turns into its 4-bit linear.
+
+    It reads ``dequantize`` directly or through the permute ``turn``; upstream insists on a zero point.
+    """
+
+    node: torch.fx.Node
+    turn: torch.fx.Node | None
+    dequantize: torch.fx.Node
+    weight: Constant
+    scales: Constant
+    zero_point: Constant | None
+
+
+@dataclass(frozen=True)
+class FoldedTable:
+    """A dequantize that becomes a constant for whoever reads it."""
+
+    dequantize: torch.fx.Node
+    values: torch.Tensor
+
+
+@dataclass
+class LoweringPlan:
+    """Everything that ``impl.lower.rewrite`` does to a fused program; ``support`` goes where nothing else reads it."""
+
+    lookups: list[CpuLookup | RuntimeLookup] = field(default_factory=list)
+    products: list[KeptProduct] = field(default_factory=list)
+    folded: list[FoldedTable] = field(default_factory=list)
+    support: list[torch.fx.Node] = field(default_factory=list)
+    initialised: list[torch.fx.Node] = field(default_factory=list)  # buffers whose first values a lookup reads
+
+
 def plan_lowering(program: ExportedProgram, limits: Limits, undelegated: Collection[str]) -> LoweringPlan:
     """Plan the rest of a fused program.
 
@@ -56,7 +128,7 @@ def plan_lowering(program: ExportedProgram, limits: Limits, undelegated: Collect
         undelegated: products that Vulkan would not take, by name: they read the dequantized table.
 
     Raises:
-        LoweringError: names every lookup and every dequantized table that cannot be carried exactly.
+        LoweringError: names every lookup and every dequantized table that has no exact form on any runtime.
     """
     planner = _Planner(program, limits, undelegated)
     planner.run()
@@ -73,7 +145,7 @@ class _Planner:
         self.undelegated = undelegated
         self.plan = LoweringPlan()
         self.faults: list[tuple[str, str]] = []
-        self._forms: dict[tuple[str, ...], ByteForm | None] = {}
+        self._forms: dict[tuple[str, ...], TableTensors | None] = {}
 
     def run(self) -> None:
         for where, lookup in find_lookups_in_branches(self.program.graph_module):
@@ -87,8 +159,8 @@ class _Planner:
                 why = "embedding_renorm (max_norm) has no kernel on any runtime of this wheel"
                 self.faults.append((lookup.node.name, why))
             elif lookup.table.dequantize is None:
-                self._carry(lookup, lookup.table)
-            elif _through_identities(lookup.reads) is lookup.table.dequantize:
+                self._fall_back(lookup)
+            elif identity_path(lookup.reads)[-1] is lookup.table.dequantize:
                 by_table.setdefault(lookup.table.dequantize, []).append(lookup)
         for node in self.program.graph.nodes:
             if torch_op(node) == DEQUANTIZE:
@@ -101,15 +173,15 @@ class _Planner:
         if not constant and not is_table:
             return  # activations, say: upstream's patterns know what to do with them
         for lookup in lookups:
-            self._carry(lookup, table)
+            self._fall_back(lookup)
         self._supports(table)
-        carried = {lookup.node for lookup in lookups}
+        fallbacks = {lookup.node for lookup in lookups}
         others = []
         for reader, path in _readers(node):
             product = self._product(reader, path, table)
             if product is not None:
                 self.plan.products.append(product)
-            if product is not None or reader in carried:
+            if product is not None or reader in fallbacks:
                 self.plan.support.extend(path)
             else:
                 others.append(reader)
@@ -127,30 +199,31 @@ class _Planner:
         turn = path[1] if len(path) == 2 else None  # noqa: PLR2004 - dequantize, permute
         if names is None or reader.name in self.undelegated or path[-1] is not (turn or path[0]):
             return None
-        given = arguments(reader)
-        if given[names[1]] is not path[-1] or (turn is not None and torch_op(turn) not in _TURNS):
+        operands = arguments(reader)
+        if operands[names[1]] is not path[-1] or (turn is not None and torch_op(turn) not in _TURNS):
             return None
-        weight, scales, zero_point = operands = self.judge.operands(table)
-        if not isinstance(weight, Constant) or not isinstance(scales, Constant) or not all_constant(operands):
+        weight, scales, zero_point = constants = self.judge.operands(table)
+        if not isinstance(weight, Constant) or not isinstance(scales, Constant) or not all_constant(constants):
             return None
-        if not _is_dequantized(given[names[0]]):  # a quantized input is a pattern of its own, not ours to judge
+        if not _is_dequantized(operands[names[0]]):  # a quantized input is a pattern of its own, not ours to judge
             checks = itertools.chain(
-                self.judge.violations(table, operands), self.judge.limit_violations(table, operands)
+                self.judge.violations(table, constants), self.judge.limit_violations(table, constants)
             )
             if next(checks, None) or scales.data.dtype != table.output_dtype or weight.data.shape[0] % _LINEAR_ROWS:
                 return None
-        bias = given.get(names[2])
+        bias = operands.get(names[2])
         if bias is not None and not isinstance(self.constants.resolve(bias), Constant):
             return None  # upstream's pattern asserts that the bias is constant
         kept_zero = zero_point if isinstance(zero_point, Constant) else None
         return KeptProduct(reader, turn, path[0], weight, scales, kept_zero)
 
-    def _carry(self, lookup: Lookup, table: Table) -> None:
+    def _fall_back(self, lookup: Lookup) -> None:
+        table = lookup.table
         self._supports(table)
-        self.plan.support.extend(_identity_path(lookup.reads))
+        self.plan.support.extend(identity_path(lookup.reads)[:-1])
         plain = plain_table(table, self.judge.operands(table))
         if plain is None:
-            self._carry_at_run_time(lookup, table)
+            self._fall_back_at_run_time(lookup)
             return
         names = (operand.name if isinstance(operand, Constant) else "" for operand in self.judge.operands(table))
         key = (*names, str(table.block_size), str(plain.output_dtype), str(table.is_flat))
@@ -158,10 +231,11 @@ class _Planner:
             self._forms[key] = byte_form(plain)
         form = self._forms[key]
         values = None if form is not None else float_table(plain)
-        self.plan.lookups.append(CarriedLookup(lookup.node, lookup.indices, form, values))
+        self.plan.lookups.append(CpuLookup(lookup.node, lookup.indices, form, values))
 
-    def _carry_at_run_time(self, lookup: Lookup, table: Table) -> None:
+    def _fall_back_at_run_time(self, lookup: Lookup) -> None:
         """Operands that are not all constant: only embedding_byte's own dtypes and shapes are known to be exact."""
+        table = lookup.table
         why = runtime_fault(table)
         if why:
             self.faults.append((lookup.node.name, f"the table is not constant and {why}"))
@@ -204,17 +278,3 @@ def _readers(node: torch.fx.Node) -> Iterator[tuple[torch.fx.Node, tuple[torch.f
             pending.extend((following, (*path, user)) for following in user.users)
         else:
             yield user, path
-
-
-def _identity_path(node: torch.fx.Node) -> list[torch.fx.Node]:
-    path = []
-    while is_identity(node):
-        path.append(node)
-        node = node.args[0]
-    return path
-
-
-def _through_identities(node: torch.fx.Node) -> torch.fx.Node:
-    while is_identity(node):
-        node = node.args[0]
-    return node

@@ -378,11 +378,11 @@ class ComputedFlat(torch.nn.Module):
         (
             ComputedFlat(),
             (whole(12, 48, low=0, high=255, dtype=torch.uint8), scales(12, 3), torch.tensor([1])),
-            r"embedding_4bit.*only int8 tables can be carried",
+            r"embedding_4bit.*only int8 tables have a CPU form",
         ),
     ],
 )
-def test_what_nothing_can_carry_is_named(model: Any, inputs: tuple[Any, ...], words: str) -> None:
+def test_what_no_runtime_executes_is_named(model: Any, inputs: tuple[Any, ...], words: str) -> None:
     with pytest.raises(LoweringError, match=words) as caught:
         lower(model, inputs)
     assert caught.value.nodes

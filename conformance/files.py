@@ -95,8 +95,8 @@ def write_whole(texts: Mapping[Path, str]) -> None:
         raise unwritable(path, error) from error
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a file: the whole line, or nothing of it.
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
+    """Append a line to a file: the whole line, or nothing of it; with ``sync`` it is on the disk on return.
 
     Raises:
         Unwritable: it does not fit; the file ends where it ended before.
@@ -108,6 +108,8 @@ def append_line(path: Path, line: str) -> None:
             try:
                 while left:
                     left = left[file.write(left) :]
+                if sync:
+                    os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)
                 raise

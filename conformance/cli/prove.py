@@ -10,9 +10,8 @@ import argparse
 import fnmatch
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from conformance.files import DISK, check_writable, unwritable
 from conformance.harness.observation import EnvironmentProblem
@@ -23,6 +22,7 @@ from conformance.proofs import domain as prove_domain
 from conformance.proofs import indexing as prove_indexing
 from conformance.proofs import layout as prove_layout
 from conformance.proofs import target as prove_target
+from conformance.proofs.certificate import PROVEN, REFUSED, CasesClaim, Certificate
 from conformance.proofs.journal import Journal, JournalRefused
 
 OUT = Path("report/certificates")
@@ -115,29 +115,25 @@ def _arithmetic(given: argparse.Namespace) -> int:
 def _arithmetic_of(given: argparse.Namespace, variant: str, domain_name: str) -> int:
     target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
     try:
-        domain = prove_domain.parse(domain_name, target.facts["scale_dtype"])
+        domain = prove_domain.parse(domain_name, target.numerics.scale_dtype)
         out = given.out / f"arithmetic-{variant}-{domain.name.replace(':', '-')}.json"
         chunk = min(
             target.open_products(min(given.chunk, domain.segment, domain.size), prove_arithmetic.SLOTS), domain.segment
         )
         versions = certificate.versions(given.subject)
         header = prove_arithmetic.header(target, domain, chunk, versions)
-        with Journal(out.with_suffix(".journal"), header, resume=given.resume) as journal:
-            prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads or None)
-            found = prove_arithmetic.findings(journal.records, target.facts, domain)
-            timing = _timing(journal.records, domain.pairs)
-            made = certificate.arithmetic(target.facts, domain, found, versions, timing)
-            certificate.write(out, made)
-            journal.remove()
+        journal = Journal(out.with_suffix(".journal"), header, resume=given.resume)
+        prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads or None)
+        claim, mismatches = prove_arithmetic.findings(journal.records, target.numerics, domain)
+        timing = prove_arithmetic.timing(journal.records)
+        proof = Certificate(claim, target.facts, mismatches, versions, timing)
+        certificate.write(out, proof)
+        journal.remove()
     finally:
         target.close()
-    return _say(out, made)
-
-
-def _timing(records: Sequence[dict[str, Any]], pairs: int) -> dict[str, Any]:
-    began, ended = min(r["began"] for r in records), max(r["ended"] for r in records)
-    stages = {name: sum(r["seconds"][name] for r in records) for name in certificate.STAGES}
-    return certificate.timing(began, ended, sum(r["working_s"] for r in records), pairs, stages)
+    free = prove_arithmetic.unconstrained(domain, target.numerics)
+    counts = {"refused": claim.refused, "not_strict": claim.not_strict, "unconstrained": free, "damaged": claim.damaged}
+    return _report(out, proof, "pairs", domain.pairs, counts)
 
 
 def _indexing(given: argparse.Namespace) -> int:
@@ -148,30 +144,25 @@ def _indexing_of(given: argparse.Namespace, variant: str) -> int:
     target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
     try:
         began, started = time.time(), time.perf_counter()
-        found = prove_indexing.prove(target)
+        claim, mismatches = prove_indexing.prove(target)
         spent = time.perf_counter() - started
         stages = {**target.seconds, "oracle": spent - sum(target.seconds.values())}
-        timing = certificate.timing(began, time.time(), spent, found["counts"]["elements"], stages)
-        versions = certificate.versions(given.subject)
-        made = certificate.of_cases("indexing", target.facts, found, versions, timing)
     finally:
         target.close()
-    out = given.out / f"indexing-{variant}.json"
-    certificate.write(out, made)
-    return _say(out, made)
+    timing = certificate.timing(began, time.time(), spent, stages)
+    proof = Certificate(claim, target.facts, mismatches, certificate.versions(given.subject), timing)
+    return _report_cases(given.out / f"indexing-{variant}.json", proof, claim, prove_indexing.case_names())
 
 
 def _layout(given: argparse.Namespace) -> int:
     began, started = time.time(), time.perf_counter()
-    found = prove_layout.prove(given.subject)
+    claim, mismatches = prove_layout.prove(given.subject)
     spent = time.perf_counter() - started
-    stages = {"device": 0.0, "transfer": 0.0, "oracle": spent}
-    timing = certificate.timing(began, time.time(), spent, found["counts"]["elements"], stages)
-    versions = certificate.versions(given.subject)
-    made = certificate.of_cases("layout", prove_layout.facts(given.subject), found, versions, timing)
+    timing = certificate.timing(began, time.time(), spent, {"oracle": spent})
+    facts = prove_target.TargetFacts(given.subject)
+    proof = Certificate(claim, facts, mismatches, certificate.versions(given.subject), timing)
     out = given.out / f"layout-{Path(given.subject.partition(':')[0]).stem}.json"
-    certificate.write(out, made)
-    return _say(out, made)
+    return _report_cases(out, proof, claim, prove_layout.case_names())
 
 
 def _all(given: argparse.Namespace) -> int:
@@ -196,20 +187,30 @@ def _check(given: argparse.Namespace) -> int:
     return worst
 
 
-def _say(path: Path, made: dict[str, Any]) -> int:
+def _report_cases(out: Path, proof: Certificate, claim: CasesClaim, elements: Mapping[str, int]) -> int:
+    certificate.write(out, proof)
+    outcomes = list(claim.cases.values())
+    exceeded = sum(outcome.startswith(REFUSED) for outcome in outcomes)
+    judged = sum(elements[name] for name, outcome in claim.cases.items() if not outcome.startswith(REFUSED))
+    counts = {"cases": len(outcomes), "exceed a limit": exceeded, "wrong": len(proof.mismatches)}
+    return _report(out, proof, "elements", judged, counts)
+
+
+def _report(path: Path, proof: Certificate, what: str, judged: int, counts: Mapping[str, int]) -> int:
     """One line for a certificate, one for its rates, one a mismatch."""
-    counts = ", ".join(f"{name} {number}" for name, number in made["counts"].items())
-    print(f"{made['result']}: {path} ({counts})")
-    timing = made["timing"]
-    stages = ", ".join(f"{name} {_giga(stage['pairs_per_s'])}" for name, stage in timing["stages"].items())
-    what = "pairs" if made["kind"] == "arithmetic" else "elements"
-    whole = _giga(timing["pairs_per_s"])
-    print(f"  {timing['working_s']:.2f} s, G {what}/s: {whole} in all; {stages}; {timing['binds']} binds")
-    for line in made["mismatches"]:
+    print(
+        f"{proof.result}: {path} ({', '.join(f'{name} {count}' for name, count in {what: judged, **counts}.items())})"
+    )
+    stages = vars(proof.timing.stages)
+    rates = ", ".join(f"{name} {_giga(judged, seconds)}" for name, seconds in stages.items())
+    whole = _giga(judged, proof.timing.working_s)
+    slowest = max(stages, key=stages.__getitem__)
+    print(f"  {proof.timing.working_s:.2f} s, G {what}/s: {whole} in all; {rates}; {slowest} binds")
+    for line in proof.mismatches:
         print(f"  {line}")
     sys.stdout.flush()
-    return 1 if made["mismatches"] else 0
+    return 0 if proof.result == PROVEN else 1
 
 
-def _giga(rate: int) -> str:
-    return f"{rate / 1e9:.3f}" if rate else "-"
+def _giga(judged: int, seconds: float) -> str:
+    return f"{judged / seconds / 1e9:.3f}" if seconds else "-"

@@ -9,7 +9,7 @@ Source: docs/contract.md section 3; docs/proofs.md.
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conformance.judging.compare import float_modes
+from conformance.proofs import certificate
+from conformance.proofs.certificate import ArithmeticClaim, Stages, Timing
 from conformance.proofs.domain import Domain
-from conformance.proofs.journal import Journal
-from conformance.proofs.target import Array, Target
-from reference.arithmetic.accept import CODES, HOST, FloatModes, accept_products
+from conformance.proofs.journal import Journal, Record
+from conformance.proofs.target import Array, Numerics, Target
+from conformance.serialize import unstructure
+from reference.arithmetic.accept import CODES, FloatModes, accept_products
 from reference.arithmetic.accept_many import BLOCK, FIRST, Refused, Tally, judge_rows
 
 #: Scales of a chunk at most; 256 MiB of float32 results.
@@ -32,7 +34,6 @@ _PART = 1 << 16
 #: Threads of the oracle at most, and from how many on it takes larger blocks: numpy's calls take turns at
 #: Python's lock, and on 16 cores six threads with blocks of 2**15 judge more than sixteen do (docs/proofs.md).
 _THREADS, _MANY, _LARGE_BLOCK = 6, 3, 1 << 15
-_MODULUS = 1 << 64
 
 
 @dataclass
@@ -48,20 +49,9 @@ class _Chunk:
     parts: list[Future[tuple[Tally, float]]] = field(default_factory=list)
 
 
-def modes_of(facts: Mapping[str, str]) -> FloatModes:
-    """What the target keeps to: a host to everything, a shader to what it declares (contract 3.4, 3.5)."""
-    return HOST if facts["arithmetic"] == "host" else float_modes(facts)
-
-
 def header(target: Target, domain: Domain, chunk: int, versions: Mapping[str, str]) -> dict[str, Any]:
     """What a journal of this proof begins with."""
-    return {
-        "kind": "arithmetic",
-        "target": dict(target.facts),
-        "domain": domain.name,
-        "chunk": chunk,
-        "versions": dict(versions),
-    }
+    return {"target": unstructure(target.facts), "domain": domain.name, "chunk": chunk, "versions": dict(versions)}
 
 
 def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threads: int | None = None) -> None:
@@ -74,16 +64,20 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
     """
     threads = threads or min(_THREADS, os.cpu_count() or 1)
     block = _LARGE_BLOCK if threads >= _MANY else BLOCK
-    modes, output_dtype = modes_of(target.facts), target.facts["output_dtype"]
-    done = 16 * sum(record["stop"] - record["start"] for record in journal.records)
+    modes, output_dtype = target.numerics.modes, target.numerics.output_dtype
+    done = 16 * sum(record.stop - record.start for record in journal.records)
     last = time.perf_counter()
 
     def finish(waiting: _Chunk) -> None:
         nonlocal last
-        record = _record(waiting, [part.result() for part in waiting.parts], domain, threads)
+        tallies, seconds = zip(*(part.result() for part in waiting.parts), strict=True)
         now = time.perf_counter()
-        record["working_s"], last = now - last, now
-        journal.add(record)
+        stages = Stages(**waiting.seconds, oracle=sum(seconds) / threads)
+        tally = sum(tallies, Tally())
+        journal.add(
+            Record(waiting.start, waiting.stop, tally, waiting.damage, waiting.began, time.time(), now - last, stages)
+        )
+        last = now
         bar.update(16 * (waiting.stop - waiting.start))
 
     bar = tqdm(total=domain.pairs, initial=done, unit=" pairs", unit_scale=True, disable=None, smoothing=0.1)
@@ -112,58 +106,49 @@ def _judge(scales: Array, output_dtype: str, modes: FloatModes, bits: Array, blo
     return tally, time.thread_time() - started
 
 
-def _record(chunk: _Chunk, parts: list[tuple[Tally, float]], domain: Domain, threads: int) -> dict[str, Any]:
-    tally = sum((part for part, _seconds in parts), Tally())
-    oracle = sum(seconds for _part, seconds in parts) / threads
-    return {
-        "start": chunk.start,
-        "stop": chunk.stop,
-        "segment": chunk.start // domain.segment,
-        "pairs": tally.pairs,
-        "refused": tally.refused,
-        "not_strict": tally.not_strict,
-        "lawless": tally.lawless,
-        "total": f"{tally.total:016x}",
-        "first": [[r.scale_bits, r.code, r.got] for r in tally.first],
-        "damage": chunk.damage,
-        "began": chunk.began,
-        "ended": time.time(),
-        "seconds": {**chunk.seconds, "oracle": oracle},
-    }
-
-
-def findings(records: list[dict[str, Any]], facts: Mapping[str, str], domain: Domain) -> dict[str, Any]:
-    """What the records say together: counts, mismatches and segments of the certificate.
+def findings(records: Sequence[Record], numerics: Numerics, domain: Domain) -> tuple[ArithmeticClaim, tuple[str, ...]]:
+    """What the records add up to: the certificate's claim and its mismatches.
 
     Raises:
         ValueError: the records do not cover the domain exactly once.
     """
-    ordered = sorted(records, key=lambda record: int(record["start"]))
-    edges = [0, *(record["stop"] for record in ordered)]
-    if [record["start"] for record in ordered] != edges[:-1] or edges[-1] != domain.size:
+    ordered = sorted(records, key=lambda record: record.start)
+    edges = [0, *(record.stop for record in ordered)]
+    if [record.start for record in ordered] != edges[:-1] or edges[-1] != domain.size:
         raise ValueError("the journal's chunks do not cover the domain exactly once")
-    counts = {name: sum(record[name] for record in ordered) for name in ("pairs", "refused", "not_strict", "lawless")}
-    damaged = [record for record in ordered if record["damage"]]
-    sums = [0] * -(-domain.size // domain.segment)
+    segments = [Tally()] * domain.segments
     for record in ordered:
-        sums[record["segment"]] = (sums[record["segment"]] + int(record["total"], 16)) % _MODULUS
-    first = [Refused(*place) for record in ordered for place in record["first"]][:FIRST]
-    return {
-        "counts": {**counts, "damaged": len(damaged)},
-        "mismatches": [name_refused(r, facts) for r in first] + [record["damage"] for record in damaged[:FIRST]],
-        "segments": {"scales": domain.segment, "sums": [f"{total:016x}" for total in sums]},
-    }
+        segments[record.start // domain.segment] += record.tally
+    whole = sum(segments, Tally())
+    damage = [record.damage for record in ordered if record.damage]
+    mismatches = (*(name_refused(place, numerics) for place in whole.first), *damage[:FIRST])
+    sums = tuple(f"{segment.total:016x}" for segment in segments)
+    return ArithmeticClaim(domain.name, sums, whole.not_strict, whole.refused, len(damage)), mismatches
 
 
-def name_refused(refused: Refused, facts: Mapping[str, str]) -> str:
+def timing(records: Sequence[Record]) -> Timing:
+    """The times of a certificate."""
+    stages = {name: sum(getattr(record.seconds, name) for record in records) for name in vars(Stages())}
+    ends = min(record.began for record in records), max(record.ended for record in records)
+    return certificate.timing(*ends, sum(record.working_s for record in records), stages)
+
+
+def name_refused(refused: Refused, numerics: Numerics) -> str:
     """One wrong product in one line, with what is allowed."""
-    unsigned = np.uint16 if facts["scale_dtype"] == "float16" else np.uint32
-    scale = np.array([refused.scale_bits], unsigned).view(facts["scale_dtype"])
+    unsigned = np.uint16 if numerics.scale_dtype == "float16" else np.uint32
+    scale = np.array([refused.scale_bits], unsigned).view(numerics.scale_dtype)
     value = CODES[refused.code : refused.code + 1]
-    accept = accept_products(value, scale, facts["output_dtype"], modes_of(facts))
+    accept = accept_products(value, scale, numerics.output_dtype, numerics.modes)
     digits = accept.form.width // 4
     allowed = "any NaN" if accept.any_nan[0] else " or ".join(f"0x{bits:0{digits}X}" for bits in accept.allowed(0))
     return (
         f"scale 0x{refused.scale_bits:0{2 * scale.itemsize}X} ({scale[0]!s}) times q = {value[0]} "
         f"(code {refused.code}): got 0x{refused.got:0{digits}X}, allowed {allowed}"
     )
+
+
+def unconstrained(domain: Domain, numerics: Numerics) -> int:
+    """How many of the domain's results contract 3.5 leaves open: those of NaN and infinity that nothing preserves."""
+    infinite = np.array([np.inf], numerics.scale_dtype)
+    free = accept_products(CODES[-1:], infinite, numerics.output_dtype, numerics.modes).anything[0]
+    return 16 * domain.not_finite if free else 0

@@ -63,6 +63,11 @@ class Domain:
         """Scales of one piece of the certificate: a power of two, whatever the chunks are."""
         return max(_SEGMENT, 1 << (-(-self.size // _SEGMENTS) - 1).bit_length())
 
+    @property
+    def segments(self) -> int:
+        """How many pieces there are."""
+        return -(-self.size // self.segment)
+
     def scales(self, first: int, last: int) -> Array:
         """The scales at positions [first, last) of the domain."""
         unsigned: Any = np.uint16 if self.dtype == "float16" else np.uint32

@@ -10,19 +10,18 @@ Source: docs/contract.md sections 1, 2 and 7; docs/proofs.md.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from conformance.proofs.target import Array, BeyondLimit, Target
+from conformance.proofs.certificate import PROVEN, REFUSED, REFUTED, IndexingClaim
+from conformance.proofs.target import Array, ExceedsLimit, Target
 
 _CODE_BITS, _SCALE_BITS = 4, 11
 #: Rows that one index run tells apart: numbers that float16 holds exactly.
 _ROWS = 1 << _SCALE_BITS
-#: Wrong elements that a certificate names, for each kind of read of a case.
-_NAMED = 1
 
 
 @dataclass(frozen=True)
@@ -76,52 +75,56 @@ SHAPES = (
 )
 
 
-def prove(target: Target, shapes: tuple[Shape, ...] = SHAPES) -> dict[str, Any]:
-    """Counts, mismatches and cases of the certificate.
-
-    Raises:
-        What the target raises, but for BeyondLimit: the contract wants sizes beyond a limit refused by name.
-    """
+def prove(target: Target, shapes: tuple[Shape, ...] = SHAPES) -> tuple[IndexingClaim, tuple[str, ...]]:
+    """The certificate's claim and mismatches. Sizes beyond a limit of the device must be refused by its name."""
     cases: dict[str, str] = {}
     mismatches: list[str] = []
-    elements = beyond = 0
-    for shape in tqdm(shapes, unit=" cases", disable=None, desc=target.facts["variant"]):
+    for shape in tqdm(shapes, unit=" cases", disable=None, desc=target.facts.variant):
         try:
             wrong = wrong_reads(target, shape)
-        except BeyondLimit as error:
-            beyond += 1
-            cases[shape.name] = f"refused: {error}"
+        except ExceedsLimit as error:
+            cases[shape.name] = f"{REFUSED}{error}"
             continue
-        elements += shape.elements
-        cases[shape.name] = "refuted" if wrong else "proven"
+        cases[shape.name] = REFUTED if wrong else PROVEN
         mismatches += [f"{shape.name}: {line}" for line in wrong]
-    counts = {"cases": len(cases), "elements": elements, "beyond_limits": beyond, "wrong": len(mismatches)}
-    return {"counts": counts, "mismatches": mismatches, "cases": cases}
+    return IndexingClaim(cases), tuple(mismatches)
+
+
+def case_names() -> dict[str, int]:
+    """Every case's name, and how many output elements it has."""
+    return {shape.name: shape.elements for shape in SHAPES}
+
+
+class _Garbled(Exception):  # noqa: N818 - what the outputs are
+    """Outputs that spell no position, or that were damaged; one line."""
 
 
 def wrong_reads(target: Target, shape: Shape) -> list[str]:
     """The first element that reads the wrong code, scale or index, each in one line; empty where none does.
 
     Raises:
-        BeyondLimit: the target refuses the sizes.
+        ExceedsLimit: the target refuses the sizes.
     """
     indices = place_indices(shape)
-    rows = indices.astype(np.int64).reshape(-1)
-    columns = np.arange(shape.embed_dim)
-    found: list[str] = []
-    codes = _codes_read(target, shape, indices, found)
-    if codes is not None:
-        wanted = rows[:, None] * shape.embed_dim + columns
-        found += _compare(shape, codes, wanted, "code", (shape.vocab_size, shape.embed_dim))
-    scales = _scales_read(target, shape, indices, found)
-    if scales is not None:
-        wanted = rows[:, None] * shape.groups + columns // shape.group_size
-        found += _compare(shape, scales, wanted, "scale", (shape.vocab_size, shape.groups))
-    positions = _indices_read(target, shape, found)
-    if positions is not None:
-        wanted = np.broadcast_to(np.arange(rows.size)[:, None], positions.shape)
-        found += _compare(shape, positions, wanted, "index", shape.indices)
-    return found
+    rows = indices.astype(np.int64).reshape(-1)[:, None]
+    columns, groups = np.arange(shape.embed_dim), np.arange(shape.embed_dim) // shape.group_size
+    reads = (
+        ("code", _codes_read, rows * shape.embed_dim + columns, (shape.vocab_size, shape.embed_dim)),
+        ("scale", _scales_read, rows * shape.groups + groups, (shape.vocab_size, shape.groups)),
+        (
+            "index",
+            _indices_read,
+            np.broadcast_to(np.arange(rows.size)[:, None], (rows.size, columns.size)),
+            shape.indices,
+        ),
+    )
+    lines: list[str] = []
+    for what, read, right, table in reads:
+        try:
+            lines += _compare(shape, read(target, shape, indices), right, what, table)
+        except _Garbled as error:
+            lines.append(str(error))
+    return lines
 
 
 def place_indices(shape: Shape) -> Array:
@@ -132,110 +135,77 @@ def place_indices(shape: Shape) -> Array:
     return np.resize(rows, math.prod(shape.indices)).astype(dtype).reshape(shape.indices)
 
 
-def _codes_read(target: Target, shape: Shape, indices: Array, found: list[str]) -> Array | None:
-    """The number of the code that every element read; -1 where the runs contradict each other."""
-    size = shape.vocab_size * shape.embed_dim
-    number = np.arange(size)
-    ones = np.ones((shape.vocab_size, shape.groups), target.facts["scale_dtype"])
-    read = np.zeros((math.prod(shape.indices), shape.embed_dim), np.int64)
-    lowest = None
-    for shift in range(0, max(1, (size - 1).bit_length()), _CODE_BITS):
-        nibble = _codes(target, shape, number >> shift & 15, ones, indices, found)
-        if nibble is None:
-            return None
-        lowest = nibble if lowest is None else lowest
-        read |= nibble << shift
-    complement = _codes(target, shape, 15 - (number & 15), ones, indices, found)
-    if complement is None or lowest is None:
-        return None
-    read[complement != 15 - lowest] = -1
+def _codes_read(target: Target, shape: Shape, indices: Array) -> Array:
+    """The number of the code that every element read."""
+    ones = np.ones((shape.vocab_size, shape.groups), target.numerics.scale_dtype)
+
+    def run(codes: Array) -> Array:
+        values = (codes - 8).astype(np.int8).reshape(shape.vocab_size, shape.embed_dim)
+        return _lookup(target, shape, values, ones, indices, (-8, 7)) + 8
+
+    return _spelled(np.arange(shape.vocab_size * shape.embed_dim), _CODE_BITS, run)
+
+
+def _scales_read(target: Target, shape: Shape, indices: Array) -> Array:
+    """The number of the scale that every element read."""
+    number = np.arange(shape.vocab_size * shape.groups)
+    return _spelled(number, _SCALE_BITS, lambda part: _scales(target, shape, part, indices))
+
+
+def _spelled(number: Array, bits: int, run: Callable[[Array], Array]) -> Array:
+    """What ``run`` reads of every position's number, ``bits`` at a time; -1 where the complement contradicts it."""
+    mask = (1 << bits) - 1
+    read = run(number & mask)
+    for shift in range(bits, (number.size - 1).bit_length(), bits):
+        read |= run(number >> shift & mask) << shift
+    read[run(mask - (number & mask)) != mask - (read & mask)] = -1
     return read
 
 
-def _codes(target: Target, shape: Shape, codes: Array, ones: Array, indices: Array, found: list[str]) -> Array | None:
-    values = (codes - 8).astype(np.int8).reshape(shape.vocab_size, shape.embed_dim)
-    out = _lookup(target, shape, values, ones, indices, found, (-8, 7))
-    return None if out is None else out + 8
-
-
-def _scales_read(target: Target, shape: Shape, indices: Array, found: list[str]) -> Array | None:
-    """The number of the scale that every element read; -1 where the runs contradict each other."""
-    size = shape.vocab_size * shape.groups
-    number = np.arange(size)
-    read = np.zeros((math.prod(shape.indices), shape.embed_dim), np.int64)
-    for shift in range(0, max(1, (size - 1).bit_length()), _SCALE_BITS):
-        part = _scales(target, shape, number >> shift & (_ROWS - 1), indices, found)
-        if part is None:
-            return None
-        read |= part << shift
-    complement = _scales(target, shape, _ROWS - 1 - (number & (_ROWS - 1)), indices, found)
-    if complement is None:
-        return None
-    read[complement != _ROWS - 1 - (read & (_ROWS - 1))] = -1
-    return read
-
-
-def _scales(target: Target, shape: Shape, numbers: Array, indices: Array, found: list[str]) -> Array | None:
+def _scales(target: Target, shape: Shape, numbers: Array, indices: Array) -> Array:
     ones = np.ones((shape.vocab_size, shape.embed_dim), np.int8)
-    scales = numbers.astype(target.facts["scale_dtype"]).reshape(shape.vocab_size, shape.groups)
-    return _lookup(target, shape, ones, scales, indices, found, (0, _ROWS - 1))
+    scales = numbers.astype(target.numerics.scale_dtype).reshape(shape.vocab_size, shape.groups)
+    return _lookup(target, shape, ones, scales, indices, (0, _ROWS - 1))
 
 
-def _indices_read(target: Target, shape: Shape, found: list[str]) -> Array | None:
-    """The position of the index that every element read; None where one row leaves nothing to tell apart."""
-    base, count = min(shape.vocab_size, _ROWS), math.prod(shape.indices)
+def _indices_read(target: Target, shape: Shape, indices: Array) -> Array:
+    """The position of the index that every element read; where one row leaves nothing to tell apart, its own."""
+    base, number = min(shape.vocab_size, _ROWS), np.arange(indices.size)
     if base == 1:
-        return None
-    number = np.arange(count)
+        return np.repeat(number[:, None], shape.embed_dim, axis=1)
     row_numbers = np.repeat(np.arange(shape.vocab_size) % base, shape.groups)
-    read, weight = np.zeros((count, shape.embed_dim), np.int64), 1
-    while weight < count or weight == 1:
+    read, weight = np.zeros((number.size, shape.embed_dim), np.int64), 1
+    while weight < number.size or weight == 1:
         digits = (number // weight % base).astype(np.int32).reshape(shape.indices)
-        part = _scales(target, shape, row_numbers, digits, found)
-        if part is None:
-            return None
-        read += part * weight
+        read += _scales(target, shape, row_numbers, digits) * weight
         weight *= base
     return read
 
 
-def _lookup(
-    target: Target,
-    shape: Shape,
-    values: Array,
-    scales: Array,
-    indices: Array,
-    found: list[str],
-    span: tuple[int, int],
-) -> Array | None:
-    """The outputs as integers [indices, D]; None, and a line in ``found``, where they are no integers in ``span``."""
-    looked = target.lookup(values, scales, shape.group_size, indices)
-    if looked.damage:
-        found.append(looked.damage)
-        return None
-    out = looked.out.astype(np.float64).reshape(-1, shape.embed_dim)
+def _lookup(target: Target, shape: Shape, values: Array, scales: Array, indices: Array, span: tuple[int, int]) -> Array:
+    """The outputs as integers [indices, D] in ``span``; raises _Garbled where they are not."""
+    result = target.lookup(values, scales, shape.group_size, indices)
+    if result.damage:
+        raise _Garbled(result.damage)
+    out = result.out.astype(np.float64).reshape(-1, shape.embed_dim)
     wrong = ~((out == np.rint(out)) & (out >= span[0]) & (out <= span[1]))
     if wrong.any():
         place = _place(shape, int(np.argmax(wrong)))
-        found.append(f"out{place} is {out[wrong][0]!s}, which no position of the table gives")
-        return None
+        raise _Garbled(f"out{place} is {out[wrong][0]!s}, which no position of the table gives")
     return out.astype(np.int64)
 
 
-def _compare(shape: Shape, read: Array, wanted: Array, what: str, table: tuple[int, ...]) -> list[str]:
-    wrong = read != wanted
+def _compare(shape: Shape, read: Array, right: Array, what: str, table: tuple[int, ...]) -> list[str]:
+    """The first element that read another place than ``right``, in one line."""
+    wrong = read != right
     if not wrong.any():
         return []
-    size = math.prod(table)
-    lines = []
-    for at in np.flatnonzero(wrong)[:_NAMED].tolist():
-        number, right = int(read.reshape(-1)[at]), int(wanted.reshape(-1)[at])
-        where = f"{what} {_at(number, table)}" if 0 <= number < size else f"something that is no {what} of the table"
-        count = int(np.count_nonzero(wrong))
-        lines.append(
-            f"out{_place(shape, at)} reads {where}, not {what} {_at(right, table)} ({count} of {wrong.size} wrong)"
-        )
-    return lines
+    at, count = int(np.argmax(wrong)), int(np.count_nonzero(wrong))
+    number = int(read.reshape(-1)[at])
+    known = 0 <= number < math.prod(table)
+    where = f"{what} {_at(number, table)}" if known else f"something that is no {what} of the table"
+    place = _at(int(right.reshape(-1)[at]), table)
+    return [f"out{_place(shape, at)} reads {where}, not {what} {place} ({count} of {wrong.size} wrong)"]
 
 
 def _place(shape: Shape, at: int) -> str:

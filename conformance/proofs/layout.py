@@ -10,14 +10,14 @@ Source: docs/contract.md section 1; docs/proofs.md.
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from conformance.case.case import Case, Table
 from conformance.harness import subject as subjects
 from conformance.harness.observation import Arrays, Refused, Unsupported
-from conformance.proofs.target import FACTS, Array
+from conformance.proofs.certificate import PROVEN, REFUSED, REFUTED, LayoutClaim
+from conformance.proofs.target import Array
 from reference.program.spec import Values
 from reference.table import layouts
 from reference.table.positions import Place, block_bytes, block_place, flat_place, linear_weight_place
@@ -43,38 +43,35 @@ _BOTH = 2
 Packed = Callable[[Array], Array]
 
 
-def facts(subject: str) -> dict[str, str]:
-    """What the certificate says it is about; nothing of it runs a shader."""
-    return dict.fromkeys(FACTS, "") | {"subject": subject, "arithmetic": "host"}
-
-
-def prove(subject: str) -> dict[str, Any]:
-    """Counts, mismatches and cases of the certificate; ``elements`` are the codes that were enumerated.
+def prove(subject: str) -> tuple[LayoutClaim, tuple[str, ...]]:
+    """The certificate's claim and mismatches.
 
     Raises:
         ValueError: no such subject.
     """
+    wrong: dict[str, str] = {}
     cases: dict[str, str] = {}
-    mismatches: list[str] = []
-    elements = 0
     for layout, storage, (rows, columns) in _small_cases():
         name = _name(layout, storage, rows, columns)
         pack = packer(subject, layout, storage)
         if isinstance(pack, str):
-            cases[name] = f"refused: {pack}"
-            continue
-        wrong = enumerate_packed(layout, rows, columns, pack)
-        elements += rows * columns
-        cases[name] = "refuted" if wrong else "proven"
-        mismatches += [f"{name}: {wrong}"] if wrong else []
+            cases[name] = f"{REFUSED}{pack}"
+        else:
+            wrong[name] = enumerate_packed(layout, rows, columns, pack)
     for layout, (rows, columns) in itertools.product(PLACES, LARGE):
-        name = _name(layout, "by arithmetic", rows, columns)
-        wrong = by_arithmetic(layout, rows, columns)
-        cases[name] = "refuted" if wrong else "proven"
-        mismatches += [f"{name}: {wrong}"] if wrong else []
-    beyond = sum(outcome.startswith("refused") for outcome in cases.values())
-    counts = {"cases": len(cases), "elements": elements, "beyond_limits": beyond, "wrong": len(mismatches)}
-    return {"counts": counts, "mismatches": mismatches, "cases": cases}
+        wrong[_name(layout, "by arithmetic", rows, columns)] = by_arithmetic(layout, rows, columns)
+    cases |= {name: REFUTED if line else PROVEN for name, line in wrong.items()}
+    return LayoutClaim(cases), tuple(f"{name}: {line}" for name, line in wrong.items() if line)
+
+
+def check_subject(subject: str) -> None:
+    """Check that there is such a subject.
+
+    Raises:
+        ValueError: no; names the nearest ones.
+    """
+    if subject != "reference":
+        subjects.check_name(subject)
 
 
 def case_names() -> dict[str, int]:
@@ -101,12 +98,8 @@ def packer(subject: str, layout: str, storage: str) -> Packed | str:
         ValueError: no such subject.
     """
     if subject == "reference":
-        own: dict[str, Packed] = {
-            "flat": layouts.pack_flat,
-            "linear_weight": layouts.pack_linear_weight,
-            "blocks": layouts.pack_blocks,
-        }
-        return own[layout]
+        own: Packed = getattr(layouts, f"pack_{layout}")
+        return own
     loaded = subjects.load(subject)
 
     def case(values: Array) -> Case:
@@ -118,12 +111,12 @@ def packer(subject: str, layout: str, storage: str) -> Packed | str:
         return reason
 
     def pack(values: Array) -> Array:
-        seen = loaded.run(case(values))
-        if isinstance(seen, Refused | Unsupported):
-            raise ValueError(f"subject {subject} does not pack {layout}: {seen.reason}")
-        if not isinstance(seen, Arrays) or len(seen.arrays) != 1:
+        answer = loaded.run(case(values))
+        if isinstance(answer, Refused | Unsupported):
+            raise ValueError(f"subject {subject} does not pack {layout}: {answer.reason}")
+        if not isinstance(answer, Arrays) or len(answer.arrays) != 1:
             raise ValueError(f"subject {subject} answers layout {layout} with no single array")
-        return next(iter(seen.arrays.values()))
+        return next(iter(answer.arrays.values()))
 
     return pack
 

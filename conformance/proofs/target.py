@@ -1,7 +1,7 @@
-"""What a proof is about: a subject's arithmetic and addressing, behind one small interface.
+"""What a proof runs: the operator of one subject in one variant, behind one small interface.
 
-``conformance/subjects/_prove_*.py`` implement it: Vulkan devices (the player, or a shader given by path),
-the wheel's eager operator, and the reference itself. Only they import torch or the player.
+``conformance/proofs/targets`` implements it: Vulkan devices (our shader, or one given by path), the wheel's eager
+operator, and the reference itself. Only they import torch, the Vulkan binding or ``impl``.
 
 Source: docs/proofs.md.
 """
@@ -14,25 +14,36 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from reference.arithmetic.accept import FloatModes
+
 Array = np.ndarray[Any, Any]
 
 _HOMES = {"impl": "device", "executorch": "host", "reference": "host"}
-#: Every target has these facts, and a certificate has them all; "" where one means nothing for the subject.
-FACTS = (
-    "subject",
-    "variant",
-    "scale_dtype",
-    "output_dtype",
-    "arithmetic",
-    "execution_modes",
-    "precise",
-    "io_storage",
-    "shader",
-    "glsl_sha256",
-    "spirv_sha256",
-    "device",
-    "driver",
-)
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a certificate is about; "" where a fact means nothing for the subject."""
+
+    subject: str
+    variant: str = ""
+    #: What the SPIR-V declares, as it names it, with commas: ``RoundingModeRTE 32``.
+    execution_modes: str = ""
+    #: Relative to the checkout where it lies inside.
+    shader: str = ""
+    glsl_sha256: str = ""
+    spirv_sha256: str = ""
+    device: str = ""
+    driver: str = ""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What the facts settle about numbers: dtypes, and which results contract 3 allows."""
+
+    scale_dtype: str
+    output_dtype: str
+    modes: FloatModes
 
 
 @dataclass(frozen=True)
@@ -44,22 +55,22 @@ class Products:
 
 
 @dataclass(frozen=True)
-class Looked:
+class LookupResult:
     """One checked lookup: ``out`` indices.shape + [D], and what was damaged or left unwritten ("" for nothing)."""
 
     out: Array
     damage: str
 
 
-class BeyondLimit(ValueError):  # noqa: N818 - names the condition, as the player's errors do
+class ExceedsLimit(ValueError):  # noqa: N818 - names the condition, as the kernel's errors do
     """The subject refuses the sizes and names the limit of the device that they exceed (contract 7.5)."""
 
 
 class Target(Protocol):
-    """A subject in one variant on one device, opened."""
+    """A subject's operator in one variant on one device, opened."""
 
-    #: See FACTS; all text.
-    facts: Mapping[str, str]
+    facts: TargetFacts
+    numerics: Numerics
     #: Seconds spent so far: "device" computing, "transfer" moving bytes.
     seconds: Mapping[str, float]
 
@@ -71,11 +82,11 @@ class Target(Protocol):
         """Every code (0 to 15) times each scale; the bits stay valid until the slot is used again."""
         ...
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
         """The operator on int8 values [V, D] and scales [V, D/G].
 
         Raises:
-            BeyondLimit: the device cannot hold it.
+            ExceedsLimit: the device cannot hold it.
         """
         ...
 
@@ -91,8 +102,7 @@ def open_target(subject: str, variant: str, *, device: str = "", shader: Path | 
         ValueError: no such subject or variant; names those that there are.
         EnvironmentProblem: no device, driver or compiler; names what to install.
     """
-    module = _module(subject)
-    target: Target = module.open_target(subject, variant, device, shader)
+    target: Target = _module(subject).open_target(subject, variant, device, shader)
     return target
 
 
@@ -106,14 +116,15 @@ def variants(subject: str) -> tuple[str, ...]:
     return names
 
 
-def derived(facts: Mapping[str, str]) -> dict[str, str]:
-    """Those facts that follow from the others on any machine: of a shader also the hashes that it has today.
+def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
+    """The facts as any machine derives them, with the hashes that the shader has today, and what they settle.
 
     Raises:
-        ValueError: no such subject, variant or shader. EnvironmentProblem: the shader cannot be compiled here.
+        ValueError: no such subject, variant or shader.
+        EnvironmentProblem: the shader cannot be compiled here.
     """
-    found: dict[str, str] = _module(facts["subject"]).derived(facts)
-    return found
+    today: tuple[TargetFacts, Numerics] = _module(facts.subject).derived(facts)
+    return today
 
 
 def _module(subject: str) -> Any:

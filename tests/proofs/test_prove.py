@@ -1,6 +1,5 @@
 """Proofs find planted bugs by name, and certificates of what is right hold."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,11 @@ import numpy as np
 import pytest
 
 from conformance.cli import prove as prove_cli
+from conformance.proofs import certificate
 from conformance.proofs import layout as prove_layout
 from conformance.proofs import target as prove_target
 from conformance.proofs.arithmetic import SLOTS
+from conformance.proofs.certificate import ArithmeticClaim, Certificate
 from conformance.proofs.indexing import SHAPES, Shape, wrong_reads
 from conformance.proofs.target import Array
 from reference.table.layouts import pack_blocks
@@ -27,24 +28,26 @@ def prove(*words: str) -> int:
     return prove_cli.main([str(word) for word in words])
 
 
-def certificate(folder: Path) -> dict[str, object]:
+def stored(folder: Path) -> Certificate:
     (path,) = folder.glob("*.json")
-    found: dict[str, object] = json.loads(path.read_text())
-    return found
+    return certificate.read(path)
 
 
 @pytest.mark.parametrize("variant", ["flat-buffer-f16out-f16scale-buffer", "block-texture2d-f32out-f16scale-texture3d"])
-def test_float16_is_proven_completely(variant: str, tmp_path: Path) -> None:
+def test_float16_is_proven_completely(variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prove("arithmetic", "--variant", variant, "--out", tmp_path) == 0
-    made = certificate(tmp_path)
-    assert made["result"] == "proven"
-    assert made["counts"] == {"pairs": 1 << 20, "refused": 0, "not_strict": 0, "lawless": 0, "damaged": 0}
+    proof = stored(tmp_path)
+    assert proof.result == "proven"
+    assert isinstance(proof.claim, ArithmeticClaim)
+    assert (proof.claim.domain, proof.claim.not_strict, len(proof.claim.sums)) == ("all", 0, 1)
+    counts = "pairs 1048576, refused 0, not_strict 0, unconstrained 0, damaged 0"
+    assert f"({counts})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("subject", ["reference", "executorch"])
 def test_host_operators_are_proven(subject: str, tmp_path: Path) -> None:
     assert prove("arithmetic", "--subject", subject, "--variant", "linear-f32out-f16scale", "--out", tmp_path) == 0
-    assert certificate(tmp_path)["counts"]["not_strict"] == 0  # type: ignore[index]  # it is a table
+    assert stored(tmp_path).claim.not_strict == 0
 
 
 def test_one_ulp_of_one_scale_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +57,7 @@ def test_one_ulp_of_one_scale_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "scale 0x3EAAAAAB (0.33333334) times q = -4 (code 4): got 0xBFAAAAAC, allowed 0xBFAAAAAB" in said
     assert "refused 4," in said  # codes 0, 4, 8 and 12 come first of their four columns
-    assert certificate(tmp_path)["result"] == "refuted"
+    assert stored(tmp_path).result == "refuted"
 
 
 @pytest.mark.parametrize(

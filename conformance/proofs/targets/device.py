@@ -8,14 +8,14 @@ Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 import hashlib
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from conformance.harness.observation import EnvironmentProblem
-from conformance.proofs.target import Array, BeyondLimit, Looked, Products
+from conformance.judging.compare import float_modes
+from conformance.proofs.target import Array, ExceedsLimit, LookupResult, Numerics, Products, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
 from conformance.pte.spirv import is_precise
 from impl.errors import (
@@ -59,41 +59,47 @@ def open_target(_subject: str, variant: str, device: str, shader: Path | None) -
         raise
 
 
-def derived(facts: Mapping[str, str]) -> dict[str, str]:
+def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
     """What the facts' shader is and compiles to here, with the float modes that the facts declare.
 
     Raises:
         ValueError: no such variant or shader file, or it does not compile.
         EnvironmentProblem: no compiler, and not in the cache.
     """
-    source, variant = ROOT / facts["shader"], variant_named(facts["variant"])
-    modes = tuple(m for m in facts["execution_modes"].split(",") if m)
+    source, variant = ROOT / facts.shader, variant_named(facts.variant)
     if not source.is_file():
-        raise ValueError(f"no shader file {facts['shader']}")
+        raise ValueError(f"no shader file {facts.shader}")
     try:
-        return _settled(variant, source, compiler.compile_shader(source, variant.defines, modes))
+        shader = compiler.compile_shader(source, variant.defines, tuple(filter(None, facts.execution_modes.split(","))))
     except ShaderCompileError as error:
         raise ValueError(str(error)) from error
     except ShaderToolMissing as error:
         raise EnvironmentProblem(str(error)) from error
+    return _facts(variant, source, shader, facts.device, facts.driver), _numerics(variant, shader)
 
 
-def _settled(variant: Variant, source: Path, shader: compiler.Shader) -> dict[str, str]:
-    """The facts that need no device."""
+def _facts(variant: Variant, source: Path, shader: compiler.Shader, device: str, driver: str) -> TargetFacts:
     resolved = source.resolve()
-    return {
-        "subject": "impl",
-        "variant": variant.name,
-        "scale_dtype": variant.scale_dtype,
-        "output_dtype": variant.output_dtype,
-        "arithmetic": "device",
+    return TargetFacts(
+        subject="impl",
+        variant=variant.name,
+        execution_modes=",".join(shader.float_modes),
+        shader=str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
+        glsl_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        spirv_sha256=shader.sha256,
+        device=device,
+        driver=driver,
+    )
+
+
+def _numerics(variant: Variant, shader: compiler.Shader) -> Numerics:
+    """What the shader's own bytes declare (contract 3.4)."""
+    declared = {
         "execution_modes": ",".join(shader.float_modes),
         "precise": "1" if is_precise(shader.spirv) else "0",
         "io_storage": variant.io_storage,
-        "shader": str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
-        "glsl_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "spirv_sha256": shader.sha256,
     }
+    return Numerics(variant.scale_dtype, variant.output_dtype, float_modes(declared))
 
 
 class DeviceTarget:
@@ -107,11 +113,8 @@ class DeviceTarget:
             raise EnvironmentProblem(str(error)) from error
         except ShaderCompileError as error:
             raise ValueError(str(error)) from error
-        self.facts: Mapping[str, str] = {
-            **_settled(variant, source, self._shader),
-            "device": device.info.name,
-            "driver": device.info.driver,
-        }
+        self.facts = _facts(variant, source, self._shader, device.info.name, device.info.driver)
+        self.numerics = _numerics(variant, self._shader)
         self.seconds = {"device": 0.0, "transfer": 0.0}
         self._stream: Stream | None = None
         self._table: tuple[Array, Array] | None = None
@@ -141,15 +144,15 @@ class DeviceTarget:
         packed, indices = self._table
         padded = np.zeros((indices.size, PER_ROW), self._variant.scale_dtype)
         padded.reshape(-1)[: scales.size] = scales
-        found = self._run(packed, padded, GROUP, indices)
-        bits = found.out.reshape(-1, 16)[: scales.size]
-        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(found))
+        result = self._run(packed, padded, GROUP, indices)
+        bits = result.out.reshape(-1, 16)[: scales.size]
+        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(result))
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
         """Pack with the reference's layouts and run checked: poison, guard bands, two runs."""
         packed = (pack_flat if self._variant.weight_layout == "flat" else pack_blocks)(values)
-        found = self._run(packed, scales, group_size, indices)
-        return Looked(found.out, _damage(found))
+        result = self._run(packed, scales, group_size, indices)
+        return LookupResult(result.out, _damage(result))
 
     def _run(self, packed: Array, scales: Array, group_size: int, indices: Array) -> KernelResult:
         started = time.perf_counter()
@@ -165,7 +168,7 @@ class DeviceTarget:
                 shader=self._shader,
             )
         except DeviceLimitExceeded as error:
-            raise BeyondLimit(str(error)) from error
+            raise ExceedsLimit(str(error)) from error
         except DeviceLacksFeature as error:
             raise EnvironmentProblem(str(error)) from error
         finally:
@@ -178,11 +181,11 @@ class DeviceTarget:
         self._device.close()
 
 
-def _damage(found: KernelResult) -> str:
-    if found.damage:
-        return found.damage
-    for what, at in (("never written", found.unwritten), ("not the same in two runs", found.unstable)):
+def _damage(result: KernelResult) -> str:
+    if result.damage:
+        return result.damage
+    for what, at in (("never written", result.unwritten), ("not the same in two runs", result.unstable)):
         if at is not None:
-            place = tuple(int(i) for i in np.unravel_index(at, found.out.shape))
+            place = tuple(int(i) for i in np.unravel_index(at, result.out.shape))
             return f"element {list(place)} is {what}"
     return ""

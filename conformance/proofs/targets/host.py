@@ -5,13 +5,15 @@ Source: docs/contract.md sections 2 and 3.5; docs/proofs.md.
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from conformance.harness.observation import EnvironmentProblem
-from conformance.proofs.target import FACTS, Array, Looked, Products
+from conformance.proofs.target import Array, LookupResult, Numerics, Products, TargetFacts
+from reference.arithmetic.accept import HOST
 from reference.q4_embedding_ref import embedding_q4gsw
 from reference.table.layouts import pack_flat, pack_linear_weight
 
@@ -21,6 +23,7 @@ _COLUMNS, _GROUP = 512, 16
 _PER_ROW = _COLUMNS // _GROUP
 _MOST = 1 << 18
 _LAYOUTS = {"flat": pack_flat, "linear": pack_linear_weight}
+_DTYPES = {"f16": "float16", "f32": "float32"}
 
 
 def variants(subject: str) -> tuple[str, ...]:
@@ -33,38 +36,29 @@ def open_target(subject: str, variant: str, _device: str, shader: Path | None) -
     """Load the operator; see ``conformance.proofs.target.open_target``."""
     if shader is not None:
         raise ValueError(f"subject {subject} runs on the host and takes no shader")
-    settled = derived({"subject": subject, "variant": variant})
-    operator, driver = _wheel() if subject == "executorch" else _reference(settled["output_dtype"])
-    facts = dict.fromkeys(FACTS, "") | settled | {"device": f"CPU {platform.machine()}", "driver": driver}
-    return HostTarget(operator, facts)
+    facts, numerics = derived(TargetFacts(subject, variant))
+    operator, driver = _wheel() if subject == "executorch" else _reference(numerics.output_dtype)
+    return HostTarget(operator, replace(facts, device=f"CPU {platform.machine()}", driver=driver), numerics)
 
 
-def derived(facts: Mapping[str, str]) -> dict[str, str]:
+def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
     """See ``conformance.proofs.target.derived``."""
-    if facts["variant"] not in variants(facts["subject"]):
-        raise ValueError(
-            f"unknown variant {facts['variant']!r} of {facts['subject']}: "
-            f"known are {', '.join(variants(facts['subject']))}"
-        )
-    _layout, output, scale = facts["variant"].split("-")
-    settled = dict.fromkeys(FACTS, "") | {
-        "subject": facts["subject"],
-        "variant": facts["variant"],
-        "scale_dtype": "float16" if scale.startswith("f16") else "float32",
-        "output_dtype": "float16" if output.startswith("f16") else "float32",
-        "arithmetic": "host",
-    }
-    return {name: value for name, value in settled.items() if name not in {"device", "driver"}}
+    known = variants(facts.subject)
+    if facts.variant not in known:
+        raise ValueError(f"unknown variant {facts.variant!r} of {facts.subject}: known are {', '.join(known)}")
+    _layout, output, scale = facts.variant.split("-")
+    numerics = Numerics(_DTYPES[scale[:3]], _DTYPES[output[:3]], HOST)
+    return TargetFacts(facts.subject, facts.variant, device=facts.device, driver=facts.driver), numerics
 
 
 class HostTarget:
     """See ``conformance.proofs.target.Target``."""
 
-    def __init__(self, operator: Operator, facts: Mapping[str, str]) -> None:
-        self.facts = facts
+    def __init__(self, operator: Operator, facts: TargetFacts, numerics: Numerics) -> None:
+        self.facts, self.numerics = facts, numerics
         self.seconds = {"device": 0.0, "transfer": 0.0}
         self._operator = operator
-        self._linear = facts["variant"].startswith("linear")
+        self._linear = facts.variant.startswith("linear")
         self._pack = _LAYOUTS["linear" if self._linear else "flat"]
         self._packed, self._indices = np.empty((0, 0), np.uint8), np.empty(0, np.int64)
 
@@ -83,9 +77,9 @@ class HostTarget:
         bits = self._call(self._packed, padded, _GROUP, self._indices).reshape(-1, 16)[: scales.size]
         return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), "")
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Looked:
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
         """One eager call."""
-        return Looked(self._call(self._pack(values), scales, group_size, indices), "")
+        return LookupResult(self._call(self._pack(values), scales, group_size, indices), "")
 
     def _call(self, packed: Array, scales: Array, group_size: int, indices: Array) -> Array:
         started = time.perf_counter()
@@ -113,8 +107,8 @@ def _wheel() -> tuple[Operator, str]:
         raise EnvironmentProblem(f"subject executorch needs torch and executorch: {error}") from error
 
     def operator(packed: Array, scales: Array, group_size: int, indices: Array, linear: bool) -> Array:
-        given = (torch.from_numpy(packed), torch.from_numpy(scales), group_size, torch.from_numpy(indices), linear)
-        result: Array = torch.ops.et_vk.embedding_q4gsw(*given).numpy()
+        arguments = (torch.from_numpy(packed), torch.from_numpy(scales), group_size, torch.from_numpy(indices), linear)
+        result: Array = torch.ops.et_vk.embedding_q4gsw(*arguments).numpy()
         return result
 
     return operator, f"torch {torch.__version__}"

@@ -8,8 +8,18 @@ import sys
 from pathlib import Path
 
 from conformance.bisect.search import Search
+from conformance.case.case import Case
+from conformance.results import replay
+from conformance.results.verdict import Verdict
+from conformance.runs.run import versions
 
 _ROOT = Path(__file__).parent.parent.parent
+
+
+def replay_of(folder: Path, case: Case, verdict: Verdict) -> str:
+    """Return the command that asks the case again, from a replay file that is written into ``folder``."""
+    path = replay.write(folder, case, verdict, versions())
+    return f"python -m conformance replay {shlex.quote(str(path))} --subject {shlex.quote(verdict.subject)}"
 
 
 def at_commit(search: Search, commit: str, case: str) -> str:
@@ -17,29 +27,15 @@ def at_commit(search: Search, commit: str, case: str) -> str:
 
     It exits with 0 where the commit is good. What needs the commit's files extracts them into a new directory.
     """
-    asked = f"run --case {shlex.quote(case)} --no-expectations"
+    run = f"run --case {shlex.quote(case)} --no-expectations"
     if case.endswith(".toml"):
-        asked = f"replay {shlex.quote(str(Path(case).resolve()))}"
+        run = f"replay {shlex.quote(str(Path(case).resolve()))}"
     if search.kind == "executorch-src":
         subject = shlex.quote(f"executorch-src:{search.repo}@{commit}")
-        return f"python -m conformance {asked} --subject {subject}"
+        return f"python -m conformance {run} --subject {subject}"
     extract = f'DIR=$(mktemp -d) && git -C {shlex.quote(search.repo)} archive {commit} | tar -x -C "$DIR"'
     if search.kind == "command":
         return f'{extract} && (cd "$DIR" && {shlex.join(search.what)})'
     subject = f'"$DIR"/{shlex.quote(search.what[0])} --case-seconds {search.seconds:g}'
-    path = 'PYTHONPATH="$DIR${PYTHONPATH:+:$PYTHONPATH}"'
-    return f"{extract} && (cd {_quoted(_ROOT)} && {path} {_python()} -m conformance {asked} --subject {subject})"
-
-
-def in_version(environment: Path, file: Path, seconds: float) -> str:
-    """Return the command that replays ``file`` in an environment with another version; it exits with 0 where good."""
-    python = _quoted(environment / "bin" / "python")
-    return f"(cd {_quoted(_ROOT)} && {python} -m conformance replay {_quoted(file)} --case-seconds {seconds:g})"
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-def _python() -> str:
-    return shlex.quote(sys.executable)
+    python = f'PYTHONPATH="$DIR${{PYTHONPATH:+:$PYTHONPATH}}" {shlex.quote(sys.executable)}'
+    return f"{extract} && (cd {shlex.quote(str(_ROOT))} && {python} -m conformance {run} --subject {subject})"

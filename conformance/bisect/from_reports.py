@@ -1,4 +1,4 @@
-"""From two reports to bisect commands: each case that went red, with the revisions that the headers recorded.
+"""From two reports to the commands that explain them: each case that went red, with what the headers recorded.
 
 Source: docs/bisecting.md.
 """
@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from conformance.results.verdict import UNEXPECTED, Stream, read
-from conformance.sources.releases import PACKAGES
+from conformance.results.verdict import UNEXPECTED, read
+from conformance.sources.releases import PACKAGES, order
 
-_BISECT = "python -m conformance bisect"
+_SUITE = "python -m conformance"
 
 
 def show(old: Path, new: Path) -> int:
@@ -19,7 +19,7 @@ def show(old: Path, new: Path) -> int:
     Raises:
         ValueError: a file is no verdict stream; names it and the line.
     """
-    before, after = (_stream(path) for path in (old, new))
+    before, after = (read(path / "verdicts.jsonl" if path.is_dir() else path) for path in (old, new))
     passed = {v.case for v in before.verdicts if v.outcome not in UNEXPECTED}
     red = [v for v in after.verdicts if v.outcome in UNEXPECTED and v.case in passed]
     for verdict in red:
@@ -32,19 +32,24 @@ def show(old: Path, new: Path) -> int:
 def _commands(case: str, old: Any, new: Any) -> list[str]:
     """A command for each thing that differs between two headers: trees, versions, the suite; else one over stages."""
     subject = shlex.quote(_subject(new))
-    found = [*_trees(case, old, new), *_subject_files(case, old, new), *_versions(case, old, new, subject)]
+    commands = [*_trees(case, old, new), *_subject_files(case, old, new), *_versions(case, old, new, subject)]
     if _both_known(old.get("revision"), new.get("revision")):
-        run = f"python -m conformance run --case {case} --subject {subject}"
-        found.append(f"{_BISECT} commit --repo . --good {old['revision']} --bad {new['revision']} -- {run}")
-    return found or [f"{_BISECT} stage {case} --subject {subject}"]
+        run = f"{_SUITE} run --case {case} --subject {subject}"
+        commands.append(_commit("", ".", old["revision"], new["revision"], f" -- {run}"))
+    return commands or [f"{_SUITE} bisect stage {case} --subject {subject}"]
+
+
+def _commit(case: str, repo: str, good: str, bad: str, more: str = "") -> str:
+    words = f"{_SUITE} bisect commit {case}".rstrip()
+    return f"{words} --repo {shlex.quote(repo)} --good {good} --bad {bad}{more}"
 
 
 def _trees(case: str, old: Any, new: Any) -> list[str]:
     """For subject executorch-src: the trees' own repository."""
-    (kind, repo, good), (other, same, bad) = (_tree(str(header.get("subject", ""))) for header in (old, new))
-    if kind == other == "executorch-src" and repo == same and good != bad and good and bad:
-        return [f"{_BISECT} commit {case} --repo {shlex.quote(repo)} --good {good} --bad {bad}"]
-    return []
+    (good_repo, _, good), (bad_repo, _, bad) = (str(h.get("subject", "")).rpartition("@") for h in (old, new))
+    kind, _, repo = good_repo.partition(":")
+    same = kind == "executorch-src" and good_repo == bad_repo
+    return [_commit(case, repo, good, bad)] if same and good != bad else []
 
 
 def _subject_files(case: str, old: Any, new: Any) -> list[str]:
@@ -54,19 +59,18 @@ def _subject_files(case: str, old: Any, new: Any) -> list[str]:
         return []  # in the suite's own repository it has the suite's revision, which comes below
     repo = str(new["subject_repository"])
     note = [] if Path(repo).is_dir() else [f"# {repo} is not on this machine: give your clone as --repo"]
-    ends = f"--good {good} --bad {bad}"
-    return [*note, f"{_BISECT} commit {case} --repo {shlex.quote(repo)} {ends} --subject-file {shlex.quote(file)}"]
+    return [*note, _commit(case, repo, good, bad, f" --subject-file {shlex.quote(file)}")]
 
 
 def _versions(case: str, old: Any, new: Any, subject: str) -> list[str]:
-    """For each package whose releases can be searched: the one of each report."""
-    found = []
+    """For each package whose release differs: the case beside every release from the older one on."""
+    commands = []
     for package in PACKAGES:
         good, bad = (dict(header.get("versions", {})).get(package) for header in (old, new))
         if _both_known(good, bad):
-            ends = f"--package {package} --good {good} --bad {bad}"
-            found.append(f"{_BISECT} version {case} {ends} --subject {subject}")
-    return found
+            words = f"--package {package} --since {min(str(good), str(bad), key=order)} --subject {subject}"
+            commands.append(f"{_SUITE} versions --case {case} {words}")
+    return commands
 
 
 def _both_known(good: object, bad: object) -> bool:
@@ -77,13 +81,3 @@ def _subject(header: Any) -> str:
     """The subject, a file in full: the commands run elsewhere than the report's run did."""
     repo = header.get("subject_repository", "unknown")
     return str(header.get("subject", "")) if repo == "unknown" else f"{repo}/{header['subject_file']}"
-
-
-def _tree(subject: str) -> tuple[str, str, str]:
-    name, _, what = subject.partition(":")
-    path, _, revision = what.rpartition("@")
-    return name, path, revision
-
-
-def _stream(path: Path) -> Stream:
-    return read(path / "verdicts.jsonl" if path.is_dir() else path)

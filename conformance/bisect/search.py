@@ -1,29 +1,38 @@
-"""What a bisection over commits is about, on disk: every step is a process of its own and reads it there.
+"""What a verdict means for a search, and what a search over commits is about.
+
+Every step of a search over commits is a process of its own, which reads the search from its folder.
 
 Source: docs/bisecting.md.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from conformance.files import append_line, make_folder, write_whole
+from conformance.case.case import Case
+from conformance.files import make_folder, write_whole
+from conformance.harness.worker import Worker
+from conformance.judging.judge import judge
+from conformance.results.verdict import ERROR, PASS, UNSUPPORTED, XPASS, Verdict
 from conformance.sources.tree import cache_directory
 
-#: How a commit is asked: the executorch-src subject, a subject file in the repository, or a command.
-KINDS = ("executorch-src", "file", "command")
 GOOD, BAD, SKIP, STOP = "good", "bad", "skip", "stop"
+
+
+class SearchEnded(ValueError):  # noqa: N818 - it is the end of a search, with its reason
+    """The search cannot go on; one line: what, where, what to do."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
 class Search:
-    """One search. ``old`` and ``new`` are commits, the older one first; ``signature`` is the failure sought.
+    """One search over commits. ``old`` and ``new`` are commits, the older one first; ``signature`` is the one sought.
 
-    ``what``: for "file" the subject file and class, for "command" its words; they run in the commit's files.
-    ``since``: verdicts that were kept before (seconds since the epoch) are not used.
+    ``kind``: how a commit is asked: "executorch-src" (the subject of that name), "file" (a subject file in the
+    repository) or "command". ``what``: the subject file and class, or the command's words.
     """
 
     repo: str
@@ -37,18 +46,27 @@ class Search:
     repeat: int = 1
     seconds: float = 60.0
     signature: str = ""
-    since: float = 0.0
 
     @property
     def folder(self) -> Path:
         """Where this search keeps its clone, its log and its verdicts."""
-        plain = asdict(self) | {"signature": "", "since": 0.0}
+        plain = asdict(self) | {"signature": ""}
         return cache_directory() / "bisect" / hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:20]
 
     @property
     def clone(self) -> Path:
         """A bare repository of its own that borrows the objects of ``repo``."""
         return self.folder / "clone.git"
+
+    @property
+    def memo(self) -> Path:
+        """Verdicts by the hash of the tree that was judged, until the search ends: an interrupted one continues."""
+        return self.folder / "verdicts"
+
+    @property
+    def stopped(self) -> Path:
+        """The file in which a step says why the search cannot go on."""
+        return self.folder / "stopped"
 
     def save(self) -> None:
         """Write the search where its steps find it."""
@@ -63,7 +81,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Step:
-    """What one commit was found to be. ``state``: good, bad, skip (cannot be said) or stop (the search must end)."""
+    """The answer for one commit. ``state``: good, bad, or skip (the commit says nothing of what is sought)."""
 
     commit: str
     tree: str
@@ -76,11 +94,19 @@ class Step:
 
     def line(self) -> str:
         """Return the step in one line."""
-        said = f"{self.outcome} {self.signature}".strip()
+        answer = f"{self.outcome} {self.signature}".strip()
         from_cache = ", from the cache" if self.cached else ""
-        why = f": {self.reason}" if self.state in {SKIP, STOP} and self.reason else ""
-        where = f"tree {self.tree[:10]}, {self.seconds:.1f} s{from_cache}"
-        return f"{self.commit[:10]}  {self.state:4}  {said}  ({where}){why}"
+        why = f": {self.reason}" if self.state == SKIP and self.reason else ""
+        return (
+            f"{self.commit[:10]}  {self.state:4}  {answer}  (tree {self.tree[:10]}, {self.seconds:.1f} s{from_cache})"
+            f"{why}"
+        )
+
+
+def trouble(signature: str) -> str:
+    """Return what was raised, of the signature STAGE/raised/WHAT; "" of any other."""
+    _, tag, what = (*signature.split("/", 2), "", "")[:3]
+    return what if tag == "raised" else ""
 
 
 def state_of(outcome: str, signature: str, sought: str) -> str:
@@ -88,47 +114,36 @@ def state_of(outcome: str, signature: str, sought: str) -> str:
 
     Another failure than the one sought says nothing of it: such a commit is skipped. So is one that cannot be tried.
     """
-    if outcome in {"PASS", "XPASS"}:
+    if outcome in {PASS, XPASS}:
         return GOOD
-    trouble = signature.rpartition("/")[2] if "/raised/" in signature else ""
-    if outcome == "ERROR" and trouble not in {"Untestable", "Died", "Timeout"}:
+    if outcome == ERROR and trouble(signature) not in {"Untestable", "Died", "Timeout"}:
         return STOP
-    if outcome == "UNSUPPORTED" or trouble == "Untestable":
+    if outcome == UNSUPPORTED or trouble(signature) == "Untestable":
         return SKIP
     return BAD if sought in {"", signature} else SKIP
 
 
-def disagreement(answers: Sequence[tuple[str, str, str]]) -> str:
-    """Return what several answers to one question (outcome, signature, digest) say where they differ, else "".
+def check_harness(verdict: Verdict) -> None:
+    """Raise SearchEnded where a verdict is not the subject's: the machine lacks something, or the harness is broken."""
+    if state_of(verdict.outcome, verdict.signature, "") == STOP:
+        raise SearchEnded(f"{verdict.case}: {verdict.signature}: {verdict.reason}: this is not the subject's")
 
-    >>> disagreement([("PASS", "", "1f"), ("PASS", "", "1f")])
-    ''
-    >>> disagreement([("PASS", "", "1f"), ("PASS", "", "2e")])
-    '2 runs do not agree: PASS (result 1f), PASS (result 2e)'
+
+def ask(worker: Worker, case: Case, repeat: int) -> Verdict:
+    """Return the verdict on which ``repeat`` runs of the case agree."""
+    return unanimous(case.id, [judge(case, worker.run(case), worker.subject) for _ in range(repeat)])
+
+
+def unanimous(name: str, verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the one answer that all runs of ``name`` gave: outcome, signature and the bits of the result.
+
+    Raises:
+        SearchEnded: they differ; lists them in the order in which they came.
     """
-    if len(set(answers)) == 1:
-        return ""
-    in_bits = len({a[:2] for a in answers}) == 1
-    said = [
-        f"{outcome} {signature}".strip() + (f" (result {digest[:10]})" if in_bits else "")
-        for outcome, signature, digest in answers
+    if len({(v.outcome, v.signature, v.digest) for v in verdicts}) == 1:
+        return verdicts[0]
+    in_bits = len({(v.outcome, v.signature) for v in verdicts}) == 1
+    answers = [
+        f"{v.outcome} {v.signature}".strip() + (f" (result {v.digest[:10]})" if in_bits else "") for v in verdicts
     ]
-    return f"{len(answers)} runs do not agree: {', '.join(said)}"
-
-
-def log_step(folder: Path, step: Step) -> None:
-    """Append a step to the search's log, steps.jsonl."""
-    append_line(folder / "steps.jsonl", json.dumps(asdict(step)))
-
-
-def steps(folder: Path) -> list[Step]:
-    """Return the steps of the log; a line that a killed process left half written is left out."""
-    path = folder / "steps.jsonl"
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            data: Mapping[str, Any] = json.loads(line)
-        except ValueError:
-            continue
-        found.append(Step(**data))
-    return found
+    raise SearchEnded(f"{name} is flaky: {len(answers)} runs do not agree: {', '.join(answers)}")

@@ -5,19 +5,16 @@ A case of one stage is turned into a case of every other stage that its program,
 Source: docs/bisecting.md.
 """
 
-import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from conformance.bisect.ask import ask, check_harness
-from conformance.bisect.commits import SearchEnded
-from conformance.case import operands
+from conformance.bisect import commands
+from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import STAGES, Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
+from conformance.case.operands import operands
 from conformance.harness.worker import Worker
-from conformance.results import replay
 from conformance.results.verdict import PASS, UNSUPPORTED, Verdict
-from conformance.runs import run as runner
 from reference.program.spec import Dequantize, Lookup, ProgramSpec, Values
 
 _FLOATS = ("float32", "float16")
@@ -25,10 +22,10 @@ _FLOATS = ("float32", "float16")
 
 def siblings(case: Case) -> tuple[Case, ...]:
     """Return the case at every stage that can be derived from it, in hand-over order, itself among them."""
-    found = {case.stage: case}
+    cases = {case.stage: case}
 
     def add(stage: str, question: Question) -> None:
-        found.setdefault(stage, replace(case, id=f"{case.id}/{stage.lower()}", stage=stage, question=question))
+        cases.setdefault(stage, replace(case, id=f"{case.id}/{stage.lower()}", stage=stage, question=question))
 
     spec = case.program
     if spec is not None:
@@ -39,21 +36,11 @@ def siblings(case: Case) -> tuple[Case, ...]:
             add("QUANTIZE", Quantization("symmetric", t.vocab_size, t.embed_dim, t.group_size, t.dtype, t.values))
         if (dispatch := _dispatch(spec)) is not None:
             add("KERNEL", dispatch)
-    packable = case.question if isinstance(case.question, Table) else _table(found.get("KERNEL"))
+    packable = case.question if isinstance(case.question, Table) else _table(cases.get("KERNEL"))
     if packable is not None:
         add("PACK", replace(packable, layout="flat" if packable.layout == "flat" else "linear_weight"))
         add("PREPACK", replace(packable, layout="blocks"))
-    return tuple(found[stage] for stage in STAGES if stage in found)
-
-
-def run(cases: tuple[Case, ...], subject: str, seconds: float, repeat: int = 1) -> list[Verdict]:
-    """Return the verdict on each stage's case.
-
-    Raises:
-        SearchEnded: a case's ``repeat`` runs do not agree.
-    """
-    with Worker(subject, seconds) as worker:
-        return [ask(worker, case, repeat) for case in cases]
+    return tuple(cases[stage] for stage in STAGES if stage in cases)
 
 
 def culprit(verdicts: list[Verdict]) -> Verdict | None:
@@ -74,37 +61,33 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
         SearchEnded: the case does not fail as ``sought``, where that is given, a verdict is not unanimous, or a broken
             harness comes before any stage that is wrong.
     """
-    cases = siblings(case)
-    verdicts = run(cases, subject, seconds, repeat)
-    own = next(v for v in verdicts if v.stage == case.stage)
+    cases = {one.stage: one for one in siblings(case)}
+    with Worker(subject, seconds) as worker:
+        verdicts = {stage: ask(worker, one, repeat) for stage, one in cases.items()}
+    own = verdicts[case.stage]
     if sought and own.signature != sought:
-        found = f"{own.outcome} {own.signature}".strip()
-        raise SearchEnded(f"{case.id} does not fail as recorded: {found}; sought is {sought}: another failure, or none")
-    subject = verdicts[0].subject
-    folder = Path(tempfile.mkdtemp(prefix="q4gsw-stages-"))
-    commands = {}
-    for one, verdict in zip(cases, verdicts, strict=True):
-        path = replay.write(folder, one, verdict, runner.versions())
-        commands[one.stage] = f"python -m conformance replay {path} --subject {shlex.quote(subject)}"
-        said = verdict.reason if verdict.outcome != PASS else ""
-        print(f"  {one.stage:8} {verdict.outcome:11} {said}".rstrip())
+        answer = f"{own.outcome} {own.signature}".strip()
+        raise SearchEnded(
+            f"{case.id} does not fail as recorded: {answer}; sought is {sought}: another failure, or none"
+        )
+    for stage, verdict in verdicts.items():
+        print(f"  {stage:8} {verdict.outcome:11} {verdict.reason if verdict.outcome != PASS else ''}".rstrip())
     for stage in STAGES:
-        if stage not in commands:
+        if stage not in verdicts:
             print(f"  {stage:8} {'none':11} the case says nothing of this stage")
-    bad = culprit(verdicts)
-    if bad is not None:
-        check_harness(bad)
+    bad = culprit(list(verdicts.values()))
+    passed = [v for v in verdicts.values() if v.outcome == PASS]
     if bad is None:
-        judged = sum(v.outcome == PASS for v in verdicts)
-        print(f"no stage is wrong: {judged} judged, {len(verdicts) - judged} unsupported")
+        print(f"no stage is wrong: {len(passed)} judged, {len(verdicts) - len(passed)} unsupported")
         return 1
-    good = [v for v in verdicts if v.outcome == PASS and STAGES.index(v.stage) < STAGES.index(bad.stage)]
+    check_harness(bad)
+    folder = Path(tempfile.mkdtemp(prefix="q4gsw-stages-"))
     print(f"first bad: {bad.stage} ({bad.signature})")
     print(f"  what:      {bad.reason}")
-    if good:
-        print(f"  before:    {good[-1].stage} PASS")
-        print(f"  good by hand: {commands[good[-1].stage]}")
-    print(f"  bad by hand:  {commands[bad.stage]}")
+    for good in [v for v in passed if STAGES.index(v.stage) < STAGES.index(bad.stage)][-1:]:
+        print(f"  before:    {good.stage} PASS")
+        print(f"  good by hand: {commands.replay_of(folder, cases[good.stage], good)}")
+    print(f"  bad by hand:  {commands.replay_of(folder, cases[bad.stage], bad)}")
     return 0
 
 
@@ -128,7 +111,7 @@ def _table(kernel: Case | None) -> Table | None:
     if kernel is None or not isinstance(kernel.question, Dispatch | EndToEnd):
         return None
     try:
-        values = operands.operands(kernel.question).values
+        values = operands(kernel.question).values
     except (ValueError, KeyError):
         return None
     low, high = -8, 7

@@ -1,4 +1,4 @@
-"""``python -m conformance bisect stage | commit | version | shape``: from a red case to what broke it.
+"""``python -m conformance bisect stage | commit | shape``: from a red case to what broke it.
 
 Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
 
@@ -7,24 +7,21 @@ Source: docs/bisecting.md.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.bisect import commits, from_reports, sizes, stages
-from conformance.bisect import version as bisect_version
 from conformance.bisect.commands import at_commit
-from conformance.bisect.commits import Found, SearchEnded
-from conformance.bisect.search import Search, Step
+from conformance.bisect.commits import Culprit
+from conformance.bisect.search import Search, SearchEnded, Step
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
 from conformance.harness.observation import EnvironmentProblem
-from conformance.harness.subject import check_name, resolved
+from conformance.harness.subject import check_name
 from conformance.harness.worker import CASE_SECONDS
 from conformance.results import replay
 from conformance.sources.git import commit_of, files, git
-from conformance.sources.releases import PACKAGES
 from conformance.sources.tree import NEEDED
 
 _SUBJECT = "impl | executorch | executorch-src:PATH[@REV] | path.py:Class (default: a replay file's own, else impl)"
@@ -63,19 +60,9 @@ def parser() -> argparse.ArgumentParser:
     shape.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
     shape.add_argument("--subject", default="", help=_SUBJECT)
 
-    version = ways.add_parser("version", help="which release of executorch or torchao broke a case")
-    version.add_argument("case", help="a case id, or a replay file")
-    version.add_argument("--package", default="executorch", choices=PACKAGES)
-    version.add_argument("--good", required=True, help="a version where it passes")
-    version.add_argument("--bad", required=True, help="a version where it fails")
-    version.add_argument("--subject", default="", help=_SUBJECT.replace("else impl", "else executorch"))
-    version.add_argument("--wheels", type=Path, help="a directory of wheels, to work offline")
-
-    for way in (stage, commit, shape, version):
+    for way in (stage, commit, shape):
         way.add_argument("--repeat", type=int, default=1, help="ask everything so often; all answers must agree")
         way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
-    for way in (commit, version):
-        way.add_argument("--fresh", action="store_true", help="judge anew, and replace the verdicts that were kept")
     return top
 
 
@@ -110,23 +97,12 @@ def _answer(given: argparse.Namespace, command: tuple[str, ...]) -> int:
     if given.way == "commit":
         return _commit(given, command)
     case, recorded, own = _case(given.case)
-    subject = given.subject or own or ("executorch" if given.way == "version" else "impl")
+    subject = given.subject or own or "impl"
     try:
         check_name(subject)
     except ValueError as error:
         hint = "" if given.subject else f" (recorded in {given.case}; give --subject)"
         raise ValueError(f"{error}{hint}") from error
-    if given.way == "version":
-        question = bisect_version.Question(
-            case,
-            given.package,
-            resolved(subject),
-            given.wheels and given.wheels.resolve(),
-            given.case_seconds,
-            given.repeat,
-            _since(given),
-        )
-        return bisect_version.show(question, (given.good, given.bad), recorded)
     if given.way == "stage":
         return stages.show(case, subject, given.case_seconds, recorded, given.repeat)
     ends = (given.good, given.bad)
@@ -139,11 +115,6 @@ def _case(name: str) -> tuple[Case, str, str]:
         recorded = replay.read(Path(name))
         return recorded.case, recorded.signature, recorded.subject
     return select(load(), ids=[name])[0], "", ""
-
-
-def _since(given: argparse.Namespace) -> float:
-    """From when on verdicts that were kept count: with --fresh those of this very search."""
-    return time.time() if given.fresh else 0.0
 
 
 def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
@@ -178,16 +149,11 @@ def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
         given.repeat,
         given.case_seconds,
         signature,
-        _since(given),
     )
     commits.check_range(repo, old, new, names=names)
-    with commits.locked(search.folder):
-        commits.prepare(search)
-        _mind_the_checkout(repo)
-        search, _, _ = commits.ends(search)
-        print(f"  sought: {search.signature}", flush=True)
-        found = commits.bisect(search)
-        _tell(search, found, given.case)
+    _mind_the_checkout(repo)
+    found = commits.find(search)
+    _tell(search, found, given.case)
     return 0 if found.commit and not found.candidates else 1
 
 
@@ -200,7 +166,7 @@ def _mind_the_checkout(repo: Path) -> None:
         print(f"  note: {repo} has uncommitted changes; they are part of no step (commit them to have them judged)")
 
 
-def _tell(search: Search, found: Found, case: str) -> None:
+def _tell(search: Search, found: Culprit, case: str) -> None:
     what = "first good" if search.find_fix else "first bad"
 
     def name(commit: str) -> str:

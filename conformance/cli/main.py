@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     cli_versions.add_commands(commands)
     commands.add_parser("kit", add_help=False, help="cases as files for other runtimes: kit export | play | run")
     commands.add_parser("judge", add_help=False, help="verdicts on the outputs of kits that were played elsewhere")
-    commands.add_parser("bisect", add_help=False, help="what broke a red case: bisect stage | commit | version | shape")
+    commands.add_parser("bisect", add_help=False, help="what broke a red case: bisect stage | commit | shape")
     commands.add_parser("prove", add_help=False, help="prove the numbers and the addressing; prove --check FILE")
     return top
 

@@ -19,7 +19,7 @@ from conformance.harness.subject import check_name, resolved
 from conformance.results.verdict import last_line
 from conformance.runs import run
 from conformance.sources.releases import PACKAGES, Unsatisfiable
-from conformance.versions.judge import RunBroke, chosen, gate, judge_version
+from conformance.versions.judge import RunBroke, by_hand, chosen, gate, judge_version
 from conformance.versions.matrix import Judged, changes, tables
 
 
@@ -32,6 +32,7 @@ def add_commands(commands: Any) -> None:
     which.add_argument("--since", default="", metavar="A", help="this version and those after it")
     own.add_argument("--wheels", type=Path, metavar="DIR", help="a directory of wheels, to work offline")
     own.add_argument("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
+    own.add_argument("--case", action="append", default=[], help="only this case; may be given several times")
     own.add_argument("--stages", default="", help="comma-separated, of " + ", ".join(STAGES))
     own.add_argument("--subject", default="executorch", help="executorch | impl | path.py:Class (default: executorch)")
     own.add_argument("--expectations", default="", metavar="FILE", help="known failures, instead of the subject's own")
@@ -39,7 +40,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _versions(given: argparse.Namespace) -> int:
-    select(load(), level=given.level, stages=[s.strip() for s in given.stages.split(",") if s.strip()])
+    select(load(), level=given.level, stages=[s.strip() for s in given.stages.split(",") if s.strip()], ids=given.case)
     check_name(given.subject)
     subject = resolved(given.subject)
     if subject.rpartition(":")[0].endswith(".py"):  # the environments' runs start in the suite's folder
@@ -49,6 +50,8 @@ def _versions(given: argparse.Namespace) -> int:
     asked = chosen(given.package, given.wheels, versions=given.versions, since=given.since)
     report = _empty(Path(given.report) if given.report else new_folder("q4gsw-versions-")).resolve()
     words = ["--subject", subject, "--level", given.level, "--stages", given.stages]
+    words += [word for case in given.case for word in ("--case", case)]
+    hand = list(words)
     words += ["--expectations", str(Path(given.expectations).resolve())] if given.expectations else []
     judged, left_out, broke = _judged(given, asked, words, report)
     gated, good = gate(given.package, pinned, judged, expected)
@@ -57,7 +60,8 @@ def _versions(given: argparse.Namespace) -> int:
     heading = f"### `{given.subject}` beside {given.package}, level {given.level}, stages {given.stages or 'all'}"
     each = ["```text", *changes(judged, whole=True), *ends, "```", ""]
     write_whole({report / "matrix.md": "\n".join([heading, "", *matrix, "", *each])})
-    kinds = ["", "changes between neighbours, whatever was expected", *changes(judged, whole=False), ""]
+    kinds = ["", "changes between neighbours, whatever was expected", *changes(judged, whole=bool(given.case)), ""]
+    kinds += [*by_hand(given.package, judged, hand), ""] if given.case else []
     where = f"report: {report}: matrix.md, and a report for each version that was judged"
     print("\n".join(["", *matrix, *(kinds if judged[1:] else [""] * bool(judged)), *ends, where]))
     return 0 if judged and good and not broke else 1

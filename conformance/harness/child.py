@@ -72,9 +72,8 @@ def main(arguments: list[str]) -> None:
                     subject = load(name)
                 except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
                     traceback.print_exc()
-                    write_frame(
-                        replies, encode(Raised("EnvironmentProblem", f"subject {name} cannot be loaded: {error!r}"))
-                    )
+                    message = f"subject {name} cannot be loaded: {error!r}"
+                    write_frame(replies, encode(Raised("EnvironmentProblem", message, loading=True)))
                     continue
             reply = answer(subject, frame.decode())
             try:

@@ -73,11 +73,15 @@ class Refused:
 
 @dataclass(frozen=True)
 class Raised:
-    """The subject raised, died or hung. ``signal`` names the signal that killed it, if one did."""
+    """The subject raised, died or hung. ``signal`` names the signal that killed it, if one did.
+
+    ``loading``: the subject itself could not be loaded.
+    """
 
     type: str
     message: str
     signal: str = ""
+    loading: bool = False
 
 
 @dataclass(frozen=True)

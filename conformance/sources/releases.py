@@ -26,7 +26,8 @@ from conformance.sources.tree import cache_directory
 #: The file of an environment that says what it was made of; without it the environment is not whole.
 COMPLETE = "complete"
 PACKAGES = ("executorch", "torchao")
-_ROOT = Path(__file__).parent.parent.parent
+#: Where the suite is imported from.
+ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 1800.0
 
 
@@ -98,16 +99,15 @@ def importing(python: Path) -> None:
         Unsatisfiable: it cannot; says what Python says.
     """
     run = [str(python), "-c", "import torchao, executorch.exir"]
-    tried = subprocess.run(run, capture_output=True, text=True, check=False, cwd=_ROOT)
+    tried = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
     if tried.returncode:
         said = tried.stderr.strip().rpartition("\n")[2][-200:]
         raise Unsatisfiable(f"does not import beside this environment: {said}")
 
 
-def in_environment(python: Path, words: Sequence[str], given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run ``python -m WORDS`` of this suite in an environment, with ``given`` on its stdin."""
-    command = [str(python), "-m", *words]
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, cwd=_ROOT)
+def in_environment(python: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m WORDS`` of this suite in an environment."""
+    return subprocess.run([str(python), "-m", *words], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def _made_of(package: str, version: str, wheels: Path | None) -> str:

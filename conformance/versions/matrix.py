@@ -69,7 +69,7 @@ def changes(judged: Sequence[Judged], *, whole: bool) -> list[str]:
     """Return what changed between neighbours, whatever was expected: kinds of change, or with ``whole`` each case."""
     lines = []
     for old, new in itertools.pairwise(judged):
-        found = diff.compare(_as_judged(old.stream), _as_judged(new.stream))
+        found = diff.compare(as_judged(old.stream), as_judged(new.stream))
         *each, total = diff.lines(found)
         lines.append(f"{old.version} -> {new.version}: {total}")
         if whole:
@@ -83,12 +83,11 @@ def changes(judged: Sequence[Judged], *, whole: bool) -> list[str]:
     return lines
 
 
-def _as_judged(stream: Stream) -> Stream:
-    """The stream as if nothing had been expected: expectations that hold for one version only are no change."""
+def as_judged(stream: Stream) -> Stream:
+    """Return the stream as if nothing had been expected: expectations that hold for one version are no change."""
     before = {XFAIL: FAIL, XPASS: PASS}
-    return replace(
-        stream, verdicts=tuple(replace(v, outcome=before.get(v.outcome, v.outcome)) for v in stream.verdicts)
-    )
+    verdicts = tuple(replace(v, outcome=before.get(v.outcome, v.outcome)) for v in stream.verdicts)
+    return replace(stream, verdicts=verdicts)
 
 
 def _sections(verdicts: Iterable[Verdict]) -> dict[str, list[int]]:

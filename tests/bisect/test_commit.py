@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from conformance.bisect import key
-from conformance.bisect import step as bisect_step
-from conformance.bisect.search import Search, state_of, steps
+from conformance.bisect.search import Search, state_of
 from conformance.case.catalogue import load, select
 from conformance.cli.bisect import main
 from conformance.results import replay
 from conformance.results.verdict import Verdict
-from tests.support.git_histories import HELPER, NO_IMPORT, SUBJECT, SWAPPED, History, linear
+from tests.support.git_histories import HELPER, NO_IMPORT, SUBJECT, SWAPPED, History, linear, steps
 
 ROOT = Path(__file__).parents[2]
 CASE = "pack/linear_weight/every-pair"
@@ -161,19 +159,24 @@ def test_interrupted_and_started_again_it_gives_the_same_answer(
     command = [sys.executable, "-m", "conformance", "bisect", *words]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(list(own_cache.glob("verdicts/*.json"))) < step and time.monotonic() < deadline:
+    while len(list(own_cache.glob("bisect/*/verdicts/*.json"))) < step and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    known = len(list(own_cache.glob("verdicts/*.json")))
+    known = len(list(own_cache.glob("bisect/*/verdicts/*.json")))
     before = state_of_checkout(tmp_path / "repo")
     assert main(words) == 0
-    assert first(capsys) == names[23]
+    said = capsys.readouterr().out
+    assert f"first bad: {names[23]}" in said
+    assert f"continuing: {known} verdicts of the interrupted search are in {own_cache}" in said
     (log,) = own_cache.glob("bisect/*/steps.jsonl")
     assert known >= step
     assert sum(s.cached for s in steps(log.parent)) >= known
     assert not list(log.parent.glob("work-*"))
     assert state_of_checkout(tmp_path / "repo") == before
+    assert main(words) == 0
+    assert f"first bad: {names[23]}" in (said := capsys.readouterr().out)
+    assert "continuing" not in said, "a search that ended is forgotten"
 
 
 def test_a_command_is_asked_in_the_commit_s_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,82 +202,6 @@ def test_a_broken_harness_stops_the_search(
     words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[2], "--bad", "main", "--", "sh", "run.sh"]
     assert main(words) == 1
     assert said in capsys.readouterr().err
-
-
-def asked(cache: Path) -> int:
-    """How many verdicts were not kept ones, in all searches there are."""
-    return sum(not s.cached for log in cache.glob("bisect/*/steps.jsonl") for s in steps(log.parent))
-
-
-@pytest.mark.parametrize("named", ["word", "shell", "path"])
-def test_a_command_s_own_files_are_part_of_what_was_asked(
-    tmp_path: Path,
-    own_cache: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    named: str,
-) -> None:
-    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i)})
-    script = tmp_path / "bin" / "judge-it"
-    script.parent.mkdir()
-    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
-    command = {"word": [str(script)], "shell": ["sh", "-c", f"true && '{script}'"], "path": ["judge-it"]}[named]
-    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main", "--", *command]
-    for broken in (5, 9):
-        script.write_text(f"#!/bin/sh\nexit $((`cat value` >= {broken} ? 3 : 0))\n")
-        script.chmod(0o755)
-        assert main(words) == 0
-        assert first(capsys) == names[broken]
-    assert main(words) == 0
-    assert asked(own_cache) == 0, "asked again with nothing changed, every verdict is a kept one"
-
-
-def test_a_fresh_search_judges_anew_what_was_kept(
-    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The command reads a file that no word names: only --fresh can know."""
-    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i), "run.sh": f". {tmp_path}/limit"})
-    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main"]
-    for broken, more, answer in ((5, [], 5), (9, [], 5), (9, ["--fresh"], 9), (9, [], 9)):
-        (tmp_path / "limit").write_text(f"exit $((`cat value` >= {broken} ? 3 : 0))\n")
-        assert main([*words, *more, "--", "sh", "run.sh"]) == 0
-        assert first(capsys) == names[answer]
-
-
-def test_settings_are_part_of_what_was_asked(
-    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = "exit $((`cat value` >= ${Q4GSW_LIMIT:-5} ? 3 : 0))"
-    names = linear(tmp_path / "repo", 12, lambda i: {"value": str(i), "run.sh": script})
-    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main", "--", "sh", "run.sh"]
-    for limit in (5, 9):
-        monkeypatch.setenv("Q4GSW_LIMIT", str(limit))
-        assert main(words) == 0
-        assert first(capsys) == names[limit]
-
-
-def test_what_a_verdict_is_kept_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def suite(name: str, shader: str) -> Path:
-        glsl = tmp_path / name / "vulkan/glsl/embedding.comp"
-        glsl.parent.mkdir(parents=True)
-        glsl.write_text(shader)
-        return tmp_path / name
-
-    hashes = [key.suite_hash(suite(name, text)) for name, text in (("a", "x"), ("b", "x"), ("c", "y"))]
-    assert hashes[0] == hashes[1] != hashes[2], "the player's shaders are part of the suite"
-    driver = tmp_path / "driver.json"
-    (tmp_path / "driver.so").write_text("one")
-    driver.write_text(json.dumps({"ICD": {"library_path": "./driver.so"}}))
-    monkeypatch.setenv("VK_DRIVER_FILES", str(driver))
-    kernel, pack = (key.surroundings(stage) for stage in ("KERNEL", "PACK"))
-    assert kernel == key.surroundings("KERNEL")
-    (tmp_path / "driver.so").write_text("another")
-    assert kernel != key.surroundings("KERNEL")
-    assert pack == key.surroundings("PACK")
-    monkeypatch.setenv("Q4GSW_CACHE", "elsewhere")
-    assert pack == key.surroundings("PACK")
-    monkeypatch.setenv("VK_DRIVER_FILES", "")
-    assert pack != key.surroundings("PACK")
 
 
 def test_the_user_s_python_path_counts_at_every_step(
@@ -367,12 +294,6 @@ def test_ends_that_are_not_what_they_are_said_to_be(tmp_path: Path, capsys: pyte
     assert "neither end has it" in capsys.readouterr().err
 
 
-def test_other_bits_are_another_answer() -> None:
-    one, other = ({"outcome": "PASS", "signature": "", "reason": "", "digest": d} for d in ("1f", "2e"))
-    assert bisect_step._unanimous([one, one]) == one
-    assert bisect_step._unanimous([one, other])["outcome"] == "FLAKY"
-
-
 @pytest.mark.parametrize(
     ("outcome", "signature", "state"),
     [
@@ -393,6 +314,5 @@ def test_what_a_verdict_means(outcome: str, signature: str, state: str) -> None:
 def test_a_search_is_known_by_what_is_searched() -> None:
     one = Search("/r", "case", "file", "a", "b", ("f.py:C",))
     assert one.folder == Search("/r", "case", "file", "a", "b", ("f.py:C",), signature="x").folder
-    assert one.folder == Search("/r", "case", "file", "a", "b", ("f.py:C",), since=1.0).folder
     assert one.folder != Search("/r", "case", "file", "a", "b", ("f.py:D",)).folder
     assert json.dumps(one.what)

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from conformance.bisect import from_reports
-from conformance.bisect.ask import ask, check_unanimous
-from conformance.bisect.commits import SearchEnded
+from conformance.bisect.search import SearchEnded, ask, unanimous
 from conformance.case.case import Case, Table
 from conformance.case.catalogue import load, select
 from conformance.case.operands import table_values
-from conformance.cli import bisect, main
+from conformance.cli import main
 from conformance.harness.observation import Arrays, Observation
 from conformance.results.verdict import Verdict, Writer
 from conformance.runs import run as runner
@@ -39,14 +38,14 @@ def test_two_reports_of_other_versions_become_searches_over_releases(
     old = header_of(tmp_path, "old", "PASS", **versions("1.5.0", "0.18.0"))
     assert from_reports.show(old, header_of(tmp_path, "new", "FAIL", **versions("1.5.1", "0.18.0"))) == 0
     said = capsys.readouterr().out
-    command = "bisect version pack/flat/d2 --package executorch --good 1.5.0 --bad 1.5.1 --subject impl"
+    command = "versions --case pack/flat/d2 --package executorch --since 1.5.0 --subject impl"
     assert f"python -m conformance {command}\n" in said
     assert said.count("python -m") == 1
-    bisect.parser().parse_args(command.split()[1:])
+    main.parser().parse_args(command.split())
     assert from_reports.show(old, header_of(tmp_path, "both", "FAIL", **versions("1.5.1", "0.19.0"))) == 0
     said = capsys.readouterr().out
-    assert "--package executorch --good 1.5.0 --bad 1.5.1" in said
-    assert "--package torchao --good 0.18.0 --bad 0.19.0" in said
+    assert "--package executorch --since 1.5.0" in said
+    assert "--package torchao --since 0.18.0" in said
     assert from_reports.show(old, header_of(tmp_path, "none", "FAIL", **versions("not installed", "0.18.0"))) == 0
     assert "bisect stage pack/flat/d2 --subject impl" in capsys.readouterr().out
 
@@ -108,10 +107,10 @@ def test_where_a_subject_file_comes_from(tmp_path: Path) -> None:
 
 
 def test_other_bits_are_no_agreement() -> None:
-    answers = [("PASS", "", "1f"), ("PASS", "", "1f")]
-    check_unanimous("a/case", answers)
+    answers = [Verdict("a/case", "PACK", "x", "PASS", digest=digest) for digest in ("1f", "1f", "2e")]
+    assert unanimous("a/case", answers[:2]) == answers[0]
     with pytest.raises(SearchEnded, match=r"a/case is flaky: 3 runs do not agree: .*PASS \(result 2e\)"):
-        check_unanimous("a/case", [*answers, ("PASS", "", "2e")])
+        unanimous("a/case", answers)
 
 
 def test_the_bits_of_an_answer_count(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from conformance.bisect import from_reports, resize
-from conformance.bisect.sizes import legal, resized, size_of
+from conformance.bisect import from_reports
+from conformance.bisect.sizes import legal, program_sizes, resized, size_of
 from conformance.bisect.stages import culprit, siblings
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
 from conformance.case.operands import operands, table_values
@@ -195,7 +195,7 @@ def test_a_resized_program_is_whole(route: str, axis: str, size: int) -> None:
     assert other.program is not None
     assert all(not reasons for reasons in violations(other.program).values())
     lookup = other.program.lookups()[0]
-    sizes = resize.sizes(other.program)
+    sizes = program_sizes(other.program)
     got = evaluate(other.program)[lookup.name]
     assert got.shape[-1] == sizes["embed_dim"]
     assert got[..., 0].size == sizes["indices"]
@@ -203,10 +203,10 @@ def test_a_resized_program_is_whole(route: str, axis: str, size: int) -> None:
 
 def test_legal_sizes_are_those_of_the_contract() -> None:
     case = program(route="synthetic", group_size=32)
-    assert legal(case, "embed_dim", 1, 130) == [32, 64, 96, 128]
-    assert legal(case, "group_size", 1, 64) == [4, 8, 16, 32, 64]
+    assert legal(case, "embed_dim", 130) == [32, 64, 96, 128]
+    assert legal(case, "group_size", 64) == [4, 8, 16, 32, 64]
     kernel = Case("test/kernel", "KERNEL", "7", "a test", Dispatch(group_size=48, embed_dim=96))
-    assert legal(kernel, "embed_dim", 1, 200) == [96, 192]
+    assert legal(kernel, "embed_dim", 200) == [96, 192]
     assert size_of(resized(kernel, "indices", 9), "indices") == 9
 
 

@@ -1,8 +1,11 @@
 """Generated repositories of many commits, made in one go by git fast-import: histories for bisection to search."""
 
+import json
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from conformance.bisect.search import Step
 
 #: A subject file that packs as ``codes`` and ``join`` say; both are what the planted regressions touch.
 SUBJECT = """
@@ -64,3 +67,8 @@ def linear(folder: Path, count: int, files: Callable[[int], Mapping[str, str]]) 
         parents = (i - 1,) if i > 1 else ()
         history.commit(f"Change {i}", {"notes.txt": f"{i}\n", **files(i)}, parents)
     return history.write()
+
+
+def steps(folder: Path) -> list[Step]:
+    """The steps in the log of a search."""
+    return [Step(**json.loads(line)) for line in (folder / "steps.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """A subject beside released versions: made of small wheels, offline, each in an environment of its own."""
 
 import re
+import subprocess
 import zipfile
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -89,6 +90,34 @@ def test_versions_side_by_side(
     monkeypatch.setattr(runner, "versions", lambda: {"executorch": "1.5.0"})  # the same, were 1.5.0 the pinned one
     assert asked(wheels, "--versions", "1.5.0") == 1
     assert re.search(r"gate: executorch 1\.5\.0: [1-9]\d* unexpected\n  FAIL pack/", capsys.readouterr().out)
+
+
+def test_versions_come_from_a_directory_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("1.10.0", "1.9.1", "1.9.0"):
+        (tmp_path / f"executorch-{version}-cp311-none-any.whl").write_bytes(b"no wheel")
+    (tmp_path / "torchao-0.18.0-py3-none-any.whl").touch()
+    assert releases.releases("executorch", tmp_path) == ["1.9.0", "1.9.1", "1.10.0"]
+    with pytest.raises(ValueError, match=r"no version of executorch in .*--wheels"):
+        releases.releases("executorch", tmp_path / "empty")
+    monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(Unsatisfiable, match=r"pip cannot install executorch==1\.9\.0"):
+        environment("executorch", "1.9.0", tmp_path)
+
+
+def test_one_case_beside_every_release(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What changed, between which two releases, and the commands that show it, from any directory."""
+    for version, flip in (("1.3.0", 0), ("1.4.0", 0), ("1.5.0", 1)):
+        release(wheels, version, flip)
+    cases = ("--case", "pack/flat/v1", "--case", "pack/linear_weight/every-pair")
+    assert asked(wheels, *cases, "--report", str(tmp_path / "r")) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^\| outcome +\| 1\.3\.0 \| 1\.4\.0 \| 1\.5\.0 \|$", said, re.MULTILINE)
+    assert "1.3.0 -> 1.4.0: new failures:0 fixed:0" in said
+    assert "new failure: pack/flat/v1: PASS -> FAIL (PACK/" in said
+    assert len(read(tmp_path / "r/executorch-1.5.0/verdicts.jsonl").verdicts) == 2
+    by_hand = dict(re.findall(r"^([0-9.]+) by hand: (.+)$", said, re.MULTILINE))
+    ran = {version: subprocess.run(["bash", "-c", line], cwd="/", check=False) for version, line in by_hand.items()}
+    assert {version: done.returncode for version, done in ran.items()} == {"1.4.0": 0, "1.5.0": 1}
 
 
 def test_nothing_judged_is_no_success(

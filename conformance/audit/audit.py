@@ -7,17 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
 from conformance.audit.report import Audit, Part, Problem, to_json
 from conformance.audit.tables import LINEAR, table_rows
-from conformance.harness.errors import CannotRun
+from conformance.harness.errors import CannotRun, UnservedGroupSize
+from conformance.program.tensors import dtype_name
 from conformance.pte.cpu import registered
-from conformance.pte.delegate import TORCH
-from conformance.pte.file import VULKAN, Method, PteFile, VulkanDelegate, read_pte
+from conformance.pte.file import DTYPES, VULKAN, Method, PteFile, VulkanDelegate, read_pte
 from conformance.pte.lookup import LOOKUP, check_servable, lookup_call, storage_of
 from conformance.pte.operators import load, registered_operators
 from conformance.pte.run import scalar_dtype
@@ -112,8 +111,8 @@ def _delegate_problems(delegate: VulkanDelegate) -> Iterator[Problem]:
             elif call.name == LINEAR:
                 _check_linear(delegate, call.args)
         except CannotRun as error:
-            kind = "group_size" if "group_size" in str(error) else "unservable"
-            yield Problem("fails" if kind == "unservable" else "wrong", kind, where, str(error))
+            wrong = isinstance(error, UnservedGroupSize)
+            yield Problem("wrong" if wrong else "fails", "group_size" if wrong else "unservable", where, str(error))
 
 
 def _check_extents(delegate: VulkanDelegate, out: VkTensor) -> None:
@@ -132,7 +131,7 @@ def _check_linear(delegate: VulkanDelegate, args: list[int]) -> None:
     weight, group = values[args[1]].value, values[args[3]].value.int_val
     columns = 2 * weight.dims[-1]
     if group < 1 or group % 4:
-        raise CannotRun(f"{LINEAR}: group_size {group} of {columns} columns; its shader reads one scale per 4 columns")
+        raise UnservedGroupSize(f"{LINEAR}: group_size {group} of {columns} columns; one scale is read per 4 columns")
 
 
 def _boundary_problems(method: Method) -> Iterator[Problem]:
@@ -155,19 +154,12 @@ def _boundary_problems(method: Method) -> Iterator[Problem]:
 def _boundary(where: str, what: str, inner: VkTensor, spec: Tensor) -> Iterator[Problem]:
     staged = inner.staging_datatype if inner.staging_datatype.name != "UNSET" else inner.datatype
     try:
-        outer: Any = scalar_dtype(spec)
+        inside, outside = DTYPES[staged.name], dtype_name(scalar_dtype(spec))
     except CannotRun as error:
         yield Problem("fails", "dtype", where, f"{what}: {error}")
         return
-    widened = {("INT32", "torch.int64"), ("FLOAT32", "torch.float64")}
-    if TORCH[staged.name] != outer and (staged.name, str(outer)) not in widened:
-        yield Problem(
-            "wrong",
-            "dtype",
-            where,
-            f"{what} is {str(TORCH[staged.name]).removeprefix('torch.')} in the delegate, "
-            f"{str(outer).removeprefix('torch.')} in the program",
-            "cast after the lookup, inside the delegate",
-        )
+    if inside != outside and (inside, outside) not in {("int32", "int64"), ("float32", "float64")}:
+        detail = f"{what} is {inside} in the delegate, {outside} in the program"
+        yield Problem("wrong", "dtype", where, detail, "cast after the lookup, inside the delegate")
     if spec.shape_dynamism == 0 and list(inner.dims) != list(spec.sizes):
         yield Problem("wrong", "shape", where, f"{what} is {inner.dims} in the delegate, {spec.sizes} in the program")

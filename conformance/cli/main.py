@@ -206,7 +206,7 @@ def _replay(given: argparse.Namespace) -> int:
 def _device(given: argparse.Namespace) -> None:
     """Hand device and validation on to the child, by environment."""
     if given.device:
-        from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
+        from conformance.pte.device import check_device  # noqa: PLC0415 - needs the Vulkan loader
 
         check_device(given.device)
         os.environ["Q4GSW_DEVICE"] = given.device
@@ -215,7 +215,7 @@ def _device(given: argparse.Namespace) -> None:
 
 
 def _devices(_given: argparse.Namespace) -> int:
-    from conformance.subjects.impl import device_lines  # noqa: PLC0415 - needs the Vulkan loader; other commands do not
+    from conformance.pte.device import device_lines  # noqa: PLC0415 - needs the Vulkan loader; other commands do not
 
     print("\n".join(device_lines()))
     return 0

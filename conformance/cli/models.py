@@ -33,9 +33,7 @@ def add_commands(commands: Any) -> None:
 def _audit(given: argparse.Namespace) -> int:
     from conformance.audit import report  # noqa: PLC0415 - other commands do not need them
     from conformance.harness import limited  # noqa: PLC0415 - other commands do not need them
-    from conformance.pte import program  # noqa: PLC0415 - other commands do not need them
 
-    program.check_pte(given.file)
     text = limited.run("conformance.audit.audit:audit_file", given.file)
     found = report.from_json(text)
     print(text if given.json else report.render(found, str(given.file)))

@@ -16,6 +16,10 @@ class DeviceWouldFail(CannotRun):
     """The program asks for something that the Vulkan runtime or its kernels do not serve."""
 
 
+class UnservedGroupSize(DeviceWouldFail):
+    """A group size for which the runtime's shaders read the wrong scales."""
+
+
 def one_line(error: BaseException, limit: int = 240) -> str:
     """The first line of what an exception says, with its type, cut to ``limit`` characters."""
     lines = str(error).strip().splitlines()

@@ -21,7 +21,7 @@ from conformance.kits.kit import FORMAT
 from conformance.kits.readme import README
 from conformance.program.build import BuiltProgram, build
 from conformance.program.tensors import to_numpy, to_torch
-from conformance.subjects.lowered import Lower
+from conformance.subjects.stages import Lower
 from reference.arithmetic.bfloat16 import dtype_name, to_float
 from reference.arithmetic.dot_bound import dot_bound
 from reference.program.evaluate import evaluate

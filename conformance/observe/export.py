@@ -9,10 +9,10 @@ import torch
 
 from conformance.harness.observation import Graph
 from conformance.observe.execute import op_name, run_program
-from conformance.observe.match import PASSING, outputs_by_step
-from conformance.program.build import BuiltProgram, build
-from conformance.program.tensors import Array, dtype_name, to_numpy, user_inputs
-from reference.program.spec import Dequantize, Linear, ProgramSpec, Read
+from conformance.observe.match import outputs_by_step
+from conformance.program.build import BuiltProgram
+from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy, user_inputs
+from reference.program.spec import Dequantize, Linear, Read
 
 #: An operator's tensor arguments by the name that the spec's step gives them.
 _OPERANDS = {
@@ -24,15 +24,6 @@ _OPERANDS = {
     "weight_scales": "scale",
     "weight_zero_points": "zero_point",
 }
-
-
-def run_export(spec: ProgramSpec) -> Graph:
-    """Build, export and take to the edge dialect the program, and observe it.
-
-    Raises:
-        Exception: whatever torchao, torch.export or to_edge raises.
-    """
-    return observe_export(build(spec))
 
 
 def observe_export(built: BuiltProgram) -> Graph:

@@ -15,30 +15,12 @@ from conformance.harness.observation import Decision, Graph
 from conformance.observe.execute import FUSED, Failure, op_name, run_program, user_output_nodes
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
 from conformance.program.build import BuiltProgram
-from conformance.program.tensors import Array, dtype_name, to_numpy
+from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy
 
 #: What a subject says of a lookup: (fused, reason, detail).
 Told = tuple[bool, str, str]
 #: A rewriting: the program in; out the rewritten one and, by the source's node name, what the subject says.
 Rewrite = Callable[[Any], tuple[Any, Mapping[str, Told] | None]]
-#: Operators that hand their first operand on, its values kept or converted.
-PASSING = {
-    "aten.clone",
-    "aten._to_copy",
-    "aten.to",
-    "aten.alias_copy",
-    "aten.detach_copy",
-    "aten.lift_fresh_copy",
-    "aten.view_copy",
-    "aten.view",
-    "aten._unsafe_view",
-    "aten.reshape",
-    "aten.squeeze_copy",
-    "aten.unsqueeze_copy",
-    "aten.expand_copy",
-    "dim_order_ops._clone_dim_order",
-    "dim_order_ops._to_dim_order_copy",
-}
 
 
 class InvalidRewrite(Exception):  # noqa: N818 - it names what the subject returned

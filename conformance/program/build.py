@@ -3,16 +3,16 @@
 Source: docs/contract.md section 4.
 """
 
+import contextlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from conformance.harness.observation import BUILDING
-from conformance.program.speed import operators_listed_once
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
 from reference.program.spec import Dequantize, Lookup, ProgramSpec
 from reference.program.values import tensor_values
@@ -93,7 +93,7 @@ def _through_export(
         facts["unwrapped_by"] = "torchao.utils.unwrap_tensor_subclass"
     # torch.export does not accept a renorm of its own making as a core operator: the caller has to name it.
     renorm = [torch.ops.aten.embedding_renorm.default]
-    with warnings.catch_warnings(), operators_listed_once():
+    with warnings.catch_warnings(), _operators_listed_once():
         warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
         exported = torch.export.export(
             module, _example(spec, inputs), dynamic_shapes=_dynamic_shapes(spec), strict=spec.strict
@@ -107,6 +107,40 @@ def _through_export(
     nodes = step_nodes(spec, program)
     placeholders = _placeholders(spec, program, parts)
     return BuiltProgram(spec, program, inputs, outputs, nodes, placeholders, module, exported, facts)
+
+
+_listed: dict[frozenset[str], Any] = {}
+
+
+@contextlib.contextmanager
+def _operators_listed_once() -> Iterator[None]:
+    """While open, torch lists its composite operators once for each set of registrations, and not on every use.
+
+    The list is a third of the time that exporting such small programs takes. Nothing but ``build`` runs while it is
+    open: a subject's own code meets torch as it is. With a torch that is built otherwise this does nothing.
+
+    Source: torch/_export/utils.py, ``_collect_all_valid_cia_ops``, torch 2.13.0.
+    """
+    from torch._export import utils  # noqa: PLC0415 - loads with torch.export
+    from torch.export import decomp_utils, exported_program  # noqa: PLC0415 - the same
+
+    name = "_collect_all_valid_cia_ops"
+    collect = getattr(utils, name, None)
+    users = [m for m in (decomp_utils, exported_program) if collect is not None and getattr(m, name, None) is collect]
+
+    def remembered() -> Any:
+        key = frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))  # noqa: SLF001 - as torch asks
+        if key not in _listed:
+            _listed[key] = collect()  # type: ignore[misc]  # not None: there are no users then
+        return _listed[key]
+
+    for module in users:
+        setattr(module, name, remembered)
+    try:
+        yield
+    finally:
+        for module in users:
+            setattr(module, name, collect)
 
 
 def _example(spec: ProgramSpec, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

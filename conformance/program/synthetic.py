@@ -7,22 +7,184 @@ more than everything else together.
 Source: docs/contract.md section 4.
 """
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig
+from executorch.exir.dialects._ops import ops
 from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401 - registers embedding_4bit
 from executorch.exir.verification.verifier import EXIREdgeDialectVerifier
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.exported_program import ExportedProgram, ModuleCallEntry, ModuleCallSignature
-from torch.export.graph_signature import ExportGraphSignature, OutputKind, OutputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
-from conformance.program.synthetic_graph import EDGE, GraphMaker
-from conformance.program.tensors import Array, all_tensors, torch_dtype, user_inputs
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Step
+from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, torch_dtype, user_inputs
+from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Step, TensorSpec
 
+EDGE = ops.edge
 _VERIFIER = EXIREdgeDialectVerifier(edge_compile_config=EdgeCompileConfig(_check_ir_validity=False), class_only=True)
+#: Source -> signature kind, name prefix, and the order in which torch.export puts the placeholders.
+_CONSTANTS = {
+    "parameter": (InputKind.PARAMETER, "p", 0),
+    "buffer": (InputKind.BUFFER, "b", 1),
+    "mutated": (InputKind.BUFFER, "b", 1),
+    "non_persistent": (InputKind.BUFFER, "b", 1),
+    "lifted": (InputKind.CONSTANT_TENSOR, "c", 2),
+}
+
+
+@dataclass
+class GraphMaker:
+    """A graph in the making, with everything that its ExportedProgram needs beside it."""
+
+    spec: ProgramSpec
+    values: dict[str, Array]
+    graph: Any = field(default_factory=torch.fx.Graph)
+    shape_env: Any = None
+    fake: Any = None
+    steps: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    computed: dict[str, Any] = field(default_factory=dict)
+    input_specs: list[Any] = field(default_factory=list)
+    state_dict: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    first_input: Any = None
+
+    def __post_init__(self) -> None:
+        self.names = identifiers(self.spec)
+        self.shape_env = ShapeEnv(specialize_zero_one=False, duck_shape=False)
+        self.fake = FakeTensorMode(shape_env=self.shape_env)
+
+    # Placeholders.
+
+    def placeholders(self) -> None:
+        """Constants that the steps read, in torch.export's order, then the user inputs."""
+        read = {
+            getattr(s, f, "") for s in self.spec.steps for f in ("weight", "scale", "zero_point", "indices", "x", "of")
+        }
+        held = [t for t in all_tensors(self.spec) if t.source in _CONSTANTS]
+        held = [t for t in held if t.name in read or t.source == "mutated"]
+        for tensor in sorted(held, key=lambda t: _CONSTANTS[t.source][2]):
+            self.constant(tensor)
+        for tensor in user_inputs(self.spec):
+            node = self.placeholder(self.names[tensor.name], self.fake_tensor(tensor))
+            self.first_input = self.first_input or node
+            self.input_specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(name=node.name), None))
+            self.tensors[tensor.name] = node
+
+    def constant(self, tensor: TensorSpec) -> None:
+        """Bring in a constant, stored where torch.export stores its kind."""
+        kind, prefix, _ = _CONSTANTS[tensor.source]
+        name = self.names[tensor.name]
+        data = to_torch(self.values[tensor.name])
+        if tensor.source == "parameter":
+            data = torch.nn.Parameter(data, requires_grad=False)
+        node = self.placeholder(f"{prefix}_{name}", self.fake_tensor(tensor))
+        persistent = tensor.source != "non_persistent" if kind == InputKind.BUFFER else None
+        self.input_specs.append(InputSpec(kind, TensorArgument(name=node.name), name, persistent))
+        kept = tensor.source in {"parameter", "buffer", "mutated"}
+        (self.state_dict if kept else self.constants)[name] = data
+        self.tensors[tensor.name] = node
+
+    def placeholder(self, name: str, value: Any) -> Any:
+        """Append a placeholder with that fake value."""
+        node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        return node
+
+    def fake_tensor(self, tensor: TensorSpec) -> Any:
+        """A fake tensor of the tensor's dtype and shape, dynamic dimensions symbolic."""
+        if not tensor.dynamic:
+            return self.empty(tensor.shape, torch_dtype(tensor.dtype))
+        shape = [self.symbol(tensor, d, n) if d in tensor.dynamic else n for d, n in enumerate(tensor.shape)]
+        return self.empty(shape, torch_dtype(tensor.dtype))
+
+    def symbol(self, tensor: TensorSpec, dimension: int, size: int) -> Any:
+        """A symbolic size. Its example is at least 2, because 0 and 1 are taken for special."""
+        source = ConstantSource(f"{self.names[tensor.name]}_{dimension}")
+        symbol = self.shape_env.create_symbol(max(size, 3), source, dynamic_dim=DimDynamic.DYNAMIC)
+        return self.shape_env.create_symintnode(symbol, hint=max(size, 3), source=source)
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        """A fake tensor, made directly: ten times faster than torch.empty under the fake mode."""
+        return FakeTensor(self.fake, torch.empty(tuple(shape), dtype=dtype, device="meta"), torch.device("cpu"))
+
+    # Operators.
+
+    def call(
+        self, target: Any, arguments: tuple[Any, ...], value: tuple[Any, Any], keywords: dict[str, Any] | None = None
+    ) -> Any:
+        """A node of that operator; ``value`` is the (shape, dtype) that it yields."""
+        node = self.graph.call_function(target, arguments, keywords or {})
+        node.meta["val"] = self.empty(*value)
+        return node
+
+    def like(self, target: Any, source: Any, *rest: Any, **keywords: Any) -> Any:
+        """A node of its operand's shape and dtype."""
+        value = source.meta["val"]
+        return self.call(target, (source, *rest), (value.shape, value.dtype), keywords)
+
+    def clone(self, source: Any) -> Any:
+        """What to_edge makes of torch.clone."""
+        order = list(range(source.meta["val"].dim()))
+        return self.like(EDGE.dim_order_ops._clone_dim_order.default, source, dim_order=order)  # noqa: SLF001 - its name
+
+    def add_zero(self, source: Any) -> Any:
+        """What to_edge makes of ``x + 0``: the number becomes a constant, cast to the tensor's dtype."""
+        name = f"_lifted_tensor_constant{len(self.state_dict)}"
+        while name in self.state_dict:
+            name += "_"
+        dtype = source.meta["val"].dtype
+        zero = torch.tensor(0)
+        self.state_dict[name] = zero
+        before = self.first_input or next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+        with self.graph.inserting_before(before) if before else contextlib.nullcontext():
+            node = self.placeholder(name, self.empty((), zero.dtype))
+        spec = InputSpec(InputKind.BUFFER, TensorArgument(name=node.name), name, persistent=True)
+        self.input_specs.insert(len(self.input_specs) - len(user_inputs(self.spec)), spec)
+        if dtype != zero.dtype:
+            cast = EDGE.dim_order_ops._to_dim_order_copy.default  # noqa: SLF001 - its name
+            node = self.call(cast, (node,), ((), dtype), {"dtype": dtype, "dim_order": []})
+        return self.like(EDGE.aten.add.Tensor, source, node)
+
+    def chain(self, node: Any, chain: tuple[str, ...], step: Step) -> Any:
+        """Apply a chain of value-preserving ops, as to_edge writes them."""
+        for op in chain:
+            value = node.meta["val"]
+            if op == "clone":
+                node = self.clone(node)
+            elif op == "view":
+                if any(not isinstance(n, int) for n in value.shape):
+                    raise ValueError(f"step {step.name!r}: a view of a dynamic tensor is made on route 'export' only")
+                node = self.like(EDGE.aten.view_copy.default, node, list(value.shape))
+            elif op == "add_zero":
+                node = self.add_zero(node)
+            else:
+                order = list(reversed(range(value.dim())))
+                for _ in range(2):
+                    shape = tuple(reversed(node.meta["val"].shape))
+                    node = self.call(EDGE.aten.permute_copy.default, (node, order), (shape, value.dtype))
+        return node
+
+    def tensor(self, name: str) -> Any:
+        """The node of one of the spec's tensors; a computed one is computed at its first use."""
+        if self.spec.tensor(name).source != "computed":
+            return self.tensors[name]
+        if name not in self.computed:
+            self.computed[name] = self.add_zero(self.tensors[name])
+        return self.computed[name]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every builder route shares: numpy <-> torch, and the Python names of a spec's tensors and steps.
+"""What programs share: numpy <-> torch, the Python names of a spec's tensors and steps, operators that compute nothing.
 
 bfloat16 crosses as bits: torch has the type, numpy has ``reference.arithmetic.bfloat16.BFLOAT16``.
 """
@@ -15,6 +15,24 @@ from reference.arithmetic.bfloat16 import BFLOAT16
 from reference.program.spec import ProgramSpec, TensorSpec, table_parts
 
 Array = npt.NDArray[Any]
+#: Operators that hand their first operand on, its values kept or converted; of a graph or of a file, without overload.
+PASSING = {
+    "aten.clone",
+    "aten._to_copy",
+    "aten.to",
+    "aten.alias_copy",
+    "aten.detach_copy",
+    "aten.lift_fresh_copy",
+    "aten.view_copy",
+    "aten.view",
+    "aten._unsafe_view",
+    "aten.reshape",
+    "aten.squeeze_copy",
+    "aten.unsqueeze_copy",
+    "aten.expand_copy",
+    "dim_order_ops._clone_dim_order",
+    "dim_order_ops._to_dim_order_copy",
+}
 
 
 def torch_dtype(name: str) -> Any:
@@ -62,10 +80,10 @@ def identifiers(spec: ProgramSpec) -> dict[str, str]:
     taken = set(dir(torch.nn.Module())) | set(keyword.kwlist) | {"self", "torch"}
     names: dict[str, str] = {}
     for name in [*(t.name for t in all_tensors(spec)), *(t.name for t in spec.tables), *(s.name for s in spec.steps)]:
-        wanted = re.sub(r"\W", "_", name)
-        wanted = wanted if wanted[:1].isalpha() else f"t{wanted}"
-        while wanted in taken:
-            wanted += "_"
-        taken.add(wanted)
-        names[name] = wanted
+        identifier = re.sub(r"\W", "_", name)
+        identifier = identifier if identifier[:1].isalpha() else f"t{identifier}"
+        while identifier in taken:
+            identifier += "_"
+        taken.add(identifier)
+        names[name] = identifier
     return names

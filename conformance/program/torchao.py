@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torchao.quantization import IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerAxis, PerGroup
+from torchao.quantization.quant_primitives import MappingType
 
+from conformance.case.case import Quantization
 from conformance.program.module import module_calls
 from conformance.program.tensors import to_torch, torch_dtype
 from reference.program.spec import Lookup, ProgramSpec, QuantizedTable
-from reference.program.values import float_table
+from reference.program.values import float_table, values_array
 
 
 def quantized_embeddings(spec: ProgramSpec) -> dict[str, Any]:
@@ -47,17 +49,50 @@ def quantize_table(table: QuantizedTable, lookup: Lookup | None = None) -> Any:
         _weight=to_torch(float_table(table)),
     )
     embedding.weight.requires_grad_(requires_grad=False)
-    granularity = PerGroup(table.group_size) if table.group_size else PerAxis(0)
-    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchao's notes about its own versions are not ours to judge
-            quantize_(embedding, config, lambda module, _name: isinstance(module, torch.nn.Embedding))
+        _quantize(embedding, _configurations("symmetric", table.group_size))
     except Exception as error:  # torchao raises whatever its reshapes and asserts do
         raise ValueError(
             f"table {table.name!r}: torchao cannot quantize it ({type(error).__name__}: {error})"
         ) from error
     return embedding
+
+
+def quantize_embedding(question: Quantization) -> Any:
+    """Return the weight of an nn.Embedding with the float table of a QUANTIZE case, quantized by the case's method.
+
+    Raises:
+        Exception: whatever torchao raises.
+    """
+    shape = (question.vocab_size, question.embed_dim)
+    table = to_torch(values_array(question.values, question.dtype, shape))
+    module = torch.nn.Sequential(torch.nn.Embedding(*shape, dtype=torch_dtype(question.dtype), _weight=table))
+    _quantize(module, _configurations(question.method, question.group_size))
+    return module[0].weight
+
+
+def _quantize(module: Any, configurations: list[Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao's notes about its own versions are not ours to judge
+        for configuration in configurations:
+            quantize_(module, configuration, lambda part, _name: isinstance(part, torch.nn.Embedding))
+
+
+def _configurations(method: str, group_size: int) -> list[Any]:
+    """Torchao's int4 configurations of a method of ``conformance.case.case.METHODS``, to apply one after the other."""
+    options: dict[str, Any] = {"granularity": PerGroup(group_size) if group_size else PerAxis(0)}
+    if method == "no_clipping":
+        options["mapping_type"] = MappingType.SYMMETRIC_NO_CLIPPING_ERR
+    elif method == "hqq":
+        options["intx_choose_qparams_algorithm"] = "hqq_scale_only"
+    weight_only = IntxWeightOnlyConfig(weight_dtype=torch.int4, **options)
+    if method != "qat":
+        return [weight_only]
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig  # noqa: PLC0415 - takes seconds to load
+
+    group = {"group_size": group_size} if group_size else {"granularity": "per_channel"}
+    fake = IntxFakeQuantizeConfig(torch.int4, is_symmetric=True, **group)
+    return [QATConfig(weight_config=fake, step="prepare"), QATConfig(step="convert"), weight_only]
 
 
 def unwrap_all(module: Any) -> None:

@@ -28,22 +28,11 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
 )
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail, one_line
-from conformance.program.tensors import to_numpy
-from conformance.pte.file import VulkanDelegate
+from conformance.program.tensors import to_numpy, torch_dtype
+from conformance.pte.file import DTYPES, VulkanDelegate
 from conformance.pte.lookup import LOOKUP, lookup_call, run_lookup
 from conformance.pte.operators import registered_operators
-from impl.kernel import Device
 
-TORCH = {
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "INT8": torch.int8,
-    "INT32": torch.int32,
-    "FLOAT16": torch.float16,
-    "FLOAT32": torch.float32,
-    "FLOAT64": torch.float64,
-    "INT64": torch.int64,
-}
 #: What the runtime does with shapes and symbolic sizes; eager torch has no operator of these names.
 _NUMBERS: dict[str, Callable[..., Any]] = {
     "sym_size.int": lambda tensor, dim: tensor.shape[dim],
@@ -58,15 +47,12 @@ _SAME_BITS_ONLY = (torch.int64, torch.float64)
 LookupFacts = dict[str, str]
 
 
-def run_delegate(
-    delegate: VulkanDelegate, inputs: Sequence[Any], device: Callable[[], Device]
-) -> tuple[list[Any], list[LookupFacts]]:
+def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[LookupFacts]]:
     """Execute a delegate.
 
     Args:
         delegate: what to run.
         inputs: a tensor or number for each of the graph's inputs, in the outer program's dtypes.
-        device: opens (or returns the open) Vulkan device; called only where the graph has a lookup.
 
     Returns:
         One tensor or number for each of the graph's outputs, in the graph's dtypes; facts of every lookup.
@@ -77,8 +63,8 @@ def run_delegate(
     """
     graph = delegate.graph
     values: dict[int, Any] = {}
-    for value, given in zip(graph.input_ids, inputs, strict=True):
-        values[value] = _staged(delegate, value, given)
+    for value, argument in zip(graph.input_ids, inputs, strict=True):
+        values[value] = _staged(delegate, value, argument)
     facts: list[LookupFacts] = []
     for call in graph.chain:
         if call.name not in registered_operators():
@@ -86,7 +72,7 @@ def run_delegate(
         if call.name == LOOKUP:
             indices = _read(delegate, values, lookup_call(graph, call.args).indices)
             try:
-                result, of_call = run_lookup(graph, call.args, delegate.constants, to_numpy(indices), device())
+                result, of_call = run_lookup(graph, call.args, delegate.constants, to_numpy(indices))
             except CannotRun as error:
                 raise type(error)(f"{delegate.name}: {error}") from error
             values[call.args[-1]] = torch.from_numpy(result)
@@ -96,18 +82,18 @@ def run_delegate(
     return [_read(delegate, values, value) for value in graph.output_ids], facts
 
 
-def _staged(delegate: VulkanDelegate, value: int, given: Any) -> Any:
+def _staged(delegate: VulkanDelegate, value: int, argument: Any) -> Any:
     """An input as the graph holds it; 64-bit numbers become 32-bit ones, as the runtime's staging does."""
     spec = delegate.graph.values[value].value
     if not isinstance(spec, VkTensor):
-        return given
-    wanted = TORCH[spec.datatype.name]
-    if given.dtype == wanted:
-        return given
-    narrowed = given.to(wanted)
-    halved = given.dtype == torch.float32 and wanted == torch.float16  # the force_fp16 option
-    if not halved and (given.dtype not in _SAME_BITS_ONLY or not torch.equal(narrowed.to(given.dtype), given)):
-        raise DeviceWouldFail(f"{delegate.name}: input {value} is {given.dtype}, the graph holds {wanted}")
+        return argument
+    dtype = torch_dtype(DTYPES[spec.datatype.name])
+    if argument.dtype == dtype:
+        return argument
+    narrowed = argument.to(dtype)
+    halved = argument.dtype == torch.float32 and dtype == torch.float16  # the force_fp16 option
+    if not halved and (argument.dtype not in _SAME_BITS_ONLY or not torch.equal(narrowed.to(argument.dtype), argument)):
+        raise DeviceWouldFail(f"{delegate.name}: input {value} is {argument.dtype}, the graph holds {dtype}")
     return narrowed
 
 
@@ -150,13 +136,13 @@ def _by_schema(delegate: VulkanDelegate, op: Any, arguments: list[Any], out: int
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     for argument, value in zip(op._schema.arguments, arguments, strict=True):  # noqa: SLF001 - torch's way to a schema
-        given = value
-        if given is None and argument.name in {"dtype", "output_dtype"} and isinstance(spec, VkTensor):
-            given = TORCH[spec.datatype.name]
+        passed = value
+        if passed is None and argument.name in {"dtype", "output_dtype"} and isinstance(spec, VkTensor):
+            passed = torch_dtype(DTYPES[spec.datatype.name])
         if argument.kwarg_only:
-            keywords[argument.name] = given
+            keywords[argument.name] = passed
         else:
-            positional.append(given)
+            positional.append(passed)
     return positional, keywords
 
 
@@ -173,13 +159,13 @@ def _store(delegate: VulkanDelegate, name: str, out: int, result: Any, values: d
             _store(delegate, name, value, item, values)
         return
     if isinstance(spec, VkTensor):
-        wanted = TORCH[spec.datatype.name]
+        dtype = torch_dtype(DTYPES[spec.datatype.name])
         if not isinstance(result, torch.Tensor):
             raise CannotRun(f"{delegate.name}: {name} gives {type(result).__name__} where the graph has a tensor")
         narrowing = {torch.int64: torch.int32, torch.float64: torch.float32}
-        if result.dtype != wanted and narrowing.get(result.dtype) != wanted:
-            raise CannotRun(f"{delegate.name}: {name} gives {result.dtype} where the graph has {wanted}")
-        result = result.to(wanted)
+        if result.dtype != dtype and narrowing.get(result.dtype) != dtype:
+            raise CannotRun(f"{delegate.name}: {name} gives {result.dtype} where the graph has {dtype}")
+        result = result.to(dtype)
     values[out] = result
 
 
@@ -200,7 +186,7 @@ def _read(delegate: VulkanDelegate, values: dict[int, Any], value: int) -> Any:
 
 def _constant(delegate: VulkanDelegate, spec: VkTensor) -> Any:
     data = bytearray(delegate.constants[spec.constant_id])
-    dtype = TORCH[spec.datatype.name]
+    dtype = torch_dtype(DTYPES[spec.datatype.name])
     flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(spec.dims)
 

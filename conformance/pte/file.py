@@ -8,6 +8,7 @@ Source: docs/contract.md section 6.
 """
 
 import hashlib
+import math
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import ValueList, VkGraph, VkTensor
 from executorch.backends.vulkan.serialization.vulkan_graph_serialize import (
     VulkanDelegateHeader,
@@ -25,9 +27,23 @@ from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 from executorch.exir.version import EXECUTORCH_SCHEMA_VERSION
 
 from conformance.harness.errors import BadFile, one_line
-from conformance.pte.program import check_pte_header
 
 VULKAN = "VulkanBackend"
+#: numpy's and torch's name of a dtype by VkDataType's.
+DTYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT32": "int32",
+    "FLOAT16": "float16",
+    "FLOAT32": "float32",
+    "FLOAT64": "float64",
+    "INT64": "int64",
+}
+#: File identifier at offset 4 that executorch 1.5.1 writes and reads.
+PTE_IDENTIFIER = b"ET12"
+_EXTENDED = b"eh00"
+_SMALLEST = 48
 _GRAPH_IDENTIFIER = b"VK00"
 _GRAPH_VERSION = "0"
 _IN_NAMED_DATA = 2**64 - 1
@@ -132,13 +148,16 @@ def read_pte(source: Path | str | bytes) -> PteFile:
     """
     if isinstance(source, bytes):
         name, data = "the program", source
+        check_pte_header(data[:64], len(data), name)
     else:
         name = str(source)
         try:
-            data = Path(source).read_bytes()
+            with Path(source).open("rb") as stream:
+                head = stream.read(64)
+                check_pte_header(head, Path(source).stat().st_size, name)
+                data = head + stream.read()
         except OSError as error:
             raise BadFile(f"{name}: cannot be read ({error.strerror})") from error
-    check_pte_header(data[:64], len(data), name)
     try:
         content = deserialize_pte_binary(data)
         _check_version(content, name)
@@ -151,6 +170,40 @@ def read_pte(source: Path | str | bytes) -> PteFile:
     if not methods:
         raise BadFile(f"{name}: the program has no method")
     return PteFile(len(data), hashlib.sha256(data).hexdigest(), content, methods)
+
+
+def check_pte_header(head: bytes, size: int, name: str) -> None:
+    """Check the identifier and that the extended header's sizes lie inside the file.
+
+    Args:
+        head: the file's first 64 bytes, or fewer.
+        size: the file's length in bytes.
+        name: what messages call the file.
+
+    Raises:
+        BadFile: names what the file is instead, or which size does not fit.
+    """
+    if head[:2] == b"PK":
+        raise BadFile(f"{name}: a ZIP archive (a .pt2?), not a .pte")
+    if size < _SMALLEST:
+        raise BadFile(f"{name}: {size} bytes are too few for a .pte")
+    if head[4:8] != PTE_IDENTIFIER:
+        if head[4:6] == b"ET":
+            raise BadFile(
+                f"{name}: file identifier {head[4:8].decode('ascii', 'replace')!r} is another ExecuTorch version's; "
+                f"executorch 1.5.1 reads {PTE_IDENTIFIER.decode()!r}"
+            )
+        raise BadFile(f"{name}: not a .pte (no ExecuTorch identifier at byte 4)")
+    (root,) = struct.unpack_from("<I", head, 0)
+    if root >= size:
+        raise BadFile(f"{name}: truncated or damaged: the program's root is at byte {root} of {size}")
+    if head[8:12] != _EXTENDED:
+        return
+    length, program, segments, segment_bytes = struct.unpack_from("<IQQQ", head, 12)
+    if program > size:
+        raise BadFile(f"{name}: truncated: the program has {program} bytes, the file {size}")
+    if segments > size or (length >= 32 and segments + segment_bytes > size):  # noqa: PLR2004 - the header with segment size
+        raise BadFile(f"{name}: truncated: segments end at byte {segments + segment_bytes}, the file at {size}")
 
 
 def _check_version(content: PTEFile, name: str) -> None:
@@ -249,29 +302,9 @@ def _check_graph(graph: VkGraph, constants: tuple[bytes, ...], where: str) -> No
                 )
 
 
-#: Bytes of an element by VkDataType's name.
-ITEM_BYTES = {
-    "BOOL": 1,
-    "UINT8": 1,
-    "INT8": 1,
-    "INT32": 4,
-    "FLOAT16": 2,
-    "FLOAT32": 4,
-    "FLOAT64": 8,
-    "INT64": 8,
-}
-
-
 def tensor_bytes(tensor: VkTensor) -> int:
-    """The bytes that a tensor's dtype and dimensions take.
-
-    Raises:
-        KeyError: a data type that has no size.
-    """
-    size = ITEM_BYTES[tensor.datatype.name]
-    for dim in tensor.dims:
-        size *= dim
-    return size
+    """The bytes that a tensor's dtype and dimensions take; KeyError for a data type that has no size."""
+    return int(np.dtype(DTYPES[tensor.datatype.name]).itemsize * math.prod(tensor.dims))
 
 
 def _indices(where: str, indices: Any, count: int) -> None:

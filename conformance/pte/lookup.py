@@ -13,25 +13,17 @@ from typing import Any, Literal
 import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkGraph, VkStorageType, VkTensor
 
-from conformance.harness.errors import CannotRun, DeviceWouldFail
+from conformance.harness.errors import CannotRun, DeviceWouldFail, UnservedGroupSize
 from conformance.harness.observation import EnvironmentProblem
+from conformance.pte.device import open_device
+from conformance.pte.file import DTYPES
 from conformance.pte.spirv import is_precise
-from impl.errors import DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable
-from impl.kernel import Device, Variant, embedding_shader, run_embedding, run_prepack
+from impl.errors import DeviceLacksFeature, ShaderToolMissing
+from impl.kernel import Variant, embedding_shader, run_embedding, run_prepack
 from reference.table.layouts import unpack_flat, unpack_linear_weight
 
 Array = np.ndarray[Any, Any]
 LOOKUP = "et_vk.embedding_q4gsw.default"
-_NUMPY = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "INT8": "int8",
-    "INT32": "int32",
-    "FLOAT16": "float16",
-    "FLOAT32": "float32",
-    "FLOAT64": "float64",
-    "INT64": "int64",
-}
 _WIDTH_PACKED = ("TENSOR_WIDTH_PACKED", "DEFAULT_LAYOUT")
 
 
@@ -56,9 +48,9 @@ def lookup_call(graph: VkGraph, args: list[int]) -> LookupCall:
     if len(args) != 6:  # noqa: PLR2004 - five arguments and the output
         raise DeviceWouldFail(f"{LOOKUP}: {len(args)} values where the runtime takes 6")
     weight, scales, group, indices, linear, out = args
-    given = [type(graph.values[a].value).__name__ for a in args]
-    if given != ["VkTensor", "VkTensor", "Int", "VkTensor", "Bool", "VkTensor"]:
-        raise DeviceWouldFail(f"{LOOKUP}: its values are {', '.join(given)}")
+    kinds = [type(graph.values[a].value).__name__ for a in args]
+    if kinds != ["VkTensor", "VkTensor", "Int", "VkTensor", "Bool", "VkTensor"]:
+        raise DeviceWouldFail(f"{LOOKUP}: its values are {', '.join(kinds)}")
     group_size, is_linear = graph.values[group].value.int_val, graph.values[linear].value.bool_val
     return LookupCall(weight, scales, group_size, indices, is_linear, out)
 
@@ -88,7 +80,9 @@ def check_servable(graph: VkGraph, call: LookupCall) -> None:
         )
     group = call.group_size
     if group < 1 or group % 4 or embed_dim % group:
-        raise DeviceWouldFail(f"{LOOKUP}: group_size {group} of embed_dim {embed_dim}; one scale is read per 4 columns")
+        raise UnservedGroupSize(
+            f"{LOOKUP}: group_size {group} of embed_dim {embed_dim}; one scale is read per 4 columns"
+        )
     if scales.dims != [rows, embed_dim // group]:
         raise DeviceWouldFail(f"{LOOKUP}: weight_scales is {scales.dims}, must be {[rows, embed_dim // group]}")
     for name, tensor, kinds in (
@@ -117,7 +111,7 @@ def _check_storage(graph: VkGraph, indices: VkTensor, out: VkTensor) -> None:
 
 def constant_array(tensor: VkTensor, constants: tuple[bytes, ...]) -> Array:
     """A constant's bytes as an array of the graph's dtype and shape."""
-    return np.frombuffer(constants[tensor.constant_id], _NUMPY[tensor.datatype.name]).reshape(tensor.dims)
+    return np.frombuffer(constants[tensor.constant_id], DTYPES[tensor.datatype.name]).reshape(tensor.dims)
 
 
 def table_values(call: LookupCall, graph: VkGraph, constants: tuple[bytes, ...]) -> Array:
@@ -127,7 +121,7 @@ def table_values(call: LookupCall, graph: VkGraph, constants: tuple[bytes, ...])
 
 
 def run_lookup(
-    graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array, device: Device
+    graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array
 ) -> tuple[Array, Mapping[str, str]]:
     """Run one lookup; returns its output, and what the shader declared and how it was bound.
 
@@ -138,6 +132,7 @@ def run_lookup(
     """
     call = lookup_call(graph, args)
     check_servable(graph, call)
+    device = open_device()
     weight_spec, scales_spec, out_spec = (graph.values[v].value for v in (call.weight, call.scales, call.out))
     weight = constant_array(weight_spec, constants)
     rows = weight.shape[0]
@@ -161,7 +156,7 @@ def run_lookup(
         result = run_embedding(
             device, variant, weight, scales, call.group_size, indices, vocab_size=rows, shader=shader
         )
-    except (DeviceLacksFeature, ShaderToolMissing, VulkanUnavailable) as error:
+    except (DeviceLacksFeature, ShaderToolMissing) as error:
         raise EnvironmentProblem(str(error)) from error
     except (IndexError, ValueError) as error:
         raise CannotRun(f"{LOOKUP}: {error}") from error

@@ -11,21 +11,8 @@ from typing import Any
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import ValueList
 from executorch.exir.schema import DelegateCall, KernelCall, TensorList
 
+from conformance.program.tensors import PASSING
 from conformance.pte.file import Method, VulkanDelegate
-
-#: Operators that hand their first operand on, by name without overload, delegates' and the CPU's alike.
-_PASSING = {
-    "aten.clone",
-    "aten._to_copy",
-    "aten.alias_copy",
-    "aten.view_copy",
-    "aten.squeeze_copy",
-    "aten.unsqueeze_copy",
-    "aten.expand_copy",
-    "dim_order_ops._clone_dim_order",
-    "dim_order_ops._to_dim_order_copy",
-    "et_vk.prepack",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Produce
             return _outer(method, call.args[int(found.operator)], position, calls)
         if isinstance(call, KernelCall) and value in _outputs(method, call):
             name = method.operator(call).replace("::", ".")
-            if _bare(name) in _PASSING:
+            if _bare(name) in PASSING:
                 return _outer(method, call.args[0], position, calls)
             return Producer("cpu", name)
     return Producer("input" if value in method.plan.inputs else "constant", "")
@@ -80,7 +67,7 @@ def _inner(delegate: VulkanDelegate, value: int) -> Producer:
         inner = graph.values[out].value
         if value != out and not (isinstance(inner, ValueList) and value in inner.items):
             continue
-        if _bare(call.name) in _PASSING:
+        if _bare(call.name) in {*PASSING, "et_vk.prepack"}:
             return _inner(delegate, call.args[0])
         return Producer("vulkan", call.name, delegate.index)
     if value in graph.input_ids:

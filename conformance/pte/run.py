@@ -1,13 +1,13 @@
 """Runs a whole ``.pte`` without a Vulkan runtime.
 
-Each Vulkan delegate is executed by ``observe_pte_delegate``; everything between two of them runs on the
+Each Vulkan delegate is executed by ``conformance.pte.delegate``; everything between two of them runs on the
 wheel's real CPU runtime. What is not supported: control flow in a method that also calls Vulkan,
 mutable state that such a method writes, and data outside the file; each is a ``CannotRun``.
 
 Source: docs/contract.md 5.7, 6.1, 6.2.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,49 +20,37 @@ from conformance.program.tensors import to_numpy, to_torch
 from conformance.pte.cpu import run_calls
 from conformance.pte.delegate import LookupFacts, run_delegate
 from conformance.pte.file import Method, PteFile, read_pte
-from impl.kernel import Device
 
-_open: list[Device] = []
+#: torch's dtypes by ScalarType's names.
+_SCALAR_DTYPES = {
+    "BYTE": torch.uint8,
+    "CHAR": torch.int8,
+    "SHORT": torch.int16,
+    "INT": torch.int32,
+    "LONG": torch.int64,
+    "HALF": torch.float16,
+    "FLOAT": torch.float32,
+    "DOUBLE": torch.float64,
+    "BOOL": torch.bool,
+    "BFLOAT16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunResult:
     """What a method returned (numpy arrays and numbers, in order), and facts of every lookup that ran."""
 
     outputs: tuple[Any, ...]
     lookups: tuple[LookupFacts, ...]
 
 
-def open_device() -> Device:
-    """The device that $Q4GSW_DEVICE names (or the default), kept open for the next file.
-
-    Raises:
-        EnvironmentProblem: no loader, no driver or no such device.
-    """
-    from conformance.harness.observation import EnvironmentProblem  # noqa: PLC0415 - only where opening fails
-    from impl.errors import VulkanUnavailable  # noqa: PLC0415 - the same
-
-    if not _open or _open[0].broken:
-        try:
-            _open[:] = [Device()]
-        except VulkanUnavailable as error:
-            raise EnvironmentProblem(str(error)) from error
-    return _open[0]
-
-
-def run_pte(
-    source: PteFile | Path | str | bytes,
-    inputs: Sequence[Any],
-    method: str = "forward",
-    device: Callable[[], Device] = open_device,
-) -> Ran:
+def run_pte(source: PteFile | Path | str | bytes, inputs: Sequence[Any], method: str = "forward") -> RunResult:
     """Execute one method of a ``.pte`` from its serialized bytes.
 
     Args:
         source: a parsed file, a path or the bytes.
         inputs: an array, tensor or number for each of the method's inputs, in order.
         method: its name.
-        device: returns an open Vulkan device; called only where a delegate has a lookup.
 
     Raises:
         BadFile: see ``read_pte``.
@@ -71,45 +59,45 @@ def run_pte(
         EnvironmentProblem: no Vulkan device or shader compiler.
     """
     file = source if isinstance(source, PteFile) else read_pte(source)
-    found = file.method(method)
-    values = _inputs(found, inputs)
+    called = file.method(method)
+    values = _inputs(called, inputs)
     lookups: list[LookupFacts] = []
-    stretches = list(_stretches(found))
+    stretches = list(_stretches(called))
     for position, stretch in enumerate(stretches):
         if isinstance(stretch, DelegateCall):
-            lookups += _call_delegate(found, stretch, values, device)
+            lookups += _call_delegate(called, stretch, values)
             continue
-        later = set(found.plan.outputs)
+        later = set(called.plan.outputs)
         for rest in stretches[position + 1 :]:
             later.update(rest.args if isinstance(rest, DelegateCall) else [v for call in rest for v in call.args])
-        values |= run_calls(file, found, stretch, values, later)
-    return Ran(tuple(_output(found, value, values) for value in found.plan.outputs), tuple(lookups))
+        values |= run_calls(file, called, stretch, values, later)
+    return RunResult(tuple(_output(called, value, values) for value in called.plan.outputs), tuple(lookups))
 
 
 def _inputs(method: Method, inputs: Sequence[Any]) -> dict[int, Any]:
     if len(inputs) != len(method.plan.inputs):
         raise CannotRun(f"method {method.name!r} takes {len(method.plan.inputs)} inputs, {len(inputs)} given")
     values: dict[int, Any] = {}
-    for number, (value, given) in enumerate(zip(method.plan.inputs, inputs, strict=True)):
+    for number, (value, argument) in enumerate(zip(method.plan.inputs, inputs, strict=True)):
         spec = method.plan.values[value].val
         if not isinstance(spec, Tensor):
-            values[value] = given
+            values[value] = argument
             continue
-        tensor = given if isinstance(given, torch.Tensor) else to_torch(given)
+        tensor = argument if isinstance(argument, torch.Tensor) else to_torch(argument)
         values[value] = _fits(f"method {method.name!r}, input {number}", tensor, spec)
     return values
 
 
 def _fits(what: str, tensor: Any, spec: Tensor) -> Any:
     """The tensor, whose dtype and shape must be those of the program (sizes are bounds where it is dynamic)."""
-    wanted = scalar_dtype(spec)
+    dtype = scalar_dtype(spec)
     static = spec.shape_dynamism == 0
     fits = len(tensor.shape) == len(spec.sizes) and all(
         size == bound if static else size <= bound for size, bound in zip(tensor.shape, spec.sizes, strict=True)
     )
-    if tensor.dtype != wanted or not fits:
+    if tensor.dtype != dtype or not fits:
         bound = "" if static else " at most"
-        raise CannotRun(f"{what} is {tensor.dtype}{list(tensor.shape)}, the program has{bound} {wanted}{spec.sizes}")
+        raise CannotRun(f"{what} is {tensor.dtype}{list(tensor.shape)}, the program has{bound} {dtype}{spec.sizes}")
     return tensor
 
 
@@ -119,23 +107,10 @@ def scalar_dtype(spec: Tensor) -> Any:
     Raises:
         CannotRun: a scalar type that torch does not have.
     """
-    from executorch.exir.tensor import scalar_type_enum  # noqa: F401, PLC0415 - the table below is its inverse
-
-    names = {
-        "BYTE": torch.uint8,
-        "CHAR": torch.int8,
-        "SHORT": torch.int16,
-        "INT": torch.int32,
-        "LONG": torch.int64,
-        "HALF": torch.float16,
-        "FLOAT": torch.float32,
-        "DOUBLE": torch.float64,
-        "BOOL": torch.bool,
-        "BFLOAT16": torch.bfloat16,
-    }
-    if spec.scalar_type.name not in names:
-        raise CannotRun(f"a tensor of scalar type {spec.scalar_type.name} cannot be handed over")
-    return names[spec.scalar_type.name]
+    name = spec.scalar_type.name
+    if name not in _SCALAR_DTYPES:
+        raise CannotRun(f"a tensor of scalar type {name} cannot be handed over")
+    return _SCALAR_DTYPES[name]
 
 
 def _stretches(method: Method) -> Iterator[Any]:
@@ -159,12 +134,10 @@ def _stretches(method: Method) -> Iterator[Any]:
         yield stretch
 
 
-def _call_delegate(
-    method: Method, call: DelegateCall, values: dict[int, Any], device: Callable[[], Device]
-) -> list[LookupFacts]:
+def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -> list[LookupFacts]:
     delegate = method.delegates[call.delegate_index]
     count = len(delegate.graph.input_ids)
-    results, facts = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]], device)
+    results, facts = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]])
     for number, (value, result) in enumerate(zip(call.args[count:], results, strict=True)):
         spec = method.plan.values[value].val
         if isinstance(spec, Tensor):
@@ -176,11 +149,11 @@ def _call_delegate(
 
 def _handed_back(what: str, result: Any, spec: Tensor) -> Any:
     """A delegate's output in the outer program's dtype: only 64-bit numbers, and halves, may differ inside."""
-    wanted = scalar_dtype(spec)
+    dtype = scalar_dtype(spec)
     widened = {(torch.int32, torch.int64), (torch.float32, torch.float64), (torch.float16, torch.float32)}
-    if result.dtype != wanted and (result.dtype, wanted) not in widened:
-        raise DeviceWouldFail(f"{what} is {result.dtype}, the outer program has {wanted}")
-    return _fits(what, result.to(wanted), spec)
+    if result.dtype != dtype and (result.dtype, dtype) not in widened:
+        raise DeviceWouldFail(f"{what} is {result.dtype}, the outer program has {dtype}")
+    return _fits(what, result.to(dtype), spec)
 
 
 def _value(method: Method, value: int, values: dict[int, Any]) -> Any:

@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         given = (config.getoption(f"--{o}") for o in ("subject", "expectations"))
         config.stash[EXPECTED] = runner.expected_of(*given, off=config.getoption("--no-expectations"))
         if (device := config.getoption("--device")) and _is_controller(config):
-            from conformance.subjects.impl import check_device  # noqa: PLC0415 - needs the Vulkan loader
+            from conformance.pte.device import check_device  # noqa: PLC0415 - needs the Vulkan loader
 
             check_device(device)
             os.environ["Q4GSW_DEVICE"] = device  # the workers inherit it

@@ -21,8 +21,7 @@ import numpy as np
 from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import Arrays, Graph, Observation, Refused
-from conformance.subjects import lowered
-from conformance.subjects.quantize import run_export, run_quantize
+from conformance.subjects.stages import FusedTable, fused_table, observe_lowering, run_export, run_quantize, unlowerable
 from reference.program.spec import ProgramSpec
 from reference.table.layouts import pack_flat, pack_linear_weight
 
@@ -31,11 +30,11 @@ class SubjectUnderTest:
     """ExecuTorch's Vulkan backend as far as its wheel can run it: everything but the GPU."""
 
     def supports(self, case: Case) -> str | None:
-        """Return why the case cannot be asked of the wheel, or None."""
+        """Return why the case does not apply to the wheel, or None."""
         if case.stage in {"QUANTIZE", "EXPORT", "MATCH"}:
             return None
         if case.stage in {"LOWER", "RUN"}:
-            return lowered.reason(case)
+            return unlowerable(case)
         if case.stage == "PACK" and isinstance(case.question, Table):
             return "the wheel has no function that packs flat bytes" if case.question.layout == "flat" else None
         if isinstance(case.question, Dispatch | EndToEnd):
@@ -43,7 +42,7 @@ class SubjectUnderTest:
         return f"the wheel has no Vulkan runtime to run stage {case.stage} on"
 
     def run(self, case: Case) -> Observation:
-        """Do what the case asks; assertions of the wheel come out as they are."""
+        """Answer the case; assertions of the wheel come out as they are."""
         question = case.question
         if isinstance(question, Quantization):
             return run_quantize(question)
@@ -53,7 +52,7 @@ class SubjectUnderTest:
             return run_kernel(question)
         if case.stage == "EXPORT":
             return run_export(question.spec)
-        return run_match(question.spec) if case.stage == "MATCH" else lowered.ask(case.stage, question, lower)
+        return run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -100,30 +99,19 @@ def run_kernel(question: Dispatch | EndToEnd) -> Arrays | Refused:
     import torch  # noqa: PLC0415 - takes seconds to load
     from executorch.backends.vulkan import custom_ops_lib  # noqa: F401, PLC0415 - registers the operator
 
-    given = operands(question)
-    facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
+    table: FusedTable | Refused
     if isinstance(question, Dispatch):
-        linear = question.weight_layout != "flat"
-        packed = (pack_linear_weight if linear else pack_flat)(given.values)
-        arguments = (torch.from_numpy(packed), torch.from_numpy(given.scales), given.group_size)
-        result = torch.ops.et_vk.embedding_q4gsw(*arguments, torch.from_numpy(given.indices), linear)
-        return Arrays({"out": result.numpy()}, facts)
-    from conformance.observe.execute import fused_arguments  # noqa: PLC0415 - the same
-    from conformance.observe.match import fused_node  # noqa: PLC0415 - the same
-    from conformance.program.build import build  # noqa: PLC0415 - takes seconds to load
-
-    built = build(question.spec)
-    program = fuse_patterns(built.program)
-    node = fused_node(program, built.outputs[question.spec.lookups()[0].name])
-    if node is None:
-        return Refused("not_fused", "the pattern pass left the program's first lookup as it was")
-    named = fused_arguments(node)
-    constants = {**program.constants, **program.state_dict}
-    targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
-    weight, scales = (constants[targets[named[name].name]] for name in ("weight", "weight_scales"))
-    indices = torch.from_numpy(given.indices)
-    result = torch.ops.et_vk.embedding_q4gsw(weight, scales, named["group_size"], indices, named["is_linear_weight"])
-    return Arrays({"out": result.detach().numpy()}, {**built.facts, **facts})
+        own, linear = operands(question), question.weight_layout != "flat"
+        packed = (pack_linear_weight if linear else pack_flat)(own.values)
+        table = FusedTable(packed, linear, own.scales, own.group_size, own.indices, {})
+    else:
+        table = fused_table(question, lambda program: (fuse_patterns(program), None))
+    if isinstance(table, Refused):
+        return table
+    packed, scales, indices = (torch.from_numpy(a) for a in (table.packed, table.scales, table.indices))
+    result = torch.ops.et_vk.embedding_q4gsw(packed, scales, table.group_size, indices, table.linear_weight)
+    facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
+    return Arrays({"out": result.numpy()}, {**table.facts, **facts})
 
 
 def fuse_patterns(program: Any) -> Any:
@@ -134,9 +122,8 @@ def fuse_patterns(program: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
         remember_pattern_graphs()
-        given = shallow_copy(program)
         try:
-            return apply_passes(given, [FusePatternsPass()])
+            return apply_passes(shallow_copy(program), [FusePatternsPass()])
         except Exception as error:
             raise plain_error(error) from error
 
@@ -148,8 +135,8 @@ def plain_error(error: Exception) -> Exception:
     """
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     at = traceback.extract_tb(cause.__traceback__)[-1]
-    said = str(cause).strip().partition("\n")[0] or "no message"
-    message = f"{said} ({Path(at.filename).name}:{at.lineno}: {at.line})"
+    text = str(cause).strip().partition("\n")[0] or "no message"
+    message = f"{text} ({Path(at.filename).name}:{at.lineno}: {at.line})"
     plain = type(cause) if type(cause) in {AssertionError, RuntimeError, ValueError, KeyError} else RuntimeError
     return plain(message)
 
@@ -174,7 +161,7 @@ def shallow_copy(program: Any) -> Any:
 
 @functools.cache
 def remember_pattern_graphs() -> None:
-    """Keep the wheel's pattern graphs, which it otherwise exports anew on every call (1.6 s); they never differ."""
+    """Keep the wheel's pattern graphs, which it otherwise exports on every call (1.6 s); they never differ."""
     from executorch.backends.vulkan.patterns.pattern_registry import fusable_patterns  # noqa: PLC0415 - takes seconds
 
     for entry in fusable_patterns.values():
@@ -182,12 +169,12 @@ def remember_pattern_graphs() -> None:
             entry.get_graphs_fn = functools.cache(entry.get_graphs_fn)
 
 
-def _kernel_reason(d: Dispatch | EndToEnd) -> str | None:
-    if d.output_dtype != "float32":
-        return f"the wheel's operator returns float32, not {d.output_dtype}"
-    if "buffer" not in {d.weight_storage} & {d.io_storage}:
+def _kernel_reason(question: Dispatch | EndToEnd) -> str | None:
+    if question.output_dtype != "float32":
+        return f"the wheel's operator returns float32, not {question.output_dtype}"
+    if "buffer" not in {question.weight_storage} & {question.io_storage}:
         return "the wheel's operator runs on the CPU, where there are no textures"
-    given = operands(d)
-    if given.indices.size and not (np.min(given.indices) >= 0 and np.max(given.indices) < given.values.shape[0]):
+    own = operands(question)
+    if own.indices.size and not (np.min(own.indices) >= 0 and np.max(own.indices) < own.values.shape[0]):
         return "the wheel's operator runs on the CPU, where an index outside the table raises"
     return None

@@ -3,19 +3,18 @@
 EXPORT, MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installed wheel, in the way that subject
 "executorch" asks the wheel's. KERNEL and PREPACK dispatch the tree's own shaders, made by its own generator and
 bound as its host code binds them; the tables they are given are the reference's bytes, so that only the shader is
-judged. A KERNEL case with a program takes the whole journey: the tree's matcher, its packer, its prepack shader.
+judged. A KERNEL case with a program goes end to end: the tree's matcher, its packer, its prepack shader.
 
 Source: docs/contract.md section 7.2.
 """
 
 from pathlib import Path
-from typing import Any
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
 from conformance.harness.observation import Observation, Untestable
 from conformance.sources.tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
-from conformance.subjects import executorch, lowered, overlay
-from conformance.subjects.quantize import run_export
+from conformance.subjects import executorch, overlay
+from conformance.subjects.stages import observe_lowering, run_export, unlowerable
 
 _VULKAN = "executorch.backends.vulkan"
 #: What of the tree each stage calls.
@@ -26,6 +25,7 @@ _CALLED = {
     "MATCH": (f"{_VULKAN}._passes.fuse_patterns", f"{_VULKAN}.patterns.pattern_registry"),
     "PACK": (f"{_VULKAN}.patterns.weight_packing_utils",),
 }
+_NO_QUANTIZE = "stage QUANTIZE is torchao's, not the source tree's"
 
 
 class SubjectUnderTest:
@@ -42,17 +42,17 @@ class SubjectUnderTest:
         self._why = ""
 
     def supports(self, case: Case) -> str | None:
-        """Return why the case cannot be asked of a source tree, or None."""
+        """Return why the case does not apply to a source tree, or None."""
         if case.stage in {"LOWER", "RUN"}:
-            return lowered.reason(case)
+            return unlowerable(case)
         if case.stage == "PACK" and isinstance(case.question, Table) and case.question.layout == "flat":
             return "ExecuTorch has no function that packs flat bytes"
         if case.stage == "QUANTIZE":
-            return "stage QUANTIZE is torchao's, not the source tree's"
+            return _NO_QUANTIZE
         return None
 
     def run(self, case: Case) -> Observation:
-        """Do what the case asks.
+        """Answer the case.
 
         Raises:
             Untestable: the tree lacks what the stage calls, or it cannot be imported; one line with the reason.
@@ -61,7 +61,7 @@ class SubjectUnderTest:
         folder = self._ready()
         question = case.question
         if isinstance(question, Quantization):
-            raise Untestable("stage QUANTIZE is torchao's, not the source tree's")
+            raise Untestable(_NO_QUANTIZE)
         if isinstance(question, Dispatch) or (case.stage == "PREPACK" and isinstance(question, Table)):
             return self._on_device(question, folder)
         vulkan = () if case.stage == "EXPORT" else (_VULKAN,)
@@ -73,9 +73,9 @@ class SubjectUnderTest:
             return self._on_device(question, folder)
         if case.stage == "EXPORT":
             return run_export(question.spec)
-        if case.stage == "MATCH":
-            return executorch.run_match(question.spec)
-        return lowered.ask(case.stage, question, executorch.lower)
+        return (
+            executorch.run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, executorch.lower)
+        )
 
     def _ready(self) -> Path:
         """The tree's copy, laid over the wheel at the first case."""
@@ -98,13 +98,4 @@ class SubjectUnderTest:
         shaders = executorch_src_kernel.shaders_of(folder)
         if isinstance(question, Table):
             return executorch_src_kernel.run_prepack_case(question, shaders)
-        return executorch_src_kernel.run_kernel_case(question, shaders, _fuse, executorch_src_kernel.host_line(folder))
-
-
-def _fuse(program: Any) -> tuple[Any, Any]:
-    """The tree's pattern pass in the shape that the journey calls; it gives no reasons."""
-
-    class Nothing:
-        fused = refused = ()
-
-    return executorch.fuse_patterns(program), Nothing
+        return executorch_src_kernel.run_kernel_case(question, shaders, folder)

@@ -10,21 +10,23 @@ from typing import Literal
 from conformance.case.case import Dispatch, EndToEnd, Table
 from conformance.case.operands import table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Observation, Refused, Unsupported, Untestable
+from conformance.pte.device import open_device
 from conformance.pte.spirv import bindings, is_precise
 from conformance.sources.tree import HOST
-from conformance.subjects import impl_kernel
+from conformance.subjects.executorch import fuse_patterns
 from conformance.subjects.executorch_shaders import executorch_shaders, prepack_name, shader_name
-from conformance.subjects.impl_types import Array, Fuse
-from impl.errors import (
-    DeviceLacksFeature,
-    DeviceLimitExceeded,
-    ShaderCompileError,
-    ShaderToolMissing,
-    VulkanUnavailable,
-)
+from conformance.subjects.impl import drawn, facts_of, variant_of
+from conformance.subjects.stages import Array, FusedTable, fused_table
+from impl.errors import DeviceLacksFeature, DeviceLimitExceeded, ShaderCompileError, ShaderToolMissing
 from impl.kernel import run_embedding, run_prepack
 from impl.shader.compiler import Shader
-from reference.table.layouts import linear_weight_to_blocks, pack_flat, pack_linear_weight, unpack_linear_weight
+from reference.table.layouts import (
+    linear_weight_to_blocks,
+    pack_flat,
+    pack_linear_weight,
+    unpack_flat,
+    unpack_linear_weight,
+)
 
 #: The resources of contract 7.2: output, indices, weight, scales, sizes; and of the prepack shader.
 _EMBEDDING, _PREPACK = {0, 1, 2, 3, 4}, {0, 1}
@@ -46,36 +48,36 @@ def shaders_of(folder: Path) -> dict[str, Shader]:
         raise Untestable(f"the tree's shaders cannot be made: {' '.join(str(error).split())}") from error
 
 
-def run_kernel_case(
-    d: Dispatch | EndToEnd, shaders: Mapping[str, Shader], fuse: Fuse, binding: str = ""
-) -> Observation:
+def run_kernel_case(question: Dispatch | EndToEnd, shaders: Mapping[str, Shader], folder: Path) -> Observation:
     """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left.
-
-    ``binding`` is the host code's line that the binding follows, for the report.
 
     Raises:
         EnvironmentProblem: no Vulkan driver, device or feature; names what to install or choose.
         Exception: whatever the tree raises.
     """
-    variant = impl_kernel.variant_of(d)
+    variant = variant_of(question)
     if reason := _no_shader(shaders, shader_name(variant), _EMBEDDING):
         return Unsupported(reason)
-    table = impl_kernel.drawn(d, pack_linear_weight) if isinstance(d, Dispatch) else impl_kernel.journey(d, fuse)
+    table: FusedTable | Refused
+    if isinstance(question, Dispatch):
+        table = drawn(question, pack_linear_weight)
+    else:
+        table = fused_table(question, lambda program: (fuse_patterns(program), None))
     if isinstance(table, Refused):
         return table
+    linear = table.packed if table.linear_weight else pack_linear_weight(unpack_flat(table.packed))
     shader = shaders[shader_name(variant)]
     try:
-        device = impl_kernel.open_device()
-        if d.weight_layout == "flat":
-            weight = pack_flat(unpack_linear_weight(table.bytes))
-        elif isinstance(d, Dispatch):
-            weight = linear_weight_to_blocks(table.bytes)
+        if question.weight_layout == "flat":
+            weight = pack_flat(unpack_linear_weight(linear))
+        elif isinstance(question, Dispatch):
+            weight = linear_weight_to_blocks(linear)
         else:
-            if reason := _no_shader(shaders, prepack_name(d.weight_storage), _PREPACK):
+            if reason := _no_shader(shaders, prepack_name(question.weight_storage), _PREPACK):
                 return Unsupported(reason)
-            weight = _prepack(table.bytes, d.weight_storage, shaders)
+            weight = _prepack(linear, question.weight_storage, shaders)
         result = run_embedding(
-            device,
+            open_device(),
             variant,
             weight,
             table.scales,
@@ -88,10 +90,10 @@ def run_kernel_case(
         )
     except DeviceLimitExceeded as error:
         return Unsupported(f"{error}; the tree's host code, which would have to say so, is not run here")
-    except (VulkanUnavailable, DeviceLacksFeature) as error:
+    except DeviceLacksFeature as error:
         raise EnvironmentProblem(str(error)) from error
-    facts = impl_kernel.facts_of(result, d, precise=is_precise(shader.spirv))
-    return Arrays({"out": result.out}, table.facts | facts | {"binding": binding})
+    facts = facts_of(result, question, precise=is_precise(shader.spirv))
+    return Arrays({"out": result.out}, {**table.facts, **facts, "binding": host_line(folder)})
 
 
 def host_line(folder: Path) -> str:
@@ -115,10 +117,7 @@ def run_prepack_case(table: Table, shaders: Mapping[str, Shader]) -> Observation
     values = table_values(table)
     if values.shape[1] % _MULTIPLE:
         return Unsupported(f"ExecuTorch's host prepacks rows of a multiple of {_MULTIPLE} columns only")
-    try:
-        return Arrays({"blocks": _prepack(pack_linear_weight(values), table.storage, shaders)})
-    except VulkanUnavailable as error:
-        raise EnvironmentProblem(str(error)) from error
+    return Arrays({"blocks": _prepack(pack_linear_weight(values), table.storage, shaders)})
 
 
 def _prepack(packed: Array, storage: str, shaders: Mapping[str, Shader]) -> Array:
@@ -127,19 +126,19 @@ def _prepack(packed: Array, storage: str, shaders: Mapping[str, Shader]) -> Arra
     Raises:
         RuntimeError: it wrote outside its output, or left a word unwritten; says where.
     """
-    given: Literal["buffer", "texture2d"] = "texture2d" if storage == "texture2d" else "buffer"
-    result = run_prepack(impl_kernel.open_device(), packed, given, shader=shaders[prepack_name(storage)])
+    kind: Literal["buffer", "texture2d"] = "texture2d" if storage == "texture2d" else "buffer"
+    result = run_prepack(open_device(), packed, kind, shader=shaders[prepack_name(storage)])
     if not result.guards_intact or result.unwritten is not None:
         where = result.damage or f"word {result.unwritten} was never written"
         raise RuntimeError(f"the prepack shader left its output: {where}")
     return result.out
 
 
-def _no_shader(shaders: Mapping[str, Shader], name: str, wanted: set[int]) -> str:
+def _no_shader(shaders: Mapping[str, Shader], name: str, expected: set[int]) -> str:
     """Why the shader of that name cannot be bound, or ""."""
     if name not in shaders:
         return f"the tree makes no shader {name}"
     # What the source declares: a shader that forgot to use a resource is wrong, not of another interface.
-    if (found := shaders[name].bindings or bindings(shaders[name].spirv)) != wanted:
-        return f"shader {name} binds resources {sorted(found)}; contract 7.2 has {sorted(wanted)}"
+    if (bound := shaders[name].bindings or bindings(shaders[name].spirv)) != expected:
+        return f"shader {name} binds resources {sorted(bound)}; contract 7.2 has {sorted(expected)}"
     return ""

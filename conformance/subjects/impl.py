@@ -1,33 +1,52 @@
-"""Subject "impl": the project's own matcher, packer and Vulkan kernel. It gets no favours.
+"""Subject "impl": the project's own matcher, packer, lowering and Vulkan kernel. It gets no favours.
 
-Each stage is a function that takes the piece under judgement as an argument, so that a planted bug
-replaces that one piece and nothing else.
+Each stage is a function that takes the piece under test as an argument, so that a seeded fault replaces that one
+piece and nothing else.
+
+Source: docs/contract.md sections 3.4 and 7.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from conformance.case import case as cases
 from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
-from conformance.case.operands import table_values
-from conformance.harness.observation import Arrays, Graph, Observation, Refused
-from conformance.subjects import lowered
-from conformance.subjects.impl_types import Fuse, Pack, telling
-from conformance.subjects.quantize import run_export, run_quantize
+from conformance.case.operands import operands, table_values
+from conformance.harness.observation import Arrays, EnvironmentProblem, Graph, Observation, Refused
+from conformance.pte.device import open_device
+from conformance.pte.spirv import is_precise
+from conformance.subjects.stages import (
+    Array,
+    FusedTable,
+    LoweringRefused,
+    fused_table,
+    observe_lowering,
+    run_export,
+    run_quantize,
+    unlowerable,
+)
+from impl import packer
+from impl.errors import DeviceLacksFeature, DeviceLimitExceeded, ShaderToolMissing
+from impl.kernel import KernelResult, Variant, embedding_shader, run_embedding, run_prepack
 from reference.program.spec import ProgramSpec
+
+#: impl.matcher.fuse_q4_embeddings, or something in its place: program -> (program, FusionReport).
+Fuse = Callable[[Any], tuple[Any, Any]]
+#: Values or bytes to packed bytes or blocks.
+Pack = Callable[[Array], Array]
+_STORAGES: dict[str, Literal["buffer", "texture2d"]] = {"device_buffer": "buffer", "texture2d": "texture2d"}
 
 
 class SubjectUnderTest:
-    """The player, stage by stage."""
+    """The project's own implementation, stage by stage."""
 
     def supports(self, case: Case) -> str | None:
-        """Return why the case cannot be asked of the player, or None."""
-        if case.stage in {"LOWER", "RUN"}:
-            return lowered.reason(case)
-        return None
+        """Return why the case does not apply, or None."""
+        return unlowerable(case) if case.stage in {"LOWER", "RUN"} else None
 
     def run(self, case: Case) -> Observation:
-        """Do what the case asks."""
+        """Answer the case."""
         question = case.question
         if isinstance(question, Quantization):
             return run_quantize(question)
@@ -37,42 +56,56 @@ class SubjectUnderTest:
             return run_kernel(question)
         if case.stage == "EXPORT":
             return run_export(question.spec)
-        return run_match(question.spec) if case.stage == "MATCH" else lowered.ask(case.stage, question, lower)
+        return run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
     """Lower a program of torch.export by impl.lowering."""
-    from conformance.subjects.executorch import remember_pattern_graphs  # noqa: PLC0415 - only here
-    from impl.lowering import lower_to_vulkan  # noqa: PLC0415 - torch and executorch take seconds to load
+    from conformance.subjects.executorch import remember_pattern_graphs  # noqa: PLC0415 - executorch loads slowly
+    from impl.lowering import ForceFloat16Error, lower_to_vulkan  # noqa: PLC0415 - the same
 
     remember_pattern_graphs()
-    return bytes(lower_to_vulkan(program, compile_options=options).buffer)
+    try:
+        return bytes(lower_to_vulkan(program, compile_options=options).buffer)
+    except ForceFloat16Error as error:
+        raise LoweringRefused("force_fp16", str(error)) from error
+
+
+def rewriting(fuse: Fuse | None = None) -> Callable[[Any], tuple[Any, dict[str, tuple[bool, str, str]]]]:
+    """Turn a fusion (impl.matcher's by default) and its report into what the observer takes."""
+    from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - executorch loads slowly
+
+    def rewrite(program: Any) -> tuple[Any, dict[str, tuple[bool, str, str]]]:
+        fused_program, report = (fuse or fuse_q4_embeddings)(program)
+        answers = {refusal.node: (False, str(refusal.reason), refusal.detail) for refusal in report.refused}
+        return fused_program, answers | {fusion.node: (True, "", "") for fusion in report.fused}
+
+    return rewrite
 
 
 def run_match(spec: ProgramSpec, fuse: Fuse | None = None) -> Graph:
     """Build the program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
-    from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
-    from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
-    from impl.matcher import fuse_q4_embeddings  # noqa: PLC0415 - the same
+    from conformance.observe.match import observe_match  # noqa: PLC0415 - executorch loads slowly
+    from conformance.program.build import build  # noqa: PLC0415 - the same
 
-    return observe_match(build(spec), telling(fuse or fuse_q4_embeddings))
+    return observe_match(build(spec), rewriting(fuse))
 
 
 def run_pack(table: Table, pack: Pack | None = None, prepare: Pack | None = None) -> Arrays:
-    """Pack the table into the layout it asks for.
+    """Pack the table into its layout: on the host, or into the device's storage by the prepack shader.
 
     ``pack`` replaces impl.packer's function for that layout; ``prepare`` the packing of values to the
     linear-weight bytes that "blocks" starts from.
     """
-    from impl import packer  # noqa: PLC0415 - torch takes seconds to load
-
-    values = table_values(table)
+    values, prepare = table_values(table), prepare or packer.pack_linear_weight
     if table.storage != "buffer":
-        from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
-
-        return impl_kernel.run_prepack_on_device(table, (prepare or packer.pack_linear_weight)(values))
+        try:
+            result = run_prepack(open_device(), prepare(values), _STORAGES[table.storage])
+        except ShaderToolMissing as error:
+            raise EnvironmentProblem(str(error)) from error
+        return Arrays({"blocks": result.out}, _written(result))
     if table.layout == "blocks":
-        return Arrays({"blocks": (pack or packer.pack_blocks)((prepare or packer.pack_linear_weight)(values))})
+        return Arrays({"blocks": (pack or packer.pack_blocks)(prepare(values))})
     own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[table.layout]
     return Arrays({"packed": (pack or own)(values)})
 
@@ -85,30 +118,77 @@ def run_kernel(
     pack: Pack | None = None,
     blocks: Pack | None = None,
 ) -> Arrays | Refused:
-    """Dispatch the question on a Vulkan device; ``conformance.subjects.impl_kernel.run_kernel`` says how."""
-    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+    """Dispatch the question on a Vulkan device and report the output with what guards it.
 
-    return impl_kernel.run_kernel(question, shader_source=shader_source, fuse=fuse, pack=pack, blocks=blocks)
-
-
-def check_device(wanted: str) -> None:
-    """Check that a Vulkan device of that index or name is there.
+    A question with a program goes end to end: build, fuse, take packed table and scales out of the fused
+    graph, then blocks, then the device. Any piece can be replaced: the shader, the fusion, the packing of
+    values (questions without a program) and of blocks.
 
     Raises:
-        ValueError: it is not; names the devices there are.
-        EnvironmentProblem: no Vulkan loader or driver; names the package to install.
+        EnvironmentProblem: no Vulkan driver, device, feature or shader compiler; names what to install or choose.
+        Exception: whatever the implementation raises.
     """
-    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
+    pack = pack or packer.pack_linear_weight
+    table = drawn(question, pack) if isinstance(question, Dispatch) else fused_table(question, rewriting(fuse))
+    if isinstance(table, Refused):
+        return table
+    flat = question.weight_layout == "flat"
+    # Swapping the nibbles turns either byte layout into the other.
+    weight = table.packed if flat != table.linear_weight else packer.flat_to_linear_weight(table.packed)
+    try:
+        device, variant = open_device(), variant_of(question)
+        shader = embedding_shader(device.info, variant, shader_source)
+        result = run_embedding(
+            device,
+            variant,
+            weight if flat else (blocks or packer.pack_blocks)(weight),
+            table.scales,
+            table.group_size,
+            table.indices,
+            vocab_size=table.scales.shape[0],
+            allow_out_of_range=True,
+            shader=shader,
+        )
+    except (ShaderToolMissing, DeviceLacksFeature) as error:
+        raise EnvironmentProblem(str(error)) from error
+    except DeviceLimitExceeded as error:
+        return Refused("device_limit", str(error))
+    facts = facts_of(result, question, precise=is_precise(shader.spirv))
+    return Arrays({"out": result.out}, {**table.facts, **facts})
 
-    impl_kernel.check_device(wanted)
+
+def variant_of(question: cases.Variant) -> Variant:
+    """The kernel's variant that a question names."""
+    fields = ("output_dtype", "scale_dtype", "weight_layout", "weight_storage", "io_storage", "float_modes")
+    return Variant(**{name: getattr(question, name) for name in fields})
 
 
-def device_lines() -> list[str]:
-    """One line for each Vulkan device.
+def drawn(question: Dispatch, pack: Pack) -> FusedTable:
+    """The question's own arrays, its values packed to linear-weight bytes with ``pack``."""
+    own = operands(question)
+    return FusedTable(pack(own.values), True, own.scales, own.group_size, own.indices, {})  # noqa: FBT003 - its layout
 
-    Raises:
-        EnvironmentProblem: no Vulkan loader, driver or device; names the package to install.
-    """
-    from conformance.subjects import impl_kernel  # noqa: PLC0415 - Vulkan only where it is asked for
 
-    return impl_kernel.device_lines()
+def facts_of(result: KernelResult, variant: cases.Variant, *, precise: bool) -> dict[str, str]:
+    """What the judge needs of a dispatch: declared modes, fences, and on what it ran."""
+    return {
+        "execution_modes": ",".join(result.float_modes),
+        "precise": "1" if precise else "0",
+        "io_storage": variant.io_storage,
+        "spirv_sha256": result.spirv_sha256,
+        **_written(result),
+    }
+
+
+def _written(result: KernelResult) -> dict[str, str]:
+    """What the fences and the poison around and in the output show, and where it ran."""
+    facts = {
+        "device": result.device,
+        "driver": result.driver,
+        "guards": "intact" if result.guards_intact else result.damage,
+        "unwritten": "" if result.unwritten is None else str(result.unwritten),
+    }
+    # An element whose two runs differ was not reliably written either; the fact tells them apart.
+    if result.unstable is not None:
+        facts |= {"unstable": str(result.unstable), "unwritten": facts["unwritten"] or str(result.unstable)}
+    return facts

@@ -16,7 +16,7 @@ from conformance.observe.execute import FUSED, op_name
 from conformance.observe.match import InvalidRewrite, observe_match
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
 from conformance.program.build import BuiltProgram, build
-from conformance.subjects.impl_types import telling
+from conformance.subjects.impl import rewriting
 from impl.matcher import fuse_q4_embeddings
 from reference.program.evaluate import evaluate
 
@@ -30,7 +30,7 @@ def unchanged(program: Any) -> tuple[Any, None]:
 
 
 def fused(program: Any) -> tuple[Any, Any]:
-    return telling(fuse_q4_embeddings)(program)
+    return rewriting(fuse_q4_embeddings)(program)
 
 
 def fused_nodes(program: Any) -> list[Any]:

@@ -275,12 +275,12 @@ class LosesAnOption(Planted):
     signatures = ("LOWER/decision/force_fp16",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import lowered
         from conformance.subjects.impl import lower
+        from conformance.subjects.stages import observe_lowering
 
         if case.stage != self.stage:
             return super().run(case)
-        return lowered.ask(case.stage, case.question, lambda program, _: lower(program, {}))
+        return observe_lowering(case, lambda program, _: lower(program, {}))
 
 
 class FusesNothingToLower(Planted):
@@ -291,8 +291,8 @@ class FusesNothingToLower(Planted):
     signatures = ("LOWER/decision/missed_delegation",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import lowered
         from conformance.subjects.impl import lower
+        from conformance.subjects.stages import observe_lowering
         from impl import lowering
         from impl.matcher import FusionReport
 
@@ -303,7 +303,7 @@ class FusesNothingToLower(Planted):
             return program, FusionReport((), ())
 
         with mock.patch.object(lowering, "fuse_all_but", nothing):
-            return lowered.ask(case.stage, case.question, lower)
+            return observe_lowering(case, lower)
 
 
 class LowersLikeTheWheel(Planted):
@@ -314,11 +314,10 @@ class LowersLikeTheWheel(Planted):
     signatures = ("LOWER/decision/undue_delegation:group_size_not_multiple_of_4",)
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects import executorch, lowered
+        from conformance.subjects import executorch
+        from conformance.subjects.stages import observe_lowering
 
-        return (
-            lowered.ask(case.stage, case.question, executorch.lower) if case.stage == self.stage else super().run(case)
-        )
+        return observe_lowering(case, executorch.lower) if case.stage == self.stage else super().run(case)
 
 
 class HandsOverFloat32(LowersLikeTheWheel):

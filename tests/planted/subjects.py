@@ -15,7 +15,7 @@ import numpy as np
 
 from conformance.case.case import Case
 from conformance.harness.observation import Observation
-from conformance.subjects.impl import SubjectUnderTest, run_match, run_pack
+from conformance.subjects.impl import SubjectUnderTest, run_kernel, run_match, run_pack
 from tests.planted.glsl import planted_source
 
 
@@ -293,8 +293,6 @@ class ShaderBug(Planted):
     bug: ClassVar[str]
 
     def run(self, case: Case) -> Observation:
-        from conformance.subjects.impl_kernel import run_kernel
-
         if case.stage != "KERNEL":
             return super().run(case)
         with tempfile.TemporaryDirectory() as folder:

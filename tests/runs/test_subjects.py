@@ -14,8 +14,10 @@ from conformance.harness.subject import load
 from conformance.judging.judge import judge
 from conformance.observe.snapshot import differences, graph_text, source_snapshot
 from conformance.program.build import build
+from conformance.pte import device
+from conformance.pte.device import device_lines, open_device
 from conformance.pte.spirv import is_precise
-from conformance.subjects import executorch, impl, impl_kernel
+from conformance.subjects import executorch, impl
 from impl.errors import VulkanUnavailable
 from impl.kernel import embedding_shader
 from reference.program.spec import Values
@@ -104,7 +106,7 @@ def test_impl_reports_what_the_judge_needs() -> None:
     assert len(facts["spirv_sha256"]) == 64
     assert facts["device"]
     assert facts["driver"]
-    modes = impl_kernel.open_device().info.float_modes
+    modes = open_device().info.float_modes
     assert facts["execution_modes"] == ",".join(sorted(modes))
     bare = impl.run_kernel(Dispatch(float_modes="none"))
     assert isinstance(bare, Arrays)
@@ -128,30 +130,30 @@ def test_a_program_that_is_refused_is_no_dispatch() -> None:
 
 
 def test_a_machine_without_vulkan_is_not_the_player_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing() -> None:
+    def nothing(*_: object, **__: object) -> None:
         raise VulkanUnavailable("no driver: apt-get install mesa-vulkan-drivers")
 
-    monkeypatch.setattr(impl_kernel, "open_device", nothing)
+    monkeypatch.setattr(device, "_open", [])
+    monkeypatch.setattr(device, "Device", nothing)
     with pytest.raises(EnvironmentProblem, match="mesa-vulkan-drivers"):
         impl.run_kernel(Dispatch())
 
 
 def test_a_broken_device_is_opened_anew() -> None:
-    first = impl_kernel.open_device()
-    assert impl_kernel.open_device() is first
+    first = open_device()
+    assert open_device() is first
     first.broken = True
-    assert impl_kernel.open_device() is not first
+    assert open_device() is not first
 
 
 def test_devices_are_listed() -> None:
-    lines = impl.device_lines()
+    lines = device_lines()
     assert lines
     assert all("shader variants" in line for line in lines)
 
 
 def test_precision_is_read_off_the_module() -> None:
-    device = impl_kernel.open_device()
-    shader = embedding_shader(device.info, impl_kernel.variant_of(Dispatch()))
+    shader = embedding_shader(open_device().info, impl.variant_of(Dispatch()))
     words = np.frombuffer(shader.spirv, "<u4").copy()
     assert is_precise(words.tobytes())
     at = 5

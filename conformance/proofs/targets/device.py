@@ -6,7 +6,6 @@ Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 """
 
 import hashlib
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from conformance.harness.observation import EnvironmentProblem
 from conformance.judging.compare import float_modes
 from conformance.proofs.target import Array, ExceedsLimit, LookupResult, Numerics, Products, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
+from conformance.pte.device import new_device
 from conformance.pte.spirv import is_precise
 from impl.errors import (
     DeviceLacksFeature,
     DeviceLimitExceeded,
     ShaderCompileError,
     ShaderToolMissing,
-    VulkanUnavailable,
 )
 from impl.kernel import VARIANTS, Device, KernelResult, Variant, embedding_shader, run_embedding, variant_named
 from impl.shader import compiler
@@ -48,10 +47,7 @@ def open_target(_subject: str, variant: str, device: str, shader: Path | None) -
     chosen = variant_named(variant)
     if shader is not None and not shader.is_file():
         raise ValueError(f"no shader file {shader}")
-    try:
-        opened = Device(device or None, validate=os.environ.get("Q4GSW_VALIDATE") == "1")
-    except VulkanUnavailable as error:
-        raise EnvironmentProblem(str(error)) from error
+    opened = new_device(device)
     try:
         return DeviceTarget(opened, chosen, shader or _OURS)
     except BaseException:

@@ -62,10 +62,11 @@ def prove(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Check style and types: ruff with every rule, mypy in strict mode."""
+    """Check style, types and imports: ruff with every rule, mypy in strict mode, import-linter's contracts."""
     _run(session, "ruff", "check")
     _run(session, "ruff", "format", "--check")
     _run(session, "mypy")
+    _run(session, "lint-imports", "--no-cache")
 
 
 @nox.session(venv_backend="none")

@@ -1,0 +1,1 @@
+"""Subjects that other projects wrote: independent implementations, each judged like any other."""

@@ -8,14 +8,10 @@
 Source: docs/contract.md sections 2 and 3.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.table.layouts import unpack_flat, unpack_linear_weight
-
-Array = npt.NDArray[Any]
 
 OUTPUT_DTYPES = ("float32", "float16")
 

@@ -42,8 +42,7 @@ from reference.program.fusibility import violations
 from reference.program.spec import Dequantize, Linear, Lookup, ProgramSpec
 from reference.program.values import tensor_values, values_array
 from reference.table import layouts
-from reference.table.quantize import quantize_symmetric
-from reference.table.quantize_variants import quantize_hqq, quantize_no_clipping
+from reference.table.quantize import quantize_hqq, quantize_no_clipping, quantize_symmetric
 
 #: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
 TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
@@ -273,4 +272,4 @@ def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtyp
         )
     accept = accept_products(values[rows], per_column[rows], output_dtype, modes)
     nan = accept.any_nan | outside[..., None]
-    return replace(accept, any_nan=nan, anything=accept.anything & ~outside[..., None])
+    return replace(accept, any_nan=nan, unconstrained=accept.unconstrained & ~outside[..., None])

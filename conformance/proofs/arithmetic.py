@@ -150,5 +150,5 @@ def name_refused(refused: Refused, numerics: Numerics) -> str:
 def unconstrained(domain: Domain, numerics: Numerics) -> int:
     """How many of the domain's results contract 3.5 leaves open: those of NaN and infinity that nothing preserves."""
     infinite = np.array([np.inf], numerics.scale_dtype)
-    free = accept_products(CODES[-1:], infinite, numerics.output_dtype, numerics.modes).anything[0]
+    free = accept_products(CODES[-1:], infinite, numerics.output_dtype, numerics.modes).unconstrained[0]
     return 16 * domain.not_finite if free else 0

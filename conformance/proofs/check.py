@@ -119,11 +119,11 @@ def _against_fractions(scales: Array, numerics: Numerics) -> list[list[Allowed]]
     fast = accept_products(CODES[None, :], scales[:, None], output_dtype, modes)
     exact = []
     for row, pattern in enumerate(scales.view(f"u{scales.itemsize}").tolist()):
-        exact.append([allowed_bits(q, pattern, scale_dtype, output_dtype, modes) for q in range(-8, 8)])
+        exact.append([allowed_bits(q, pattern, scale_dtype, output_dtype, modes.names) for q in range(-8, 8)])
         for code, allowed in enumerate(exact[-1]):
             at = (row, code)
-            if allowed.anything or fast.anything[at]:
-                same = allowed.anything == bool(fast.anything[at])
+            if allowed.unconstrained or fast.unconstrained[at]:
+                same = allowed.unconstrained == bool(fast.unconstrained[at])
             elif allowed.any_nan or fast.any_nan[at]:
                 same = allowed.any_nan == bool(fast.any_nan[at])
             else:
@@ -161,7 +161,7 @@ def _rerun_sample(opened: Target, scales: Array, exact: list[list[Allowed]]) -> 
     nans = is_nan(result.bits, FORMATS[opened.numerics.output_dtype])
     for (row, code), bits in np.ndenumerate(result.bits):
         allowed = exact[row][code]
-        if not (allowed.anything or int(bits) in allowed.patterns or (allowed.any_nan and nans[row, code])):
+        if not (allowed.unconstrained or int(bits) in allowed.patterns or (allowed.any_nan and nans[row, code])):
             pattern = scales.view(f"u{scales.itemsize}")[row]
             raise Rejected(
                 f"run again: scale {pattern:#x}, code {code} gave {bits:#x}, which exact fractions do not allow"

@@ -13,11 +13,10 @@ Source: docs/contract.md section 3.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.arithmetic.rounding import (
     FLOAT16,
     FLOAT32,
@@ -29,8 +28,6 @@ from reference.arithmetic.rounding import (
     is_zero,
     narrow,
 )
-
-Array = npt.NDArray[Any]
 
 CODES = np.arange(-8, 8, dtype=np.int8)  # value q of every code, in code order
 BLOCK = 1 << 15  # elements at a time: the temporaries stay in cache
@@ -62,10 +59,14 @@ class FloatModes:
     def __post_init__(self) -> None:
         """SPIR-V forbids two rounding modes, or both denormal modes, for one width."""
         for width in (16, 32):
-            if (getattr(self, f"rte{width}") and getattr(self, f"rtz{width}")) or (
-                getattr(self, f"denorm_preserve{width}") and getattr(self, f"denorm_flush{width}")
-            ):
-                raise ValueError(f"modes: two contradictory modes are declared for {width} bit")
+            for one, other in (("rte", "rtz"), ("denorm_preserve", "denorm_flush")):
+                if {f"{one}{width}", f"{other}{width}"} <= self.names:
+                    raise ValueError(f"modes: two contradictory modes are declared for {width} bit")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the fields that are true."""
+        return frozenset(name for name, on in vars(self).items() if on)
 
     def preserves_denormals(self, form: Format) -> bool:
         """A subnormal of this format may not become zero in arithmetic or conversion."""
@@ -94,12 +95,12 @@ class AcceptSet:
     """Allowed results for an array of elements.
 
     ``candidates``: unsigned bit patterns [K, ...], padded by repeating. ``any_nan`` bool [...]: the result is NaN, and
-    any NaN pattern matches. ``anything`` bool [...]: contract 3.5 holds nobody to this element; report it.
+    any NaN pattern matches. ``unconstrained`` bool [...]: contract 3.5 holds nobody to this element; report it.
     """
 
     candidates: Array
     any_nan: Array
-    anything: Array
+    unconstrained: Array
     form: Format
 
     def contains(self, got: Array) -> Array:
@@ -111,7 +112,7 @@ class AcceptSet:
         bits = bits_of(got)
         if bits.dtype != self.form.unsigned:
             raise ValueError(f"got: {got.dtype} does not hold {self.form.name}")
-        allowed = self.anything | (self.any_nan & is_nan(bits, self.form))
+        allowed = self.unconstrained | (self.any_nan & is_nan(bits, self.form))
         for candidate in self.candidates:
             allowed |= candidate == bits
         return np.asarray(allowed)
@@ -150,11 +151,11 @@ def accept_products(values: Array, scales: Array, output_dtype: str, modes: Floa
     padded = [[block[min(row, len(block) - 1)] for row in range(most)] for block, _ in blocks]
     candidates = np.concatenate([np.stack(rows) for rows in padded], axis=1)
     touched = {FORMATS[scales.dtype.name], FLOAT32, output_form}
-    lawless = not all(modes.preserves_specials(form) for form in touched)
+    unconstrained = not all(modes.preserves_specials(form) for form in touched)
     return AcceptSet(
         candidates=candidates.reshape(most, *values.shape),
         any_nan=np.concatenate([nan for _, nan in blocks]).reshape(values.shape),
-        anything=np.asarray(~np.isfinite(scales) & lawless),
+        unconstrained=np.asarray(~np.isfinite(scales) & unconstrained),
         form=output_form,
     )
 
@@ -217,13 +218,13 @@ def _to_float16(product: Array, steps: list[Array], modes: FloatModes) -> list[A
     float32 neighbours lie between the float16 neighbours of the product, or on them, so no third can arise.
     """
     rule = "either" if modes.image_output16 else _rule(modes, FLOAT16)
-    found = [bits for step in steps for bits in _round(step.view(np.float32), FLOAT16, rule)]
+    candidates = [bits for step in steps for bits in _round(step.view(np.float32), FLOAT16, rule)]
     if not modes.precise:
-        found += _round(product, FLOAT16, rule)
-    if len(found) == 1:
-        return found
+        candidates += _round(product, FLOAT16, rule)
+    if len(candidates) == 1:
+        return candidates
     # All have the product's sign, so the patterns order like magnitudes; a NaN is the same in all.
-    return [np.minimum.reduce(found), np.maximum.reduce(found)]
+    return [np.minimum.reduce(candidates), np.maximum.reduce(candidates)]
 
 
 def _with_zeros(steps: list[Array], either_zero: Array, form: Format) -> list[Array]:

@@ -10,9 +10,8 @@ Source: docs/contract.md section 4 (bfloat16 scales and outputs are refused, but
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from reference import Array
 
 BFLOAT16 = np.dtype([("bits", "<u2")])
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")

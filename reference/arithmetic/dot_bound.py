@@ -9,12 +9,10 @@ Source: docs/contract.md section 3.6.
 """
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from reference import Array
 
 
 def dot_bound(x: Array, weights: Array, *, nearest: bool, bias: Array | None = None) -> tuple[Array, Array]:

@@ -38,41 +38,16 @@ Readings chosen where the contract's text leaves more than one:
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
 
 ZERO = Fraction(0)
 
 
-class Modes(Protocol):
-    """What the shader's SPIR-V entry point declares, and two facts about how it computes and stores."""
-
-    @property
-    def rte16(self) -> bool: ...  # noqa: D102 - the names below are SPIR-V's, explained in contract 3.4
-    @property
-    def rte32(self) -> bool: ...  # noqa: D102
-    @property
-    def rtz16(self) -> bool: ...  # noqa: D102
-    @property
-    def rtz32(self) -> bool: ...  # noqa: D102
-    @property
-    def denorm_preserve16(self) -> bool: ...  # noqa: D102
-    @property
-    def denorm_preserve32(self) -> bool: ...  # noqa: D102
-    @property
-    def denorm_flush16(self) -> bool: ...  # noqa: D102
-    @property
-    def denorm_flush32(self) -> bool: ...  # noqa: D102
-    @property
-    def signed_zero_inf_nan_preserve16(self) -> bool: ...  # noqa: D102
-    @property
-    def signed_zero_inf_nan_preserve32(self) -> bool: ...  # noqa: D102
-    @property
-    def precise(self) -> bool: ...  # noqa: D102
-    @property
-    def image_output16(self) -> bool: ...  # noqa: D102
+#: What the SPIR-V entry point declares, and two facts about how the shader computes and stores (contract 3.3, 3.4), by
+#: name: rte, rtz, denorm_preserve, denorm_flush and signed_zero_inf_nan_preserve, each ending in 16 or 32; precise;
+#: image_output16.
+Modes = frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)  # two formats exist; comparing them by identity keeps the caches below fast
@@ -115,11 +90,11 @@ class Number:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The results that the contract allows: these patterns, any NaN at all, or anything at all."""
+    """The results that the contract allows: these patterns, any NaN at all, or (unconstrained) any pattern at all."""
 
     patterns: frozenset[int] = frozenset()
     any_nan: bool = False
-    anything: bool = False
+    unconstrained: bool = False
 
 
 @functools.lru_cache(maxsize=1 << 17)
@@ -202,26 +177,19 @@ class Width:
 
 
 @functools.cache
-def width_of(fmt: Format, rounding: str, keeps_subnormals: bool, keeps_signs: bool) -> Width:
-    """The one Width object with these fields."""
-    return Width(fmt, rounding, keeps_subnormals, keeps_signs)
-
-
-def declared(modes: Modes) -> tuple[Width, Width]:
-    """Read the modes of both widths: 32 bit, then 16 bit.
+def width_of(fmt: Format, modes: Modes) -> Width:
+    """What the modes declare for a width.
 
     Raises:
-        ValueError: a pair of modes that exclude each other is declared for one width.
+        ValueError: a pair of modes that exclude each other is declared for it.
     """
-    wide = _declared(FLOAT32, modes.rte32, modes.rtz32, modes.denorm_preserve32, modes.denorm_flush32)
-    narrow = _declared(FLOAT16, modes.rte16, modes.rtz16, modes.denorm_preserve16, modes.denorm_flush16)
-    return wide(modes.signed_zero_inf_nan_preserve32), narrow(modes.signed_zero_inf_nan_preserve16)
-
-
-def _declared(fmt: Format, nearest: bool, zero: bool, keep: bool, flush: bool) -> Callable[[bool], Width]:
-    if (nearest and zero) or (keep and flush):
+    rte, rtz, preserve, flush, signs = (
+        f"{mode}{fmt.width}" in modes
+        for mode in ("rte", "rtz", "denorm_preserve", "denorm_flush", "signed_zero_inf_nan_preserve")
+    )
+    if (rte and rtz) or (preserve and flush):
         raise ValueError(f"the modes declared for {fmt.width} bit exclude each other")
-    return functools.partial(width_of, fmt, "nearest" if nearest else "zero" if zero else "either", keep)
+    return Width(fmt, "nearest" if rte else "zero" if rtz else "either", preserve, signs)
 
 
 @functools.lru_cache(maxsize=1 << 18)
@@ -233,7 +201,7 @@ def loosened(bits: int, width: Width, *, flush: bool = True) -> frozenset[int]:
         width: what is declared for it.
         flush: whether this is arithmetic or conversion, which may flush; a store may not.
 
-    >>> undeclared = width_of(FLOAT16, "either", False, False)
+    >>> undeclared = width_of(FLOAT16, frozenset())
     >>> [sorted(hex(p) for p in loosened(bits, undeclared)) for bits in (0x8001, 0x0000, 0x0400)]  # -2**-24, +0, 2**-14
     [['0x0', '0x8000', '0x8001'], ['0x0', '0x8000'], ['0x400']]
     >>> sorted(hex(p) for p in loosened(0x8001, undeclared, flush=False))
@@ -284,7 +252,7 @@ def operate(
         rounding: instead of the one that the target's width declares.
         flush: whether the result may be flushed: not where a store makes it.
 
-    >>> plain = width_of(FLOAT32, "nearest", True, True)
+    >>> plain = width_of(FLOAT32, frozenset({"rte32", "denorm_preserve32"}))
     >>> [hex(p) for p in operate(0x3F800001, 3, plain, plain)]  # 3 * (1 + 2**-23) is a tie: the even neighbour
     ['0x40400002']
     """
@@ -317,16 +285,14 @@ def allowed_bits(q: int, scale_bits: int, scale_dtype: str, output_dtype: str, m
         scale_bits: the scale's pattern.
         scale_dtype: "float16" or "float32".
         output_dtype: "float16" or "float32".
-        modes: what the shader declares; the host declares nearest, preserve and keep for both widths.
+        modes: what the shader declares; a host declares rte, denorm_preserve and signed_zero_inf_nan_preserve.
 
     Raises:
         ValueError: q or the pattern out of range, or modes that exclude each other.
         KeyError: a dtype that is neither of the two.
 
-    >>> from types import SimpleNamespace
-    >>> names = [n for n in dir(Modes) if not n.startswith("_")]
-    >>> nothing = SimpleNamespace(**dict.fromkeys(names, False))
-    >>> show = lambda a: (sorted(hex(p) for p in a.patterns), a.any_nan, a.anything)
+    >>> nothing = frozenset()
+    >>> show = lambda a: (sorted(hex(p) for p in a.patterns), a.any_nan, a.unconstrained)
     >>> show(allowed_bits(-3, 0x3C00, "float16", "float16", nothing))  # -3 * 1.0: exact, one value
     (['0xc200'], False, False)
     >>> show(allowed_bits(3, 0x3F800001, "float32", "float32", nothing))  # inexact: both neighbours
@@ -337,18 +303,18 @@ def allowed_bits(q: int, scale_bits: int, scale_dtype: str, output_dtype: str, m
     if not -8 <= q <= 7:  # noqa: PLR2004 - the two ends of q4 (contract 1)
         raise ValueError(f"q {q} is outside [-8, 7]")
     source, out = FORMATS[scale_dtype], FORMATS[output_dtype]
-    wide, narrow = declared(modes)
+    wide, narrow = width_of(FLOAT32, modes), width_of(FLOAT16, modes)
     scale = decode(scale_bits, source)
     sixteen = source is FLOAT16 or out is FLOAT16
     if scale.magnitude is None and not (wide.keeps_signs and (narrow.keeps_signs or not sixteen)):
-        return Allowed(anything=True)
+        return Allowed(unconstrained=True)
     loaded = frozenset({scale_bits}) if source is FLOAT32 else convert(scale_bits, narrow, wide)
     results = {p for s in loaded for p in operate(s, q, wide, wide)}
     if out is FLOAT16:
-        last = store_image16 if modes.image_output16 else convert
+        image = "image_output16" in modes
+        last = store_image16 if image else convert
         results = {p for product in results for p in last(product, wide, narrow)}
-        if not modes.precise:
-            rounding = "either" if modes.image_output16 else ""
-            flush = not modes.image_output16
-            results |= {p for s in loaded for p in operate(s, q, wide, narrow, rounding, flush=flush)}
+        if "precise" not in modes:
+            rounding = "either" if image else ""
+            results |= {p for s in loaded for p in operate(s, q, wide, narrow, rounding, flush=not image)}
     return Allowed(frozenset(results - {out.nan}), out.nan in results)

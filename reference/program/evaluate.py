@@ -12,19 +12,15 @@
 Source: docs/contract.md sections 2, 4 and 5.7.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, dtype_name, to_float
 from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
 from reference.q4_embedding_ref import check_indices
 from reference.table.dequantize import dequantize_affine
 from reference.table.layouts import unpack_flat
-
-Array = npt.NDArray[Any]
 
 
 def evaluate(spec: ProgramSpec) -> dict[str, Array]:

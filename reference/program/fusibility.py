@@ -17,16 +17,13 @@ Source: docs/contract.md sections 5.3 and 5.4.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.arithmetic.bfloat16 import numpy_dtype, to_float
 from reference.program.spec import IDENTITY_OPS, Lookup, PackedLookup, ProgramSpec, TensorSpec
 from reference.program.values import tensor_values
-
-Array = npt.NDArray[Any]
 
 #: The project's vocabulary for refusals; each is one condition of contract 5.3 that does not hold.
 REASONS = (

@@ -14,13 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, numpy_dtype
 from reference.program.spec import ProgramSpec, QuantizedTable, Values, table_parts
 from reference.table.quantize import quantize_symmetric
-
-Array = npt.NDArray[Any]
 
 #: Bits of the exponent, of the mantissa, and the exponents that "scales" draws from, by dtype. The
 #: range keeps most products inside float16, and lets some of them fall among its subnormals.

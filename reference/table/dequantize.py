@@ -7,14 +7,10 @@
 Source: docs/contract.md section 4: ``(q - zp).to(output_dtype) * scale``, promoted, then cast.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from reference import Array
 from reference.arithmetic.bfloat16 import FLOAT_DTYPES, cast_float, dtype_name, to_float
-
-Array = npt.NDArray[Any]
 
 
 def dequantize_affine(

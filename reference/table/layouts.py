@@ -14,12 +14,9 @@ contract, q = [-8, 7, 0, -1], has codes [0, 15, 8, 7]:
 Source: docs/contract.md section 1.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from reference import Array
 
 BLOCK_ROWS = 8  # rows that one block holds: four words, two nibbles of a byte
 BLOCK_COLUMNS = 4  # columns that one block holds: four bytes of a word

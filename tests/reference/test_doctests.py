@@ -9,7 +9,17 @@ import pytest
 import reference
 
 WITHOUT = {"reference.program.spec"}  # plain data: nothing to compute
-MODULES = sorted(f"reference.{module.name}" for module in pkgutil.iter_modules(reference.__path__))
+_WALK = list(pkgutil.walk_packages(reference.__path__, "reference."))
+MODULES = sorted(module.name for module in _WALK if not module.ispkg)
+
+
+def test_every_folder_is_walked() -> None:
+    assert {name.rpartition(".")[0] for name in MODULES} == {
+        "reference",
+        "reference.arithmetic",
+        "reference.program",
+        "reference.table",
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)

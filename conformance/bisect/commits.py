@@ -49,11 +49,7 @@ class Culprit:
 
 
 def check_range(repo: Path, old: str, new: str, *, names: tuple[str, str]) -> None:
-    """Check that ``old`` is an ancestor of ``new`` (both full commit names).
-
-    Raises:
-        SearchEnded: it is not; says what to give instead.
-    """
+    """Raise SearchEnded, with what to give instead, unless commit ``old`` is an ancestor of ``new``."""
     if old == new:
         raise SearchEnded(f"{names[0]} and {names[1]} are the same commit {old[:10]}; give two")
     if is_shallow(repo):

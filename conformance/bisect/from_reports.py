@@ -7,18 +7,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from conformance.results.verdict import UNEXPECTED, read
-from conformance.sources.releases import PACKAGES, order
+from conformance.sources.releases import PACKAGES
 
 _SUITE = "python -m conformance"
 
 
 def show(old: Path, new: Path) -> int:
-    """Print the commands for each case that is red in ``new`` and was not in ``old``; 0 where there is one.
-
-    Raises:
-        ValueError: a file is no verdict stream; names it and the line.
-    """
+    """Print the commands for each case that is red in ``new`` and was not in ``old``; 0 where there is one."""
     before, after = (read(path / "verdicts.jsonl" if path.is_dir() else path) for path in (old, new))
     passed = {v.case for v in before.verdicts if v.outcome not in UNEXPECTED}
     red = [v for v in after.verdicts if v.outcome in UNEXPECTED and v.case in passed]
@@ -68,7 +66,7 @@ def _versions(case: str, old: Any, new: Any, subject: str) -> list[str]:
     for package in PACKAGES:
         good, bad = (dict(header.get("versions", {})).get(package) for header in (old, new))
         if _both_known(good, bad):
-            words = f"--package {package} --since {min(str(good), str(bad), key=order)} --subject {subject}"
+            words = f"--package {package} --since {min(str(good), str(bad), key=Version)} --subject {subject}"
             commands.append(f"{_SUITE} versions --case {case} {words}")
     return commands
 

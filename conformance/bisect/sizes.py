@@ -17,9 +17,10 @@ from typing import Any
 from conformance.bisect import commands
 from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
+from conformance.case.operands import table_step
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, Verdict
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, TensorSpec
+from reference.program.spec import Dequantize, Linear, PackedLookup, ProgramSpec, TensorSpec
 
 AXES = ("vocab_size", "embed_dim", "group_size", "indices")
 #: Columns an invocation or a word covers (contract 5.3).
@@ -28,11 +29,7 @@ _SAMPLES = 4
 
 
 def size_of(case: Case, axis: str) -> int:
-    """Return the case's own size along ``axis``.
-
-    Raises:
-        ValueError: the case has no such axis.
-    """
+    """Return the case's own size along ``axis``; ValueError where it has no such axis."""
     question = case.question
     if isinstance(question, Program | EndToEnd):
         return program_sizes(question.spec)[axis]
@@ -55,11 +52,7 @@ def legal(case: Case, axis: str, high: int) -> list[int]:
 
 
 def resized(case: Case, axis: str, size: int) -> Case:
-    """Return the case with another size along ``axis``.
-
-    Raises:
-        ValueError: the case cannot have it; says why.
-    """
+    """Return the case with another size along ``axis``; ValueError where it cannot have it."""
     change: dict[str, Any] = {"indices_shape": (size,)} if axis == "indices" else {axis: size}
     if case.program is not None:
         change = {"spec": _resized(case.program, axis, size)}
@@ -68,29 +61,17 @@ def resized(case: Case, axis: str, size: int) -> Case:
 
 
 def program_sizes(program: ProgramSpec) -> dict[str, int]:
-    """Return vocab_size, embed_dim, group_size and the number of indices of the first lookup.
-
-    Raises:
-        ValueError: the program has no lookup, or its scales are not [V, D/G].
-    """
+    """Return the first lookup's size along each of ``AXES``; ValueError without a lookup or scales of [V, D/G]."""
     if not program.lookups():
         raise ValueError("the program has no lookup, and so no such axis")
     lookup = program.lookups()[0]
-    if isinstance(lookup, Lookup):
-        step = program.dequantize(lookup.table)
-        weight, scale, width = program.tensor(step.weight), program.tensor(step.scale), 1
-    else:
-        weight, scale, width = program.tensor(lookup.weight), program.tensor(lookup.scale), 2
-    if len(weight.shape) != 2 or len(scale.shape) != 2 or not scale.shape[1]:  # noqa: PLR2004 - rows and columns
-        raise ValueError(f"scales of shape {list(scale.shape)} have no groups to resize")
-    columns = weight.shape[1] * width
-    count = math.prod(program.tensor(lookup.indices).shape)
-    return {
-        "vocab_size": weight.shape[0],
-        "embed_dim": columns,
-        "group_size": columns // scale.shape[1],
-        "indices": count,
-    }
+    step = table_step(program, lookup)
+    weight, scale = program.tensor(step.weight).shape, program.tensor(step.scale).shape
+    if len(weight) != 2 or len(scale) != 2 or not scale[1]:  # noqa: PLR2004 - rows and columns
+        raise ValueError(f"scales of shape {list(scale)} have no groups to resize")
+    columns = weight[1] * (2 if step is lookup else 1)
+    indices = math.prod(program.tensor(lookup.indices).shape)
+    return dict(zip(AXES, (weight[0], columns, columns // scale[1], indices), strict=True))
 
 
 def _resized(program: ProgramSpec, axis: str, size: int) -> ProgramSpec:
@@ -169,12 +150,7 @@ def show(
     seconds: float = 60.0,
     repeat: int = 1,
 ) -> int:
-    """Print the boundary between right and wrong along ``axis``.
-
-    Raises:
-        SearchEnded: an end is not what it is said to be, right and wrong alternate, or a verdict is not unanimous.
-        ValueError: the case has no such axis, or an end is no legal size.
-    """
+    """Print the boundary between right and wrong along ``axis``; an end of 0 is the default one."""
     bad = ends[1] or size_of(case, axis)
     sizes = legal(case, axis, max(ends[0], bad))
     good = ends[0] or (sizes[0] if sizes else 0)

@@ -12,10 +12,10 @@ from pathlib import Path
 from conformance.bisect import commands
 from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import STAGES, Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
-from conformance.case.operands import operands
+from conformance.case.operands import operands, table_step
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, UNSUPPORTED, Verdict
-from reference.program.spec import Dequantize, Lookup, ProgramSpec, Values
+from reference.program.spec import ProgramSpec, Values
 
 _FLOATS = ("float32", "float16")
 
@@ -55,12 +55,7 @@ def culprit(verdicts: list[Verdict]) -> Verdict | None:
 
 
 def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int = 1) -> int:
-    """Print every stage's verdict and the culprit; 0 where one is found.
-
-    Raises:
-        SearchEnded: the case does not fail as ``sought``, where that is given, a verdict is not unanimous, or a broken
-            harness comes before any stage that is wrong.
-    """
+    """Print every stage's verdict and the culprit; 0 where one is found. The case must fail as ``sought``, if given."""
     cases = {one.stage: one for one in siblings(case)}
     with Worker(subject, seconds) as worker:
         verdicts = {stage: ask(worker, one, repeat) for stage, one in cases.items()}
@@ -93,17 +88,12 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
 
 def _dispatch(program: ProgramSpec) -> EndToEnd | None:
     """The dispatch of a program's first lookup, or None where no kernel has its dtypes."""
-    if not program.lookups():
-        return None
-    lookup = program.lookups()[0]
-    if isinstance(lookup, Lookup):
-        step: Dequantize = program.dequantize(lookup.table)
-        scale, output, layout = program.tensor(step.scale).dtype, step.output_dtype, "block"
-    else:
-        scale, output, layout = program.tensor(lookup.scale).dtype, lookup.output_dtype, "flat"
-    if scale not in _FLOATS or output not in _FLOATS:
-        return None
-    return EndToEnd(output_dtype=output, scale_dtype=scale, weight_layout=layout, spec=program)
+    for lookup in program.lookups()[:1]:
+        step = table_step(program, lookup)
+        scale, layout = program.tensor(step.scale).dtype, "flat" if step is lookup else "block"
+        if scale in _FLOATS and step.output_dtype in _FLOATS:
+            return EndToEnd(step.output_dtype, scale, layout, spec=program)
+    return None
 
 
 def _table(kernel: Case | None) -> Table | None:

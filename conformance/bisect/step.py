@@ -6,7 +6,6 @@ Exit codes are git's: 0 for the older end's state, 1 for the newer end's, 125 fo
 Source: docs/bisecting.md.
 """
 
-import contextlib
 import json
 import os
 import shlex
@@ -14,7 +13,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -35,11 +33,7 @@ _SIGNALLED = 128
 
 
 def judge_commit(search: Search, commit: str) -> Step:
-    """Return the step for ``commit``, from the search's memo where the same files were judged before; log it.
-
-    Raises:
-        SearchEnded: the harness is broken, or the runs do not agree.
-    """
+    """Return the step for ``commit``, from the search's memo where the same files were judged before; log it."""
     started = time.monotonic()
     try:
         tree = _tree(search, commit)
@@ -111,24 +105,12 @@ def _judge_file(search: Search, files: Path) -> Verdict:
     file, _, name = search.what[0].rpartition(":")
     if not (files / file).is_file():
         return judge(case, Raised("Untestable", f"the commit has no {file}"), file)
-    with _importing_from(files), Worker(f"{files / file}:{name}", search.seconds) as worker:
+    with Worker(f"{files / file}:{name}", search.seconds, files) as worker:
         observation = worker.run(case)
     if isinstance(observation, Raised) and observation.loading:
         observation = replace(observation, type="Untestable")
     verdict = judge(case, observation, worker.subject)
     return replace(verdict, reason=verdict.reason.replace(str(files), "").strip())
-
-
-@contextlib.contextmanager
-def _importing_from(files: Path) -> Iterator[None]:
-    """Let a child import from ``files`` before what the user's PYTHONPATH names."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(files), before]))
-    try:
-        yield
-    finally:
-        os.environ.pop("PYTHONPATH")
-        os.environ.update({} if before is None else {"PYTHONPATH": before})
 
 
 def _run_command(search: Search, files: Path) -> Verdict:

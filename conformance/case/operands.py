@@ -64,8 +64,13 @@ def operands(question: Dispatch | EndToEnd) -> Operands:
 
 def lookup_operands(spec: ProgramSpec, lookup: Lookup | PackedLookup, tensors: Mapping[str, Array]) -> Operands:
     """Return the operands of one lookup; ``tensors`` are the spec's values (``reference.program.values``)."""
-    table = table_operands(lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table), tensors)
+    table = table_operands(table_step(spec, lookup), tensors)
     return Operands(table.values, table.scales, table.group_size, tensors[lookup.indices])
+
+
+def table_step(spec: ProgramSpec, lookup: Lookup | PackedLookup) -> Dequantize | PackedLookup:
+    """Return the step that names the lookup's table: its weight, its scales and what it dequantizes to."""
+    return lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table)
 
 
 def table_operands(step: Dequantize | PackedLookup, tensors: Mapping[str, Array]) -> TableOperands:

@@ -31,11 +31,15 @@ _TAIL = 2000
 
 
 class Worker:
-    """A child process serving one subject. Use as a context manager."""
+    """A child process serving one subject. Use as a context manager.
 
-    def __init__(self, subject: str, seconds: float = CASE_SECONDS) -> None:
+    ``imports``: a folder that the child imports from before what the user's PYTHONPATH names.
+    """
+
+    def __init__(self, subject: str, seconds: float = CASE_SECONDS, imports: Path | None = None) -> None:
         self.subject = resolved(subject)
         self.seconds = seconds
+        self.imports = imports
         self._child: subprocess.Popen[bytes] | None = None
         self._requests = -1
         self._replies = -1
@@ -99,7 +103,7 @@ class Worker:
             self.subject,
             *map(str, (child_in, child_out, os.getpid())),
         ]
-        path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+        path = os.pathsep.join(filter(None, [str(root), str(self.imports or ""), os.environ.get("PYTHONPATH", "")]))
         self._child = subprocess.Popen(
             command,
             pass_fds=(child_in, child_out),

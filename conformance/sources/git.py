@@ -49,11 +49,7 @@ def git(repo: Path, *words: str, stdin: bytes = b"", index: Path | None = None) 
 
 
 def text(repo: Path, *words: str) -> str:
-    """Return what ``git WORDS`` prints in ``repo``, as text without the space around it.
-
-    Raises:
-        GitProblem: see ``git``.
-    """
+    """Return what ``git WORDS`` prints in ``repo``, as text without the space around it."""
     return git(repo, *words).decode(errors="replace").strip()
 
 

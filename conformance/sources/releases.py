@@ -1,13 +1,14 @@
 """Environments that differ from this one in a released version of executorch or torchao only.
 
-An environment is a virtual one whose packages are links to this environment's, but for the package that is asked
-for and what that release itself asks to be changed (executorch's torchao). So it takes megabytes and seconds. It is
-kept in the cache, and made anew when what it was made of has changed.
+An environment is a virtual one whose packages are links to this environment's, but for the package in question and
+what that release itself needs changed (executorch's torchao). So it takes megabytes and seconds. It is kept in the
+cache, and replaced when what it was made of has changed.
 
-Source: docs/bisecting.md, "Versions"; docs/versions.md.
+Source: docs/versions.md.
 """
 
 import fcntl
+import importlib.metadata
 import json
 import re
 import shutil
@@ -16,16 +17,19 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from conformance.files import write_whole
 from conformance.sources.tree import cache_directory
 
 #: The file of an environment that says what it was made of; without it the environment is not whole.
-COMPLETE = "complete"
+_COMPLETE = "complete"
 PACKAGES = ("executorch", "torchao")
+#: What a release's own requirements are checked for, of what is here.
+_CHECKED = (*PACKAGES, "torch", "numpy")
 #: Where the suite is imported from.
 ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 1800.0
@@ -42,27 +46,14 @@ def releases(package: str, wheels: Path | None) -> list[str]:
         ValueError: none are found; says where.
     """
     if wheels is not None:
-        found = {m[1] for p in wheels.glob("*.whl") if (m := re.match(rf"{package}-([^-]+)-", p.name))}
+        versions = {m[1] for p in wheels.glob("*.whl") if (m := re.match(rf"{package}-([^-]+)-", p.name))}
     else:
-        command = [sys.executable, "-m", "pip", "index", "versions", package]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        listed = re.search(r"^Available versions: (.*)$", said, re.MULTILINE)
-        found = set(listed[1].split(", ")) if listed else set()
-    if not found:
+        index = in_environment(Path(sys.executable), ["-m", "pip", "index", "versions", package]).stdout
+        listed = re.search(r"^Available versions: (.*)$", index, re.MULTILINE)
+        versions = set(listed[1].split(", ")) if listed else set()
+    if not versions:
         raise ValueError(f"no version of {package} in {wheels or 'the package index'}; give --wheels DIR, or go online")
-    return sorted(found, key=order)
-
-
-def order(version: str) -> Version:
-    """Return what versions are compared by.
-
-    Raises:
-        ValueError: not a version.
-    """
-    try:
-        return Version(version)
-    except InvalidVersion as error:
-        raise ValueError(f"version {version!r} is not one") from error
+    return sorted(versions, key=Version)
 
 
 def folder_of(package: str, version: str) -> Path:
@@ -80,7 +71,7 @@ def environment(package: str, version: str, wheels: Path | None) -> Path:
         Unsatisfiable: pip finds no such release, or its companions contradict what is here.
     """
     folder = folder_of(package, version)
-    complete = folder / COMPLETE
+    complete = folder / _COMPLETE
     made_of = _made_of(package, version, wheels)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
@@ -93,28 +84,24 @@ def environment(package: str, version: str, wheels: Path | None) -> Path:
 
 
 def importing(python: Path) -> None:
-    """Check that what every subject needs can be imported in an environment.
-
-    Raises:
-        Unsatisfiable: it cannot; says what Python says.
-    """
-    run = [str(python), "-c", "import torchao, executorch.exir"]
-    tried = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
-    if tried.returncode:
-        said = tried.stderr.strip().rpartition("\n")[2][-200:]
-        raise Unsatisfiable(f"does not import beside this environment: {said}")
+    """Raise Unsatisfiable, with Python's last line, unless an environment imports what every subject needs."""
+    done = in_environment(python, ["-c", "import torchao, executorch.exir"])
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2][-200:]
+        raise Unsatisfiable(f"does not import beside this environment: {last}")
 
 
-def in_environment(python: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m WORDS`` of this suite in an environment."""
-    return subprocess.run([str(python), "-m", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+def in_environment(python: Path, words: Sequence[str], seconds: float | None = None) -> CompletedProcess[str]:
+    """Run ``python WORDS`` where this suite can be imported."""
+    command = [str(python), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=seconds)
 
 
 def _made_of(package: str, version: str, wheels: Path | None) -> str:
-    """This environment's Python and packages, and the wheels that count: what an environment stands and falls with."""
+    """What an environment depends on: this environment's Python and packages, and the wheels that count."""
     counts = (f"{package}-{version}-", *(f"{other}-" for other in PACKAGES if other != package))
-    taken = [p for p in sorted(wheels.glob("*.whl")) if p.name.startswith(counts)] if wheels else []
-    files = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in taken]
+    used = [p for p in sorted(wheels.glob("*.whl")) if p.name.startswith(counts)] if wheels else []
+    files = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in used]
     return json.dumps({"python": [sys.prefix, sys.version], "packages": _linked(package), "wheels": files}, indent=1)
 
 
@@ -130,40 +117,30 @@ def _make(folder: Path, package: str, version: str, wheels: Path | None) -> None
     for name in _linked(package):
         (target / name).symlink_to(Path(sysconfig.get_path("purelib")) / name)
     _install(target, f"{package}=={version}", wheels)
-    for need in _needs(target, package):
-        have = _version_in(target, need.name)
-        if have and not need.specifier.contains(have, prereleases=True):
-            if need.name not in PACKAGES:
-                raise Unsatisfiable(f"{package} {version} needs {need}, and {need.name} {have} is here")
-            for entry in target.glob(f"{need.name}[-.]*"):
-                entry.unlink()
-            (target / need.name).unlink(missing_ok=True)
-            _install(target, str(need), wheels)
+    own = _installed(target, package)
+    for need in map(Requirement, (own.requires if own else None) or ()):
+        have = _installed(target, need.name) if need.name in _CHECKED else None
+        applies = need.marker is None or need.marker.evaluate({"extra": ""})
+        if have is None or not applies or need.specifier.contains(have.version, prereleases=True):
+            continue
+        if need.name not in PACKAGES:
+            raise Unsatisfiable(f"{package} {version} needs {need}, and {need.name} {have.version} is here")
+        for entry in (target / need.name, *target.glob(f"{need.name}[-.]*")):
+            entry.unlink(missing_ok=True)
+        _install(target, str(need), wheels)
 
 
-def _install(target: Path, wanted: str, wheels: Path | None) -> None:
+def _installed(target: Path, package: str) -> importlib.metadata.Distribution | None:
+    return next(iter(importlib.metadata.distributions(name=package, path=[str(target)])), None)
+
+
+def _install(target: Path, requirement: str, wheels: Path | None) -> None:
     offline = ["--no-index", "--find-links", str(wheels)] if wheels else []
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", *offline]
-    into = ["--target", str(target), wanted]
+    words = ["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", *offline]
     try:
-        done = subprocess.run([*command, *into], capture_output=True, text=True, check=False, timeout=_SECONDS)
+        done = in_environment(Path(sys.executable), [*words, "--target", str(target), requirement], _SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise Unsatisfiable(f"pip did not install {wanted} within {_SECONDS:g} s") from error
+        raise Unsatisfiable(f"pip did not install {requirement} within {_SECONDS:g} s") from error
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()[-200:]]
-        raise Unsatisfiable(f"pip cannot install {wanted}: {errors[-1]}")
-
-
-def _needs(target: Path, package: str) -> list[Requirement]:
-    """What the installed release asks of torch, torchao, numpy and executorch on this machine."""
-    (metadata,) = target.glob(f"{package}-*.dist-info/METADATA")
-    found = [
-        Requirement(m) for m in re.findall(r"^Requires-Dist: (.*)$", metadata.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
-    known = {"torch", "torchao", "numpy", "executorch"}
-    return [r for r in found if r.name in known and (r.marker is None or r.marker.evaluate({"extra": ""}))]
-
-
-def _version_in(target: Path, package: str) -> str:
-    found = [p.name.split("-")[1].removesuffix(".dist") for p in target.glob(f"{package}-*.dist-info")]
-    return found[0].removesuffix(".dist") if found else ""
+        raise Unsatisfiable(f"pip cannot install {requirement}: {errors[-1]}")

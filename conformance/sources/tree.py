@@ -96,48 +96,42 @@ def cache_directory() -> Path:
 
 
 def copy_of(tree: SourceTree) -> Path:
-    """Return a directory with a copy of what counts of ``tree``, made unless it is in the cache.
-
-    Raises:
-        ValueError: see ``listing``; or a file was changed meanwhile.
-    """
-    found = listing(tree)
+    """Return a directory with a copy of what counts of ``tree``, made unless it is in the cache."""
+    blobs = listing(tree)
     folder = cache_directory() / "trees"
-    kept = folder / tree_hash(found)
-    if kept.is_dir():
-        os.utime(kept)
-        return kept
+    copy = folder / tree_hash(blobs)
+    if copy.is_dir():
+        os.utime(copy)
+        return copy
     folder.mkdir(parents=True, exist_ok=True)
-    _prune(folder)
+    copies = sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    for old in copies[_KEPT:]:  # those not used for longest, and what a killed process left half written
+        shutil.rmtree(old, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
     try:
-        paths = sorted(found)
-        contents = read_blobs(tree.path, (found[p] for p in paths)) if tree.commit else None
-        for path in paths:
-            target = scratch / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            data = next(contents) if contents else (tree.path / path).read_bytes()
-            if contents is None and _blob(data) != found[path]:
-                raise ValueError(f"{tree}: {path} was changed while the tree was read; run it again")
-            target.write_bytes(data)
-        for schema in scratch.glob("schema/*.fbs"):  # the wheel's build puts them where exir looks for them
-            if (scratch / "exir/_serialize").is_dir():
-                shutil.copy(schema, scratch / "exir/_serialize")
-        try:
-            scratch.rename(kept)
-        except OSError:
-            if not kept.is_dir():  # another process was faster otherwise
-                raise
+        _copy(tree, blobs, scratch)
+        scratch.rename(copy)
+    except OSError:
+        if not copy.is_dir():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return kept
+    return copy
 
 
-def _prune(folder: Path) -> None:
-    """Forget the copies that were not used for longest, and what a killed process left half made."""
-    copies = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in copies[_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+def _copy(tree: SourceTree, blobs: Mapping[str, str], folder: Path) -> None:
+    paths = sorted(blobs)
+    contents = read_blobs(tree.path, (blobs[p] for p in paths)) if tree.commit else None
+    for path in paths:
+        data = next(contents) if contents else (tree.path / path).read_bytes()
+        if contents is None and _blob(data) != blobs[path]:
+            raise ValueError(f"{tree}: {path} was changed while the tree was read; run it again")
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    for schema in folder.glob("schema/*.fbs"):  # the wheel's build puts them where exir looks for them
+        if (folder / "exir/_serialize").is_dir():
+            shutil.copy(schema, folder / "exir/_serialize")
 
 
 def _working_files(top: Path) -> list[str]:

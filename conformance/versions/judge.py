@@ -8,9 +8,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.version import Version
+
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import UNSUPPORTED, counts, read
-from conformance.sources.releases import ROOT, environment, folder_of, importing, in_environment, order, releases
+from conformance.sources.releases import ROOT, environment, folder_of, importing, in_environment, releases
 from conformance.versions.matrix import Judged, as_judged, news
 
 
@@ -24,12 +26,12 @@ def chosen(package: str, wheels: Path | None, *, versions: str = "", since: str 
     Raises:
         ValueError: one of them does not exist, or none do; names those there are.
     """
-    named = {order(v.strip()) for v in versions.split(",") if v.strip()}
-    first = order(since) if since else None
+    named = {Version(v.strip()) for v in versions.split(",") if v.strip()}
+    first = Version(since) if since else None
     there = releases(package, wheels)
-    if unknown := sorted(named - {order(v) for v in there}):
+    if unknown := sorted(named - {Version(v) for v in there}):
         raise ValueError(f"{package} has no version {str(unknown[0])!r}; there are {', '.join(there)}")
-    chosen = [v for v in there if (not named or order(v) in named) and (first is None or order(v) >= first)]
+    chosen = [v for v in there if (not named or Version(v) in named) and (first is None or Version(v) >= first)]
     if not chosen:
         raise ValueError(f"{package} has no version from {since} on; there are {', '.join(there)}")
     return chosen
@@ -44,7 +46,7 @@ def judge_version(package: str, version: str, wheels: Path | None, words: Sequen
     """
     python = environment(package, version, wheels)
     importing(python)
-    done = in_environment(python, ["conformance", "run", "--quiet", "--report", str(folder), *words])
+    done = in_environment(python, ["-m", "conformance", "run", "--quiet", "--report", str(folder), *words])
     last = done.stderr.strip().rpartition("\n")[2]
     if done.returncode not in {0, 1}:
         raise RunBroke(f"the run ended with exit code {done.returncode}: {last}")
@@ -76,7 +78,7 @@ def gate(package: str, pinned: str, judged: Sequence[Judged], expected: Expectat
     """
     lines, good = [], True
     for one in judged:
-        if order(one.version) < order(pinned):
+        if Version(one.version) < Version(pinned):
             continue
         unexpected = news(one.stream.verdicts, expected)
         asked = len(one.stream.verdicts) - counts(one.stream.verdicts)[UNSUPPORTED]

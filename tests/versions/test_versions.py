@@ -162,7 +162,7 @@ def test_an_environment_is_whole_and_of_this_wheel(wheels: Path, monkeypatch: py
     ("words", "message"),
     [
         (["--versions", "1.4.0,1.7"], "executorch has no version '1.7'; there are 1.4.0, 1.10.0"),
-        (["--versions", "new"], "version 'new' is not one"),
+        (["--versions", "new"], "Invalid version: 'new'"),
         (["--since", "2"], "executorch has no version from 2 on; there are 1.4.0, 1.10.0"),
         (["--since", "1.4.0", "--versions", "1.4.0"], "not allowed with argument"),
         (["--package", "torch"], "invalid choice: 'torch'"),

@@ -30,8 +30,10 @@ class Subject(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Names of the built-in subjects: the files of conformance/subjects/, with dashes."""
-    return tuple(sorted(p.stem.replace("_", "-") for p in SUBJECTS.glob("*.py") if not p.stem.startswith("_")))
+    """Names of the built-in subjects: the files of conformance/subjects/ that define SubjectUnderTest, with dashes."""
+    return tuple(
+        sorted(p.stem.replace("_", "-") for p in SUBJECTS.glob("*.py") if "\nclass SubjectUnderTest" in p.read_text())
+    )
 
 
 def resolved(spec: str) -> str:

@@ -4,8 +4,7 @@ import importlib
 
 import numpy as np
 
-from conformance.case.case import Case, Table
-from conformance.harness.observation import Arrays, Observation
+from conformance import Arrays, Case, Observation, Table
 from tests.fakes.misbehaving import Good
 
 

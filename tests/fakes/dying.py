@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.case.case import Case, Dispatch
-from conformance.case.operands import operands
-from conformance.harness.observation import Arrays, Decision, Graph, Observation
+from conformance import Arrays, Case, Decision, Dispatch, Graph, Observation, operands
 from reference.program.evaluate import evaluate
 from reference.program.fusibility import violations
 from reference.program.spec import PackedLookup, ProgramSpec

@@ -7,9 +7,7 @@ import time
 
 import numpy as np
 
-from conformance.case.case import Case, Table
-from conformance.case.operands import table_values
-from conformance.harness.observation import Arrays, EnvironmentProblem, Observation
+from conformance import Arrays, Case, EnvironmentProblem, Observation, Table, table_values
 from reference.table.layouts import pack_blocks, pack_flat, pack_linear_weight
 
 PACKERS = {"flat": pack_flat, "linear_weight": pack_linear_weight, "blocks": pack_blocks}

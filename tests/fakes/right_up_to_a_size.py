@@ -1,8 +1,6 @@
 """Fake packers that are right up to a size: what bisection over sizes has to find."""
 
-from conformance.case.case import Case, Table
-from conformance.case.operands import table_values
-from conformance.harness.observation import Arrays, EnvironmentProblem, Observation
+from conformance import Arrays, Case, EnvironmentProblem, Observation, Table, table_values
 from reference.table.layouts import pack_linear_weight
 
 

@@ -110,7 +110,7 @@ def _prepare(search: Search) -> None:
     for old in others[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     if kept := len(list(search.memo.glob("*.json"))):
-        print(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo} (remove it to start anew)")
+        print(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo}; remove it to judge again")
 
 
 def _checked_ends(search: Search) -> Search:

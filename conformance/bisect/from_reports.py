@@ -61,7 +61,7 @@ def _subject_files(case: str, old: Any, new: Any) -> list[str]:
 
 
 def _versions(case: str, old: Any, new: Any, subject: str) -> list[str]:
-    """For each package whose release differs: the case beside every release from the older one on."""
+    """For each package whose release differs: the case with every release from the older one on."""
     commands = []
     for package in PACKAGES:
         good, bad = (dict(header.get("versions", {})).get(package) for header in (old, new))

@@ -31,7 +31,7 @@ class SearchEnded(ValueError):  # noqa: N818 - it is the end of a search, with i
 class Search:
     """One search over commits. ``old`` and ``new`` are commits, the older one first; ``signature`` is the one sought.
 
-    ``kind``: how a commit is asked: "executorch-src" (the subject of that name), "file" (a subject file in the
+    ``kind``: how a commit is judged: "executorch-src" (the subject of that name), "file" (a subject file in the
     repository) or "command". ``what``: the subject file and class, or the command's words.
     """
 

@@ -26,7 +26,7 @@ GENERATOR = "backends/vulkan/runtime/gen_vulkan_spv.py"
 GLSL = "backends/vulkan/runtime/graph/ops/glsl"
 #: The host code whose bindings a tree's shaders are dispatched with.
 HOST = "backends/vulkan/runtime/graph/ops/impl/EmbeddingQ4gsw.cpp"
-_WANTED = re.compile(
+_COUNTS = re.compile(
     r"(backends/vulkan|backends/transforms|exir)/(?!(.*/)?(tests?|third-party|tools|runtime)/).*\.(py|pyi|fbs|yaml|json)"
     rf"|{GENERATOR}"
     r"|schema/[a-z_]+\.fbs"
@@ -74,17 +74,17 @@ def listing(tree: SourceTree) -> dict[str, str]:
         ValueError: the tree has no Vulkan backend; names the file that is missing.
     """
     if tree.commit:
-        found = {path: blob for path, blob in files(tree.path, tree.commit).items() if _WANTED.fullmatch(path)}
+        blobs = {path: blob for path, blob in files(tree.path, tree.commit).items() if _COUNTS.fullmatch(path)}
     else:
-        found = {path: _blob((tree.path / path).read_bytes()) for path in _working_files(tree.path)}
-    if NEEDED not in found:
+        blobs = {path: _blob((tree.path / path).read_bytes()) for path in _working_files(tree.path)}
+    if NEEDED not in blobs:
         raise ValueError(f"{tree}: {NEEDED} is missing: nothing to lay over the wheel")
-    return found
+    return blobs
 
 
-def tree_hash(found: Mapping[str, str]) -> str:
+def tree_hash(blobs: Mapping[str, str]) -> str:
     """Return the hash of what ``listing`` gave: equal for equal contents, wherever they were read."""
-    return hashlib.sha256("".join(f"{p}\0{b}\n" for p, b in sorted(found.items())).encode()).hexdigest()[:32]
+    return hashlib.sha256("".join(f"{p}\0{b}\n" for p, b in sorted(blobs.items())).encode()).hexdigest()[:32]
 
 
 def cache_directory() -> Path:
@@ -135,12 +135,12 @@ def _copy(tree: SourceTree, blobs: Mapping[str, str], folder: Path) -> None:
 
 
 def _working_files(top: Path) -> list[str]:
-    found = []
+    paths = []
     for root in (*ROOTS, "schema"):
         for folder, _, names in os.walk(top / root):
             relative = Path(folder).relative_to(top).as_posix()
-            found += [p for name in names if _WANTED.fullmatch(p := f"{relative}/{name}") and (top / p).is_file()]
-    return found
+            paths += [p for name in names if _COUNTS.fullmatch(p := f"{relative}/{name}") and (top / p).is_file()]
+    return paths
 
 
 def _blob(data: bytes) -> str:

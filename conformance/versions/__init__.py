@@ -1,1 +1,1 @@
-"""A subject judged beside every release."""
+"""A subject judged with every release."""

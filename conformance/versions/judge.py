@@ -1,4 +1,4 @@
-"""A subject judged beside released versions of executorch or torchao: which there are, one judged, what is gated.
+"""A subject judged with released versions of executorch or torchao: which there are, one of them judged, the gate.
 
 Source: docs/versions.md.
 """
@@ -41,7 +41,7 @@ def judge_version(package: str, version: str, wheels: Path | None, words: Sequen
     """Run the suite in the version's environment: ``conformance run WORDS`` with its report in ``folder``.
 
     Raises:
-        Unsatisfiable: the version cannot be had beside what is here, or does not import.
+        Unsatisfiable: the version cannot be had with what is here, or does not import.
         RunBroke: the run ended without all its verdicts.
     """
     python = environment(package, version, wheels)
@@ -72,7 +72,7 @@ def by_hand(package: str, judged: Sequence[Judged], words: Sequence[str]) -> lis
 
 
 def gate(package: str, pinned: str, judged: Sequence[Judged], expected: Expectations) -> tuple[list[str], bool]:
-    """Return what is said of the versions from ``pinned`` on, and whether all of it is as expected.
+    """Return a line for each version from ``pinned`` on, with what is unexpected, and whether all is as expected.
 
     ``expected``: what holds for the pinned version; a newer one that fails in the same way breaks nothing.
     """
@@ -81,9 +81,9 @@ def gate(package: str, pinned: str, judged: Sequence[Judged], expected: Expectat
         if Version(one.version) < Version(pinned):
             continue
         unexpected = news(one.stream.verdicts, expected)
-        asked = len(one.stream.verdicts) - counts(one.stream.verdicts)[UNSUPPORTED]
-        good &= not unexpected and asked > 0
-        line = "as expected" if asked else "nothing was judged: every case is unsupported"
+        supported = len(one.stream.verdicts) - counts(one.stream.verdicts)[UNSUPPORTED]
+        good &= not unexpected and supported > 0
+        line = "as expected" if supported else "nothing was judged: every case is unsupported"
         lines.append(f"gate: {package} {one.version}: {f'{len(unexpected)} unexpected' if unexpected else line}")
         lines += [f"  {v.outcome} {v.case}  {v.signature}  {' '.join(v.reason.split())}" for v in unexpected]
     older = f"versions before {pinned} are shown, not gated"

@@ -51,9 +51,11 @@ def tables(judged: Sequence[Judged], pinned: Expectations) -> list[str]:
     by_outcome = [counts(j.stream.verdicts) for j in judged]
     lines = _table("outcome", versions, [[o, *(str(c[o]) for c in by_outcome)] for o in OUTCOMES])
     by_section = [_sections(j.stream.verdicts) for j in judged]
-    sections = sorted({s for found in by_section for s in found}, key=lambda s: [int(n) for n in s.split(".")])
+    sections = sorted(
+        {s for by_version in by_section for s in by_version}, key=lambda s: [int(n) for n in s.split(".")]
+    )
     rows = [
-        [s, *("/".join(str(found[s][i]) for i in range(3)) if s in found else "-" for found in by_section)]
+        [s, *("/".join(map(str, by_version[s])) if s in by_version else "-" for by_version in by_section)]
         for s in sections
     ]
     lines += ["", *_table("contract section: passed/failed/unsupported", versions, rows)]
@@ -61,7 +63,7 @@ def tables(judged: Sequence[Judged], pinned: Expectations) -> list[str]:
     defects = {known.defect for known, _ in pinned.by_case.values()}
     total = sum(by_failure, Counter[str]())
     failures = sorted(total, key=lambda name: (name not in defects, -total[name], name))
-    rows = [[name, *(str(found[name]) for found in by_failure)] for name in failures]
+    rows = [[name, *(str(failed[name]) for failed in by_failure)] for name in failures]
     return [*lines, "", *_table("failing cases by known defect, else by signature", versions, rows)] if rows else lines
 
 
@@ -69,14 +71,14 @@ def changes(judged: Sequence[Judged], *, whole: bool) -> list[str]:
     """Return what changed between neighbours, whatever was expected: kinds of change, or with ``whole`` each case."""
     lines = []
     for old, new in itertools.pairwise(judged):
-        found = diff.compare(as_judged(old.stream), as_judged(new.stream))
-        *each, total = diff.lines(found)
+        difference = diff.compare(as_judged(old.stream), as_judged(new.stream))
+        *each, total = diff.lines(difference)
         lines.append(f"{old.version} -> {new.version}: {total}")
         if whole:
             lines += [f"  {line}" for line in each]
             continue
         kinds: dict[str, list[str]] = {}
-        for then, now in (*found.new_failures, *found.fixed, *found.other):
+        for then, now in (*difference.new_failures, *difference.fixed, *difference.other):
             kinds.setdefault(f"{diff.named(then)} -> {diff.named(now)}", []).append(now.case)
         for kind, cases in sorted(kinds.items(), key=lambda item: -len(item[1])):
             lines.append(f"  {len(cases):4} {kind}: {cases[0]}{', ...' if cases[1:] else ''}")
@@ -91,11 +93,11 @@ def as_judged(stream: Stream) -> Stream:
 
 
 def _sections(verdicts: Iterable[Verdict]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    sections: dict[str, list[int]] = {}
     for verdict in verdicts:
         place = next(i for i, outcomes in enumerate((_PASSED, _FAILED, (UNSUPPORTED,))) if verdict.outcome in outcomes)
-        found.setdefault(verdict.source, [0, 0, 0])[place] += 1
-    return found
+        sections.setdefault(verdict.source, [0, 0, 0])[place] += 1
+    return sections
 
 
 def _failure(verdict: Verdict, pinned: Expectations) -> str:

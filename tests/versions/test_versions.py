@@ -92,18 +92,6 @@ def test_versions_side_by_side(
     assert re.search(r"gate: executorch 1\.5\.0: [1-9]\d* unexpected\n  FAIL pack/", capsys.readouterr().out)
 
 
-def test_versions_come_from_a_directory_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for version in ("1.10.0", "1.9.1", "1.9.0"):
-        (tmp_path / f"executorch-{version}-cp311-none-any.whl").write_bytes(b"no wheel")
-    (tmp_path / "torchao-0.18.0-py3-none-any.whl").touch()
-    assert releases.releases("executorch", tmp_path) == ["1.9.0", "1.9.1", "1.10.0"]
-    with pytest.raises(ValueError, match=r"no version of executorch in .*--wheels"):
-        releases.releases("executorch", tmp_path / "empty")
-    monkeypatch.setenv("Q4GSW_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(Unsatisfiable, match=r"pip cannot install executorch==1\.9\.0"):
-        environment("executorch", "1.9.0", tmp_path)
-
-
 def test_one_case_beside_every_release(wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What changed, between which two releases, and the commands that show it, from any directory."""
     for version, flip in (("1.3.0", 0), ("1.4.0", 0), ("1.5.0", 1)):
@@ -118,19 +106,6 @@ def test_one_case_beside_every_release(wheels: Path, tmp_path: Path, capsys: pyt
     by_hand = dict(re.findall(r"^([0-9.]+) by hand: (.+)$", said, re.MULTILINE))
     ran = {version: subprocess.run(["bash", "-c", line], cwd="/", check=False) for version, line in by_hand.items()}
     assert {version: done.returncode for version, done in ran.items()} == {"1.4.0": 0, "1.5.0": 1}
-
-
-def test_nothing_judged_is_no_success(
-    wheels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(*_: Any) -> Path:
-        raise Unsatisfiable("no")
-
-    release(wheels, "1.6.0")
-    monkeypatch.setattr(judge, "environment", none)
-    assert asked(wheels) == 1
-    assert "not judged: executorch 1.6.0: no\n" in (said := capsys.readouterr().out)
-    assert "nothing was judged" in said
 
 
 def test_an_environment_is_whole_and_of_this_wheel(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +131,8 @@ def test_an_environment_is_whole_and_of_this_wheel(wheels: Path, monkeypatch: py
     monkeypatch.setattr(releases, "_install", install)
     release(wheels, "1.4.0", flip=44, needs="numpy")
     assert packer() == "FLIP = 44\n"
+    with pytest.raises(Unsatisfiable, match=r"pip cannot install executorch==1\.5\.0"):
+        environment("executorch", "1.5.0", wheels)
 
 
 @pytest.mark.parametrize(
@@ -222,19 +199,32 @@ def test_a_run_that_broke_is_no_version_s_failure(
         judge_version("executorch", "1.4.0", None, [], tmp_path / "r")
 
 
-@pytest.mark.parametrize(("error", "code"), [(RunBroke("killed"), 1), (Unsatisfiable("no wheel"), 0)])
-def test_a_broken_run_is_no_success(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ({"1.4.1": RunBroke("killed")}, 1),
+        ({"1.4.1": Unsatisfiable("no wheel")}, 0),
+        ({"1.4.0": Unsatisfiable("no wheel"), "1.4.1": Unsatisfiable("none")}, 1),
+    ],
+)
+def test_a_broken_run_and_nothing_judged_are_no_success(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    errors: dict[str, Exception],
+    code: int,
 ) -> None:
     def run(package: str, version: str, *_: Any) -> Judged:
-        if version == "1.4.1":
-            raise error
+        if version in errors:
+            raise errors[version]
         return judged(version, verdict("pack/flat/v1"))
 
     monkeypatch.setattr(judge, "releases", lambda *_: ["1.4.0", "1.4.1"])
     monkeypatch.setattr(cli_versions, "judge_version", run)
     assert main.main(["versions", "--report", str(tmp_path)]) == code
-    assert f"not judged: executorch 1.4.1: {error}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert all(f"not judged: executorch {version}: {error}\n" in said for version, error in errors.items())
+    assert ("nothing was judged" in said) is (len(errors) == 2)
 
 
 def verdict(case: str, outcome: str = "PASS", signature: str = "", defect: str = "", source: str = "4.2") -> Verdict:

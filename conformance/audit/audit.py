@@ -11,7 +11,7 @@ from pathlib import Path
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
-from conformance.audit.report import Audit, Part, Problem, to_json
+from conformance.audit.report import Audit, Part, Problem, render, to_json
 from conformance.audit.tables import LINEAR, table_rows
 from conformance.harness.errors import CannotRun, UnservedGroupSize
 from conformance.program.tensors import dtype_name
@@ -27,13 +27,16 @@ TEXTURE_LIMIT = 16384
 BUFFER_RANGE = 1 << 27
 
 
-def audit_file(path: str) -> str:
-    """Audit a file; the result is ``audit_report.to_json``'s text. Entry point of ``conformance.harness.limited``.
+def audit_file(path: str, form: str) -> str:
+    """Audit a file: "1" or "0" for whether it fails, then the report as "json" or "text".
+
+    Entry point of ``conformance.harness.limited``.
 
     Raises:
         BadFile: see ``read_pte``.
     """
-    return to_json(audit(read_pte(Path(path))))
+    result = audit(read_pte(Path(path)))
+    return f"{int(result.fails())}{to_json(result) if form == 'json' else render(result, path)}"
 
 
 def audit(file: PteFile) -> Audit:

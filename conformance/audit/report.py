@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 #: What becomes of a problem on a device: the method does not load or run, its values are wrong, or bytes are wasted.
 SEVERITIES = ("fails", "wrong", "waste")
@@ -77,26 +76,8 @@ class Audit:
 
 
 def to_json(audit: Audit) -> str:
-    """The audit as JSON; ``from_json`` reads it back."""
+    """The audit as JSON."""
     return json.dumps(dataclasses.asdict(audit), indent=2)
-
-
-def from_json(text: str) -> Audit:
-    """Read what ``to_json`` wrote.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is something else.
-    """
-    data: dict[str, Any] = json.loads(text)
-    return Audit(
-        **{
-            **data,
-            "parts": tuple(Part(**p) for p in data["parts"]),
-            "tables": tuple(TableRow(**{**t, "readers": tuple(t["readers"])}) for t in data["tables"]),
-            "problems": tuple(Problem(**p) for p in data["problems"]),
-            "notes": tuple(data["notes"]),
-        }
-    )
 
 
 def render(audit: Audit, name: str) -> str:

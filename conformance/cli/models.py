@@ -23,7 +23,6 @@ def add_commands(commands: Any) -> None:
     explain = commands.add_parser("explain", help="each embedding of a saved program: fused or refused, and why")
     explain.add_argument("file", type=Path, help="MODEL.pt2, as torch.export.save writes it")
     explain.add_argument("--json", action="store_true", help="print the findings as JSON")
-    explain.add_argument("--as-test", action="store_true", help="print a unittest that shows the same decisions")
 
     operators = commands.add_parser("operators", help="the operators that ExecuTorch's Vulkan runtime registers")
     operators.add_argument("--executorch-src", type=Path, help="read the list anew from this clone, and save it")
@@ -31,26 +30,19 @@ def add_commands(commands: Any) -> None:
 
 
 def _audit(given: argparse.Namespace) -> int:
-    from conformance.audit import report  # noqa: PLC0415 - other commands do not need them
-    from conformance.harness import limited  # noqa: PLC0415 - other commands do not need them
+    from conformance.harness import limited  # noqa: PLC0415 - other commands do not need it
 
-    text = limited.run("conformance.audit.audit:audit_file", given.file)
-    found = report.from_json(text)
-    print(text if given.json else report.render(found, str(given.file)))
-    return 1 if found.fails() else 0
+    text = limited.run("conformance.audit.audit:audit_file", given.file, "json" if given.json else "text")
+    print(text[1:])
+    return int(text[0])
 
 
 def _explain(given: argparse.Namespace) -> int:
-    from conformance.explain import pt2, report  # noqa: PLC0415 - other commands do not need them
-    from conformance.harness import limited  # noqa: PLC0415 - other commands do not need them
+    from conformance.explain.pt2 import check_pt2  # noqa: PLC0415 - other commands do not need them
+    from conformance.harness import limited  # noqa: PLC0415 - the same
 
-    pt2.check_pt2(given.file)
-    text = limited.run("conformance.explain.explain:explain_file", given.file)
-    found = report.from_json(text)
-    if given.as_test:
-        print(report.as_test(found, given.file.stem))
-    else:
-        print(text if given.json else report.render(found, str(given.file)))
+    check_pt2(given.file)
+    print(limited.run("conformance.explain.explain:explain_file", given.file, "json" if given.json else "text"))
     return 0
 
 

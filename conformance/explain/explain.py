@@ -17,7 +17,7 @@ from executorch.exir import EdgeCompileConfig, to_edge
 from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from conformance.explain.pt2 import check_members, check_model, check_pt2
-from conformance.explain.report import Explanation, Parameters, Row, to_json
+from conformance.explain.report import Explanation, Parameters, Row, render, to_json
 from conformance.harness.errors import BadFile, one_line
 from conformance.observe.execute import op_name
 from conformance.program.tensors import dtype_name
@@ -27,13 +27,14 @@ _EMBEDDINGS = ("aten.embedding", "quantized_decomposed.embedding_")
 _DEQUANTIZE = "dequantize_affine"
 
 
-def explain_file(path: str) -> str:
-    """Explain a file; the result is ``explain_report.to_json``'s text. Entry point of ``conformance.harness.limited``.
+def explain_file(path: str, form: str) -> str:
+    """Explain a file, as "json" or "text". Entry point of ``conformance.harness.limited``.
 
     Raises:
         BadFile: it is no saved program, holds more than data, or cannot be taken to the edge dialect.
     """
-    return to_json(explain(load_pt2(Path(path)), path))
+    explanation = explain(load_pt2(Path(path)), path)
+    return to_json(explanation) if form == "json" else render(explanation, path)
 
 
 def load_pt2(path: Path) -> Any:

@@ -1,9 +1,7 @@
 """Audit and explain from the command line, on what a user has: a small Llama-shaped model with tied embeddings."""
 
-import importlib
 import json
 import logging
-import unittest
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from conformance.audit.audit import audit
 from conformance.audit.report import Audit, Part, Problem, TableRow
 from conformance.cli.main import main
 from conformance.explain.explain import explain
-from conformance.explain.report import CHANGES, as_test, from_json, to_json
+from conformance.explain.report import CHANGES, to_json
 from conformance.pte import operators
 from conformance.pte.file import read_pte
 from conformance.sources.git import git
@@ -109,11 +107,11 @@ def test_upstreams_file_of_an_odd_group_is_wrong(tmp_path: Path, capsys: pytest.
     assert [(p["severity"], p["kind"]) for p in problems] == [("wrong", "group_size")]
 
 
-def test_an_audit_survives_json_and_renders_what_it_holds() -> None:
+def test_an_audit_is_written_as_json_and_renders_what_it_holds() -> None:
     row = TableRow("table 0", "flat", 8, 32, 8, "float16", 128, 64, 2, ("a", "b"))
     problem = Problem("waste", "duplicate_table", "table 0", "twice", "once")
     whole = Audit(9, "d" * 64, "1", "r" * 40, (Part("m", "cpu", {"op": 2}, 3),), (row,), (problem,), ("a note",))
-    assert report.from_json(report.to_json(whole)) == whole
+    assert json.loads(report.to_json(whole))["tables"][0]["readers"] == ["a", "b"]
     assert not whole.fails()
     text = report.render(whole, "x.pte")
     for word in ("0.7500", "2 times", "op x2", "WASTE table 0: twice [duplicate_table]", "fix: once", "note  a note"):
@@ -129,31 +127,12 @@ def test_explain_of_a_tied_and_of_a_refused_model() -> None:
     assert (row.outcome, row.reason) == ("refused", "group_size_not_multiple_of_4")
     assert "test_audit.py" in row.line
     assert "self.embed(tokens)" in row.line
-    assert from_json(to_json(odd)) == odd
+    (written,) = json.loads(to_json(odd))["embeddings"]
+    assert (written["reason"], written["change"]) == (row.reason, CHANGES[row.reason])
 
 
 def test_every_reason_has_an_advice() -> None:
     assert set(CHANGES) == {str(reason) for reason in RefusalReason}
-
-
-def test_the_written_test_shows_the_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generated unittest holds for a pass that fuses; planted: with the expectation turned it fails."""
-    monkeypatch.syspath_prepend(tmp_path)  # strict export looks a module up by its name
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
-        text = as_test(explain(quantized(), "good"), "good")
-        good = _run(text, tmp_path / "generated_good.py")
-        assert good.wasSuccessful(), good.errors
-        turned = text.replace("(Embedding0(), indices), 1)", "(Embedding0(), indices), 0)")
-        assert not _run(turned, tmp_path / "generated_turned.py").wasSuccessful()
-
-
-def _run(text: str, path: Path) -> unittest.TestResult:
-    path.write_text(text)
-    module = importlib.import_module(path.stem)
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(module.TestQuantizedEmbeddings).run(result)
-    return result
 
 
 def test_the_operator_list_is_readable_and_has_what_we_lower_to(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def bench_variant(
             continue
         sizes = np.array([table.embed_dim, rows, 1, 1], np.int32)
         field = contenders(device, table.variant, theirs, ablation=ablation and rows == ablated_at)
-        with Resident(device, [table.weight, table.scales, sizes]) as resident:
+        with closing(Resident(device, [table.weight, table.scales, sizes])) as resident:
             measured = measure(device, table, resident, rows, field)
         measurements += [replace(m, share_of_copy=m.gigabytes_per_second / copy_gbs) for m in measured]
     return measurements

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ class Timing:
 
 
 class Resident:
-    """Arrays in device memory: uploaded once, bound many times. A context manager."""
+    """Arrays in device memory: uploaded once, bound many times."""
 
     def __init__(self, device: Device, arrays: list[npt.NDArray[Any]]) -> None:
         *offsets, size = itertools.accumulate((-(-a.nbytes // _ALIGN) * _ALIGN for a in arrays), initial=0)
@@ -59,48 +59,9 @@ class Resident:
             for array, offset in zip(arrays, offsets, strict=True)
         ]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._buffer.close()
-
-
-class Stopwatch:
-    """Timestamp queries around pieces of one command buffer."""
-
-    def __init__(self, device: Device, pieces: int) -> None:
-        vk = device.vk
-        if not device.info.timestamp_period_ns:
-            raise RuntimeError(
-                f"{device.info.name} has no timestamps on its compute queue (timestampComputeAndGraphics)"
-            )
-        self._device, self._count = device, 2 * pieces
-        info = vk.VkQueryPoolCreateInfo(queryType=vk.VK_QUERY_TYPE_TIMESTAMP, queryCount=self._count)
-        self._pool = vk.vkCreateQueryPool(device.handle, info, None)
-
-    def reset(self, commands: Any) -> None:
-        """Record: forget all timestamps. First of all commands."""
-        self._device.vk.vkCmdResetQueryPool(commands, self._pool, 0, self._count)
-
-    def mark(self, commands: Any, number: int) -> None:
-        """Record timestamp ``number`` once everything before it is done."""
-        vk = self._device.vk
-        vk.vkCmdWriteTimestamp(commands, vk.VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, self._pool, number)
-
-    def read(self) -> list[float]:
-        """Nanoseconds of each piece: between marks 0 and 1, 2 and 3, ..."""
-        vk = self._device.vk
-        data = vk.ffi.new("uint64_t[]", self._count)
-        flags = vk.VK_QUERY_RESULT_64_BIT | vk.VK_QUERY_RESULT_WAIT_BIT
-        handle, size = self._device.handle, 8 * self._count
-        vk.vkGetQueryPoolResults(handle, self._pool, 0, self._count, size, vk.ffi.cast("void *", data), 8, flags)
-        period = self._device.info.timestamp_period_ns
-        return [(data[i + 1] - data[i]) * period for i in range(0, self._count, 2)]
-
     def close(self) -> None:
-        """Free the queries."""
-        self._device.vk.vkDestroyQueryPool(self._device.handle, self._pool, None)
+        """Free the memory."""
+        self._buffer.close()
 
 
 def _copy(device: Device, source: Buffer, target: Buffer, size: int) -> None:
@@ -115,22 +76,32 @@ def _time(device: Device, record: Callable[[Any, int], None], warm: int, repeats
 
     Each run waits for the one before: they are timed one by one.
     """
-    vk = device.vk
+    vk, period, count = device.vk, device.info.timestamp_period_ns, 2 * repeats
+    if not period:
+        raise RuntimeError(f"{device.info.name} has no timestamps on its compute queue (timestampComputeAndGraphics)")
     stages = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | vk.VK_PIPELINE_STAGE_TRANSFER_BIT
     access = vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_WRITE_BIT
-    with closing(Stopwatch(device, repeats)) as stopwatch:
+    done = vk.VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT
+    pool_info = vk.VkQueryPoolCreateInfo(queryType=vk.VK_QUERY_TYPE_TIMESTAMP, queryCount=count)
+    pool = vk.vkCreateQueryPool(device.handle, pool_info, None)
+    try:
         for timed in (False, True):
             commands = device.begin()
-            stopwatch.reset(commands)
+            vk.vkCmdResetQueryPool(commands, pool, 0, count)
             for i in range(repeats if timed else warm):
                 memory_barrier(device, commands, (stages, access), (stages, access | vk.VK_ACCESS_SHADER_READ_BIT))
                 if timed:
-                    stopwatch.mark(commands, 2 * i)
+                    vk.vkCmdWriteTimestamp(commands, done, pool, 2 * i)
                 record(commands, i)
                 if timed:
-                    stopwatch.mark(commands, 2 * i + 1)
+                    vk.vkCmdWriteTimestamp(commands, done, pool, 2 * i + 1)
             device.submit()
-        return stopwatch.read()
+        data = vk.ffi.new("uint64_t[]", count)
+        flags = vk.VK_QUERY_RESULT_64_BIT | vk.VK_QUERY_RESULT_WAIT_BIT
+        vk.vkGetQueryPoolResults(device.handle, pool, 0, count, 8 * count, vk.ffi.cast("void *", data), 8, flags)
+        return [(data[i + 1] - data[i]) * period for i in range(0, count, 2)]
+    finally:
+        vk.vkDestroyQueryPool(device.handle, pool, None)
 
 
 def time_job(
@@ -144,7 +115,7 @@ def time_job(
     sets = min(SETS, max(1, (4 << 30) // out_size))
     with ExitStack() as stack:
         outputs = [stack.enter_context(closing(Buffer(device, out_size, host=False))) for _ in range(sets)]
-        indices = stack.enter_context(Resident(device, list(index_sets[:sets])))
+        indices = stack.enter_context(closing(Resident(device, list(index_sets[:sets]))))
         pipelines = []
         for output, index_range in zip(outputs, indices.ranges, strict=True):
             pipeline = Pipeline(device, job.shader, job.kinds, len(job.push), job.constants)

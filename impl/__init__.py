@@ -1,1 +1,1 @@
-"""The player: our own matcher, packer, kernel host and lowering. Never imports reference/ or conformance/."""
+"""The optimized implementation: matcher, packer, kernel host and lowering. Never imports reference/ or conformance/."""

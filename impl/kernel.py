@@ -55,8 +55,7 @@ def devices() -> list[dict[str, Any]]:
 def embedding_shader(info: DeviceInfo, variant: Variant, source: Path | None = None) -> Shader:
     """The compiled embedding shader of ``variant`` for that device; ``source`` replaces our GLSL.
 
-    Raises:
-        ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler.compile_shader``.
+    Errors as ``impl.shader.compiler.compile_shader``.
     """
     modes = info.float_modes if variant.float_modes == "declared" else ()
     return compile_shader(source or _SHADER, variant.defines, modes)
@@ -105,16 +104,7 @@ def run_embedding(
         ShaderToolMissing, ShaderCompileError: see ``impl.shader.compiler``.
         DeviceHang, DeviceLost, ValidationFailed: see ``Device.submit``.
     """
-    request = check_request(
-        device.info,
-        variant,
-        weight,
-        scales,
-        group_size,
-        indices,
-        vocab_size=vocab_size,
-        allow_out_of_range=allow_out_of_range,
-    )
+    request = check_request(device.info, variant, weight, scales, group_size, indices, vocab_size, allow_out_of_range)
     module = shader or embedding_shader(device.info, variant, shader_source)
     limit = rows_per_run(device.info, request, guard_bytes(request.row_bytes))
 

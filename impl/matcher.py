@@ -3,8 +3,8 @@
     manager = to_edge(torch.export.export(model, inputs))
     program, report = fuse_q4_embeddings(manager.exported_program())
 
-Three steps that never mix: decide (``matcher_rules``), rewrite (``matcher_rewrite``), report
-(``matcher_report``).
+Three steps that never mix: decide (``impl.fusion.rules``), rewrite (``impl.fusion.rewrite``), report
+(``impl.fusion.report``).
 
 Source: docs/contract.md section 5.
 """

@@ -1,6 +1,6 @@
 """Pack 4-bit tables: values -> flat or linear-weight bytes -> the int32 blocks that the GPU reads.
 
-All three work through the table in row chunks that fit a core's cache, so that beside the output
+All three work through the table in row chunks that fit a core's cache, so that apart from the output
 they never hold more than a few hundred KiB, and they move two or four columns a step by treating
 the bytes as 16-bit words.
 
@@ -47,18 +47,7 @@ def pack_flat(values: Table) -> Table:
 def pack_linear_weight(values: Table) -> Table:
     """Pack signed values two a byte, even column in the low nibble (linear-weight layout).
 
-    Args:
-        values: int8 [V, D], D even, every value in [-8, 7]; a torch.Tensor on the CPU or a numpy array.
-
-    Returns:
-        uint8 [V, D/2] of the same kind, contiguous; byte j of a row is ``code[2j+1] << 4 | code[2j]``.
-
-    Raises:
-        TypeError: ``values`` is neither a torch.Tensor nor a numpy array.
-        ValueError: dtype, shape or device is wrong, or a value is out of range; it names the first
-            offending position, the value and the bound.
-
-    Source: contract 1.
+    As ``pack_flat``, but byte j of a row is ``code[2j+1] << 4 | code[2j]``.
     """
     return _pack(values, linear=True)
 
@@ -143,9 +132,9 @@ def first_out_of_range(values: torch.Tensor | NDArray[Any]) -> tuple[int, int, i
     """
     source = _as_numpy(values, "values", np.int8)
     for start, stop in _chunks(source):
-        found = _offender(source[start:stop], start)
-        if found is not None:
-            return found
+        offender = _offender(source[start:stop], start)
+        if offender is not None:
+            return offender
     return None
 
 
@@ -157,9 +146,9 @@ def _pack(values: Table, *, linear: bool) -> Table:
     out = np.empty((rows, columns // 2), np.uint8)
     for start, stop in _chunks(source):
         chunk = np.ascontiguousarray(source[start:stop])
-        found = _offender(chunk, start)
-        if found is not None:
-            row, column, value = found
+        offender = _offender(chunk, start)
+        if offender is not None:
+            row, column, value = offender
             raise ValueError(f"values[{row}, {column}] is {value}, outside [{QMIN}, {QMAX}]")
         # A little-endian word holds the even column in its low byte and the odd one in its high byte.
         word = chunk.view("<u2") & np.uint16(0x0F0F)
@@ -202,10 +191,9 @@ def _as_numpy(table: torch.Tensor | NDArray[Any], name: str, dtype: type) -> NDA
     """View the table as a numpy array without copying it, after checking what it is."""
     if not isinstance(table, (torch.Tensor, np.ndarray)):
         raise TypeError(f"{name} is a {type(table).__name__}, it must be a torch.Tensor or a numpy array")
-    wanted = np.dtype(dtype).name
-    found = str(table.dtype).removeprefix("torch.")
-    if found != wanted:
-        raise ValueError(f"{name}: dtype is {found}, it must be {wanted}")
+    actual, expected = str(table.dtype).removeprefix("torch."), np.dtype(dtype).name
+    if actual != expected:
+        raise ValueError(f"{name}: dtype is {actual}, it must be {expected}")
     if table.ndim != 2:  # noqa: PLR2004 - a table has rows and columns
         raise ValueError(f"{name}: shape is {tuple(table.shape)}, it must have 2 axes (rows, columns)")
     if isinstance(table, np.ndarray):

@@ -52,9 +52,8 @@ def check_request(
     scales: npt.NDArray[Any],
     group_size: int,
     indices: npt.NDArray[Any],
-    *,
     vocab_size: int,
-    allow_out_of_range: bool,
+    allow_out_of_range: bool = False,
 ) -> Request:
     """Check every argument of ``impl.kernel.run_embedding``, which lists the errors, and put them together."""
     if missing := missing_features(info, variant):

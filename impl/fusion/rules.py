@@ -3,7 +3,8 @@
 ``decide`` reads the graph, its signature and the real constants, and changes nothing.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,10 @@ def _decide(judge: "TableJudge", lookup: Lookup) -> Plan | Refusal:
     node, table = lookup.node, lookup.table
     operands = judge.operands(table)
     weight, scales, zero_point = operands
-    for reason, detail in _violations(judge, lookup, operands):
+    violations = itertools.chain(
+        judge.violations(table, operands), _lookup_violations(lookup, operands), judge.limit_violations(table, operands)
+    )
+    for reason, detail in violations:
         return Refusal(node.name, reason, f"{node.name}: {detail}")
     assert isinstance(weight, Constant)  # noqa: S101 - the table's violations end with a reason otherwise
     assert isinstance(scales, Constant)  # noqa: S101 - as above
@@ -91,20 +95,13 @@ def _decide(judge: "TableJudge", lookup: Lookup) -> Plan | Refusal:
     )
 
 
-def _violations(judge: "TableJudge", lookup: Lookup, operands: Operands) -> Iterator[Violation]:
-    yield from judge.violations(lookup.table, operands)
-    yield from _lookup_violations(lookup, operands)
-    yield from judge.limit_violations(lookup.table, operands)
-
-
 class TableJudge:
     """Applies the conditions of contract 5.3, in RefusalReason's order, to one lookup after the other."""
 
     def __init__(self, constants: Constants, limits: Limits) -> None:
         self._constants = constants
         self._limits = limits
-        self._values: dict[str, str] = {}  # what is wrong with a table's values, by its constant's name
-        self._zeros: dict[str, str] = {}  # the same for zero points
+        self._faults: dict[tuple[Callable[[Constant], str], str], str] = {}
 
     def operands(self, table: Table) -> Operands:
         """What the table's operands read."""
@@ -159,21 +156,19 @@ class TableJudge:
     def _weight_violations(self, table: Table, weight: Constant) -> Iterator[Violation]:
         if weight.written:
             yield RefusalReason.WEIGHT_WRITTEN, f"the program writes to the table {weight.name!r}: {weight.written}"
-        wanted = torch.uint8 if table.is_flat else torch.int8
-        if weight.data.dtype != wanted or table.input_dtype != wanted:
-            told = "" if table.input_dtype in {weight.data.dtype, wanted} else f" (dequantized as {table.input_dtype})"
-            detail = f"the table {weight.name!r} is {weight.data.dtype}{told}, it must be {wanted}"
+        dtype = torch.uint8 if table.is_flat else torch.int8
+        if weight.data.dtype != dtype or table.input_dtype != dtype:
+            note = "" if table.input_dtype in {weight.data.dtype, dtype} else f" (dequantized as {table.input_dtype})"
+            detail = f"the table {weight.name!r} is {weight.data.dtype}{note}, it must be {dtype}"
             yield RefusalReason.WEIGHT_DTYPE, detail
             return
         if weight.data.ndim != 2:  # noqa: PLR2004 - a table has rows and columns
             shape = tuple(weight.data.shape)
             yield RefusalReason.WEIGHT_SHAPE, f"the table {weight.name!r} has shape {shape}, it must have 2 axes"
             return
-        if not table.is_flat:  # every byte of a flat table is two valid codes
-            if weight.name not in self._values:
-                self._values[weight.name] = _value_fault(weight)
-            if self._values[weight.name]:
-                yield RefusalReason.WEIGHT_VALUES, self._values[weight.name]
+        # Every byte of a flat table is two valid codes.
+        if not table.is_flat and (fault := self._once(_value_fault, weight)):
+            yield RefusalReason.WEIGHT_VALUES, fault
 
     def _zero_point_violations(self, zero_point: Constant | NotConstant) -> Iterator[Violation]:
         if isinstance(zero_point, NotConstant):
@@ -183,10 +178,15 @@ class TableJudge:
         if zero_point.written:
             detail = f"the program writes to the zero point {zero_point.name!r}: {zero_point.written}"
             yield RefusalReason.ZERO_POINT_WRITTEN, detail
-        if zero_point.name not in self._zeros:
-            self._zeros[zero_point.name] = _zero_fault(zero_point)
-        if self._zeros[zero_point.name]:
-            yield RefusalReason.ZERO_POINT_NONZERO, self._zeros[zero_point.name]
+        if fault := self._once(_zero_fault, zero_point):
+            yield RefusalReason.ZERO_POINT_NONZERO, fault
+
+    def _once(self, check: Callable[[Constant], str], constant: Constant) -> str:
+        """What the check says of a constant's values, which any number of lookups may read."""
+        key = (check, constant.name)
+        if key not in self._faults:
+            self._faults[key] = check(constant)
+        return self._faults[key]
 
 
 def _grouping_violations(table: Table, weight: Constant, scales: Constant | NotConstant) -> Iterator[Violation]:
@@ -201,7 +201,7 @@ def _grouping_violations(table: Table, weight: Constant, scales: Constant | NotC
             detail = f"{groups} scales a row do not divide embed_dim {embed_dim}"
             yield RefusalReason.EMBED_DIM_NOT_DIVISIBLE_BY_GROUP, detail
             return
-        group_size = embed_dim // groups if groups else None  # None: told as scale_shape
+        group_size = embed_dim // groups if groups else None  # None: reported as scale_shape
     else:
         block = table.block_size
         valid = isinstance(block, (list, tuple)) and all(type(size) is int for size in block)
@@ -231,12 +231,12 @@ def _scale_violations(table: Table, weight: Constant, scales: Constant) -> Itera
     vocab_size, embed_dim = _table_shape(weight, table)
     shape = tuple(scales.data.shape)
     if table.is_flat:
-        wanted = (vocab_size, shape[-1] if shape and shape[-1] else 1)
+        expected = (vocab_size, shape[-1] if shape and shape[-1] else 1)
     else:
-        wanted = (vocab_size, embed_dim // table.block_size[1])
-    if shape != wanted:
+        expected = (vocab_size, embed_dim // table.block_size[1])
+    if shape != expected:
         detail = f"the scales {scales.name!r} have shape {shape}, they must have [V, D/G]"
-        yield RefusalReason.SCALE_SHAPE, detail + (f" = {wanted}" if not table.is_flat else f" with V = {vocab_size}")
+        yield RefusalReason.SCALE_SHAPE, detail + (f" = {expected}" if not table.is_flat else f" with V = {vocab_size}")
 
 
 def _lookup_violations(lookup: Lookup, operands: Operands) -> Iterator[Violation]:
@@ -275,10 +275,10 @@ def output_dtype(table: Table, scales: Constant) -> torch.dtype:
 
 
 def _value_fault(weight: Constant) -> str:
-    found = first_out_of_range(weight.data)
-    if found is None:
+    offender = first_out_of_range(weight.data)
+    if offender is None:
         return ""
-    row, column, value = found
+    row, column, value = offender
     return f"the table {weight.name!r} holds {value} at [{row}, {column}], outside [{QMIN}, {QMAX}]"
 
 

@@ -8,7 +8,7 @@ Source: docs/contract.md sections 3.4, 7.4 and 7.5.
 """
 
 import functools
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Self, cast
 
 from impl.errors import DeviceHang, DeviceLost, ValidationFailed, VulkanUnavailable
@@ -42,11 +42,7 @@ def binding() -> ModuleType:
 
 
 def list_devices() -> list[DeviceInfo]:
-    """Every device of this machine, in the loader's order.
-
-    Raises:
-        VulkanUnavailable: no loader, no driver or no device.
-    """
+    """Every device of this machine, in the loader's order."""
     vk = binding()
     instance = _create_instance(vk, validate=False)
     try:
@@ -95,9 +91,7 @@ class Device:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def keep(self, key: object, make: Any) -> Any:

@@ -39,11 +39,7 @@ class DeviceInfo:
 
 
 def choose_device(devices: list[DeviceInfo], name: str | int | None = None) -> DeviceInfo:
-    """Pick by index or by part of the name; else $Q4GSW_DEVICE; else the first discrete GPU, lavapipe, or the first.
-
-    Raises:
-        VulkanUnavailable: nothing matches; the message lists what there is.
-    """
+    """Pick by index or by part of the name; else $Q4GSW_DEVICE; else the first discrete GPU, lavapipe, or the first."""
     text = os.environ.get("Q4GSW_DEVICE", "") if name is None else str(name)
     if not text:
         preferred = [d for d in devices if d.kind == "discrete"] or [d for d in devices if d.kind == "cpu"]

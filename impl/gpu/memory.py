@@ -186,12 +186,7 @@ class Sampler:
 
 
 class Image:
-    """An image of ``extent`` (x, y, z) texels, 2D where ``flat``; written by shaders where ``storage``, else sampled.
-
-    Raises:
-        DeviceLimitExceeded: an extent is beyond maxImageDimension2D or maxImageDimension3D.
-        DeviceLacksFeature: the device cannot use the format in that way.
-    """
+    """An image of ``extent`` (x, y, z) texels, 2D where ``flat``; shaders write it (``storage``) or sample it."""
 
     def __init__(
         self, device: Device, extent: tuple[int, int, int], texels: str, *, storage: bool, flat: bool = False

@@ -3,7 +3,7 @@
 Source: docs/contract.md 5.1 (decide from the real constants) and 5.3 (what counts as one).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Constants:
     specs: dict[str, InputSpec]
     tensors: dict[str, Any]
     written_names: dict[str, str]
-    written_storage: dict[int, str] = field(default_factory=dict)
+    written_storage: dict[int, str]
 
     def resolve(self, operand: Any) -> Constant | NotConstant:
         """Follow an operand through identities to the constant it reads."""
@@ -81,14 +81,12 @@ def read_constants(program: ExportedProgram) -> Constants:
     for node, by in _written_in_graph(program.graph).items():
         if node.op == "placeholder" and node.name in specs and specs[node.name].target is not None:
             names.setdefault(specs[node.name].target, by)
-    found = Constants(specs, tensors, names)
+    storage: dict[int, str] = {}
     for name, by in names.items():
         data: Any = tensors.get(name)
-        if not _unreadable(data) and data.untyped_storage().nbytes():
-            found.written_storage[data.untyped_storage().data_ptr()] = (
-                f"{by}, through {name!r}, which shares its memory"
-            )
-    return found
+        if not _unreadable(data) and (address := _storage(data)):
+            storage[address] = f"{by}, through {name!r}, which shares its memory"
+    return Constants(specs, tensors, names, storage)
 
 
 def _storage(data: torch.Tensor) -> int:

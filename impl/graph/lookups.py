@@ -58,12 +58,12 @@ def find_lookups(graph: torch.fx.Graph) -> Iterator[Lookup]:
         if operation in EMBEDDING_4BIT:
             yield Lookup(node, _flat_table(node), arguments(node)["indices"], node, renormed=False)
         elif operation == EMBEDDING:
-            given = arguments(node)
-            reads = given["weight"]
+            operands = arguments(node)
+            reads = operands["weight"]
             if isinstance(reads, torch.fx.Node):
                 dequantize, renormed = sources.behind(reads)
                 if dequantize is not None:
-                    yield Lookup(node, table_of(dequantize), given["indices"], reads, renormed)
+                    yield Lookup(node, table_of(dequantize), operands["indices"], reads, renormed)
 
 
 def find_lookups_in_branches(module: torch.nn.Module, where: str = "") -> Iterator[tuple[str, Lookup]]:
@@ -77,34 +77,34 @@ def find_lookups_in_branches(module: torch.nn.Module, where: str = "") -> Iterat
 
 def table_of(dequantize: torch.fx.Node) -> Table:
     """The operands of a torchao.dequantize_affine."""
-    given = arguments(dequantize)
+    operands = arguments(dequantize)
     # The schema spells the default as the integer that stands for float32.
-    output_dtype = given["output_dtype"] if isinstance(given["output_dtype"], torch.dtype) else torch.float32
+    output_dtype = operands["output_dtype"] if isinstance(operands["output_dtype"], torch.dtype) else torch.float32
     return Table(
         dequantize=dequantize,
         is_flat=False,
-        weight=given["input"],
-        scales=given["scale"],
-        zero_point=given["zero_point"],
-        qmin=given["quant_min"],
-        qmax=given["quant_max"],
-        block_size=given["block_size"],
-        input_dtype=given["input_dtype"],
+        weight=operands["input"],
+        scales=operands["scale"],
+        zero_point=operands["zero_point"],
+        qmin=operands["quant_min"],
+        qmax=operands["quant_max"],
+        block_size=operands["block_size"],
+        input_dtype=operands["input_dtype"],
         output_dtype=output_dtype,
     )
 
 
 def _flat_table(node: torch.fx.Node) -> Table:
-    given = arguments(node)
+    operands = arguments(node)
     return Table(
         dequantize=None,
         is_flat=True,
-        weight=given["weight"],
-        scales=given["weight_scales"],
-        zero_point=given["weight_zero_points"],
-        qmin=given["weight_quant_min"],
-        qmax=given["weight_quant_max"],
+        weight=operands["weight"],
+        scales=operands["weight_scales"],
+        zero_point=operands["weight_zero_points"],
+        qmin=operands["weight_quant_min"],
+        qmax=operands["weight_quant_max"],
         block_size=None,
         input_dtype=torch.uint8,
-        output_dtype=given.get("dtype"),
+        output_dtype=operands.get("dtype"),
     )

@@ -25,21 +25,13 @@ _NAMES = {mode: name for name, (mode, _capability) in _MODES.items()}
 
 
 def declared(spirv: bytes) -> tuple[str, ...]:
-    """The float modes that the module declares, as "RoundingModeRTE 32", sorted.
-
-    Raises:
-        ValueError: the bytes are no SPIR-V module.
-    """
+    """The float modes that the module declares, as "RoundingModeRTE 32", sorted."""
     modes = (words for op, words in _instructions(spirv) if op == _OP_EXECUTION_MODE and words[2] in _NAMES)
     return tuple(sorted({f"{_NAMES[mode]} {width}" for _word, _entry, mode, width in modes}))
 
 
 def declare(spirv: bytes, modes: tuple[str, ...]) -> bytes:
-    """The module with every mode of ``modes`` ("RoundingModeRTE 32") declared for its entry point.
-
-    Raises:
-        ValueError: the bytes are no SPIR-V module, or a mode is unknown.
-    """
+    """The module with every mode of ``modes`` ("RoundingModeRTE 32") declared for its entry point."""
     missing = sorted(set(modes) - set(declared(spirv)))
     if not missing:
         return spirv

@@ -160,15 +160,6 @@ def accept_products(values: Array, scales: Array, output_dtype: str, modes: Floa
     )
 
 
-def accept_outer(scales: Array, output_dtype: str, modes: FloatModes) -> AcceptSet:
-    """The accept set [16, n] of every code (value code - 8) times each scale [n].
-
-    >>> accept_outer(np.float16([0.5]), "float32", HOST).candidates.view(np.float32)[0, :, 0].tolist()[:3]
-    [-4.0, -3.5, -3.0]
-    """
-    return accept_products(CODES[:, None], scales[None, :], output_dtype, modes)
-
-
 def _accept_block(values: Array, scales: Array, output_form: Format, modes: FloatModes) -> tuple[list[Array], Array]:
     """Candidates, each [n], and where the product is NaN, for values and scales [n]."""
     scale_form = FORMATS[scales.dtype.name]

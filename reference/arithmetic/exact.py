@@ -41,9 +41,6 @@ import functools
 from dataclasses import dataclass
 from fractions import Fraction
 
-ZERO = Fraction(0)
-
-
 #: What the SPIR-V entry point declares, and two facts about how the shader computes and stores (contract 3.3, 3.4), by
 #: name: rte, rtz, denorm_preserve, denorm_flush and signed_zero_inf_nan_preserve, each ending in 16 or 32; precise;
 #: image_output16.
@@ -178,11 +175,7 @@ class Width:
 
 @functools.cache
 def width_of(fmt: Format, modes: Modes) -> Width:
-    """What the modes declare for a width.
-
-    Raises:
-        ValueError: a pair of modes that exclude each other is declared for it.
-    """
+    """What the modes declare for a width."""
     rte, rtz, preserve, flush, signs = (
         f"{mode}{fmt.width}" in modes
         for mode in ("rte", "rtz", "denorm_preserve", "denorm_flush", "signed_zero_inf_nan_preserve")
@@ -196,10 +189,7 @@ def width_of(fmt: Format, modes: Modes) -> Width:
 def loosened(bits: int, width: Width, *, flush: bool = True) -> frozenset[int]:
     """What an operand or a result may be taken for: itself, or a zero of either sign (3.4, 3.5).
 
-    Args:
-        bits: a pattern of the width's format.
-        width: what is declared for it.
-        flush: whether this is arithmetic or conversion, which may flush; a store may not.
+    ``flush`` says whether this is arithmetic or conversion, which may flush; a store may not.
 
     >>> undeclared = width_of(FLOAT16, frozenset())
     >>> [sorted(hex(p) for p in loosened(bits, undeclared)) for bits in (0x8001, 0x0000, 0x0400)]  # -2**-24, +0, 2**-14
@@ -242,15 +232,9 @@ def _rounded_magnitude(bits: int, q: int, source: Format, target: Format, roundi
 def operate(
     bits: int, q: int, source: Width, target: Width, rounding: str = "", *, flush: bool = True
 ) -> frozenset[int]:
-    """One operation: operand loosened, exact product with q rounded, results loosened.
+    """One operation: operand loosened, exact product with q (1 for a conversion) rounded, results loosened.
 
-    Args:
-        bits: the operand's pattern, of the ``source`` width.
-        q: the multiplier, 1 for a conversion.
-        source: the operand's width.
-        target: the result's width.
-        rounding: instead of the one that the target's width declares.
-        flush: whether the result may be flushed: not where a store makes it.
+    ``rounding`` replaces what the target's width declares; ``flush`` is off where a store makes the result.
 
     >>> plain = width_of(FLOAT32, frozenset({"rte32", "denorm_preserve32"}))
     >>> [hex(p) for p in operate(0x3F800001, 3, plain, plain)]  # 3 * (1 + 2**-23) is a tie: the even neighbour
@@ -289,7 +273,6 @@ def allowed_bits(q: int, scale_bits: int, scale_dtype: str, output_dtype: str, m
 
     Raises:
         ValueError: q or the pattern out of range, or modes that exclude each other.
-        KeyError: a dtype that is neither of the two.
 
     >>> nothing = frozenset()
     >>> show = lambda a: (sorted(hex(p) for p in a.patterns), a.any_nan, a.unconstrained)

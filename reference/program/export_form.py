@@ -69,11 +69,7 @@ def export_dynamic(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
 
 
 def export_operands(spec: ProgramSpec) -> dict[str, npt.NDArray[np.generic]]:
-    """Return what the steps of ``export_forms`` read, by "STEP.operand", with the spec's own values.
-
-    Raises:
-        ValueError: a tensor's pattern cannot fill it.
-    """
+    """Return what the steps of ``export_forms`` read, by "STEP.operand", with the spec's own values."""
     tensors, read = tensor_values(spec), {}
     steps = {s.name: s for s in spec.steps}
     for name in export_forms(spec):

@@ -78,19 +78,16 @@ def violations(spec: ProgramSpec, limits: Limits | None = None) -> dict[str, fro
 
     Returns:
         For each lookup step's name, in step order, a subset of REASONS.
-
-    Raises:
-        ValueError: a tensor's pattern cannot fill it.
     """
     contents = tensor_values(spec)
-    found: dict[str, frozenset[str]] = {}
+    by_lookup: dict[str, frozenset[str]] = {}
     for step in spec.lookups():
         if isinstance(step, PackedLookup):
             reasons = _packed(spec, step, contents, limits)
         else:
             reasons = _split(spec, step, contents, limits)
-        found[step.name] = frozenset(reasons | _indices(spec.tensor(step.indices)))
-    return found
+        by_lookup[step.name] = frozenset(reasons | _indices(spec.tensor(step.indices)))
+    return by_lookup
 
 
 def _split(spec: ProgramSpec, lookup: Lookup, contents: dict[str, Array], limits: Limits | None) -> set[str]:

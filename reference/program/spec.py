@@ -2,7 +2,7 @@
 
 A spec is the one thing that the program builder, the fusibility oracle and the value oracle
 share. The builder turns it into a torch program, the oracles judge from the spec alone and never
-read facts back from a graph. Everything here is frozen plain data; ``conformance.spec_toml``
+read facts back from a graph. Everything here is frozen plain data; ``conformance.case.toml``
 writes it to TOML and reads it back.
 
 Order of execution is the order of ``steps``. A tensor is referred to by name; a quantized table
@@ -12,6 +12,7 @@ Source: docs/contract.md sections 1, 4 and 5.
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 SPEC_VERSION = 1
@@ -27,17 +28,7 @@ SOURCES = (
     "mutated",  # a buffer that the program writes to
 )
 #: Element types by their torch (and numpy) names; bfloat16 has no numpy type of its own.
-DTYPES = (
-    "int8",
-    "uint8",
-    "int16",
-    "int32",
-    "int64",
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-)
+DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 #: Operations that keep every value; ``weight_ops`` and friends hold a chain of them.
 #: "add_zero" and "transpose_twice" keep values too, but are not identities the contract looks through.
 IDENTITY_OPS = ("clone", "view")
@@ -195,32 +186,18 @@ class ProgramSpec:
         return tuple(s for s in self.steps if isinstance(s, Lookup | PackedLookup))
 
     def tensor(self, name: str) -> TensorSpec:
-        """Return the named tensor; a quantized table's parts are derived here.
-
-        Raises:
-            KeyError: no tensor and no table part has that name.
-        """
-        for tensor in self.tensors:
+        """The named tensor; a quantized table's parts are derived here. KeyError where there is none."""
+        for tensor in itertools.chain(self.tensors, *map(table_parts, self.tables)):
             if tensor.name == name:
                 return tensor
-        for table in self.tables:
-            for part in table_parts(table):
-                if part.name == name:
-                    return part
-        message = f"the spec has no tensor {name!r}"
-        raise KeyError(message)
+        raise KeyError(f"the spec has no tensor {name!r}")
 
     def dequantize(self, name: str) -> Dequantize:
-        """Return the named Dequantize step.
-
-        Raises:
-            KeyError: no Dequantize has that name.
-        """
+        """The named Dequantize step. KeyError where there is none."""
         for step in self.steps:
             if isinstance(step, Dequantize) and step.name == name:
                 return step
-        message = f"the spec has no dequantize step {name!r}"
-        raise KeyError(message)
+        raise KeyError(f"the spec has no dequantize step {name!r}")
 
 
 def table_parts(table: QuantizedTable) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
@@ -246,7 +223,7 @@ def validate(spec: ProgramSpec) -> None:
         ValueError: names the first offending tensor or step, what is wrong and what is allowed.
     """
     if spec.version != SPEC_VERSION:
-        _fail(f"spec version {spec.version} is not {SPEC_VERSION}")
+        raise ValueError(f"spec version {spec.version} is not {SPEC_VERSION}")
     _one_of("program", "route", spec.route, ROUTES)
     known: set[str] = set()
     for tensor in spec.tensors:
@@ -255,11 +232,11 @@ def validate(spec: ProgramSpec) -> None:
         _one_of(where, "dtype", tensor.dtype, DTYPES)
         _one_of(where, "source", tensor.source, SOURCES)
         if any(size < 0 for size in tensor.shape) or any(d not in range(len(tensor.shape)) for d in tensor.dynamic):
-            _fail(f"{where}: shape {tensor.shape} with dynamic dimensions {tensor.dynamic} cannot be")
+            raise ValueError(f"{where}: shape {tensor.shape} with dynamic dimensions {tensor.dynamic} cannot be")
     for table in spec.tables:
         where = f"table {table.name!r}"
         if table.group_size < 0 or (table.group_size and table.embed_dim % table.group_size):
-            _fail(f"{where}: group_size {table.group_size} does not divide embed_dim {table.embed_dim}")
+            raise ValueError(f"{where}: group_size {table.group_size} does not divide embed_dim {table.embed_dim}")
         for part in table_parts(table):
             _unique(where, part.name, known)
     dequantized: set[str] = set()
@@ -286,14 +263,10 @@ def _check_references(where: str, step: Step, known: set[str], dequantized: set[
 
 def _unique(where: str, name: str, known: set[str]) -> None:
     if name in known:
-        _fail(f"{where}: the name is used twice")
+        raise ValueError(f"{where}: the name is used twice")
     known.add(name)
 
 
 def _one_of(where: str, field: str, value: str, allowed: tuple[str, ...] | set[str]) -> None:
     if value not in allowed:
-        _fail(f"{where}: {field} {value!r} is not one of {', '.join(sorted(allowed))}")
-
-
-def _fail(message: str) -> None:
-    raise ValueError(message)
+        raise ValueError(f"{where}: {field} {value!r} is not one of {', '.join(sorted(allowed))}")

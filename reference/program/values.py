@@ -31,10 +31,7 @@ _FORMATS = {
 
 
 def tensor_values(spec: ProgramSpec) -> dict[str, Array]:
-    """Every tensor of a program by name, a quantized table's three parts included.
-
-    Returns:
-        Arrays of each tensor's shape and dtype (BFLOAT16 for bfloat16), as they are before the program runs.
+    """Every tensor of a program by name as it is before the program runs, a quantized table's three parts included.
 
     Raises:
         ValueError: a pattern is unknown or cannot fill the tensor; the message names the tensor.
@@ -55,11 +52,7 @@ def tensor_values(spec: ProgramSpec) -> dict[str, Array]:
 
 
 def float_table(table: QuantizedTable) -> Array:
-    """The float table [V, D] of ``table.dtype`` before it is quantized.
-
-    Raises:
-        ValueError: as values_array.
-    """
+    """The float table [V, D] of ``table.dtype`` before it is quantized."""
     return values_array(table.values, table.dtype, (table.vocab_size, table.embed_dim))
 
 
@@ -120,19 +113,18 @@ def _pairs(_values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     """Elements 2k and 2k+1 are the k-th of the 256 pairs of 4-bit values, over and over."""
     numbers = np.arange(_count(shape), dtype=np.int64)
     pair = numbers // 2 % 256
-    return _integers(np.where(numbers % 2, pair % 16, pair // 16) - 8, dtype).reshape(shape)
+    return _integers(np.where(numbers % 2, pair % 16, pair // 16) - 8, dtype)
 
 
 def _zeros(_values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     return np.zeros(shape, numpy_dtype(dtype))
 
 
-def _scalar(given: float, dtype: str) -> Array:
+def _scalar(number: float, dtype: str) -> Array:
     """One number as the named dtype, [1]; integers must take it exactly."""
-    number = float(given)
     if dtype in FLOAT_DTYPES:
         return cast_float(np.array([number], np.float64), dtype)
-    if not number.is_integer():
+    if not float(number).is_integer():
         raise ValueError(f"value {number} is not a whole number, which {dtype} needs")
     return _integers(np.array([int(number)], np.int64), dtype)
 
@@ -166,10 +158,8 @@ def _scale_bits(values: Values, dtype: str, shape: tuple[int, ...]) -> Array:
     exponent_bits, mantissa_bits, exponents, unsigned = _float_format(values, dtype)
     count = _count(shape)
     drawn = _raw(values, count)
-    step = np.arange(count, dtype=np.uint64)
-    walk = (step * np.uint64(7) + step // np.uint64(len(exponents)) + np.uint64(values.seed % 64)) % np.uint64(
-        len(exponents)
-    )
+    step, choices = np.arange(count, dtype=np.uint64), np.uint64(len(exponents))
+    walk = (step * np.uint64(7) + step // choices + np.uint64(values.seed % 64)) % choices
     exponent = walk + np.uint64(exponents[0] + 2 ** (exponent_bits - 1) - 1)
     return ((exponent << np.uint64(mantissa_bits)) | (drawn >> np.uint64(64 - mantissa_bits))).astype(unsigned)
 

@@ -11,6 +11,8 @@ contract, q = [-8, 7, 0, -1], has codes [0, 15, 8, 7]:
 >>> pack_blocks(q)[0, 0].tobytes().hex(" ", 4)  # word n, byte k, low nibble: row n; high: row n + 4; absent rows: 8
 '808f8887 88888888 88888888 88888888'
 
+Each raises ValueError where an array has another dtype or shape, D does not fit or a value is outside [-8, 7].
+
 Source: docs/contract.md section 1.
 """
 
@@ -23,11 +25,7 @@ BLOCK_COLUMNS = 4  # columns that one block holds: four bytes of a word
 
 
 def pack_flat(values: Array) -> Array:
-    """Pack int8 [V, D] into the flat layout, uint8 [V, D/2]: byte j = code[2j] << 4 | code[2j+1].
-
-    Raises:
-        ValueError: values are not int8 [V, D], D is odd, or a value is outside [-8, 7].
-    """
+    """Pack int8 [V, D] into the flat layout, uint8 [V, D/2]: byte j = code[2j] << 4 | code[2j+1]."""
     codes = _codes(values, 2)
     return codes[:, 0::2] << 4 | codes[:, 1::2]
 
@@ -37,20 +35,13 @@ def unpack_flat(packed: Array) -> Array:
 
     >>> unpack_flat(np.array([[0x0F, 0x87]], np.uint8)).tolist()
     [[-8, 7, 0, -1]]
-
-    Raises:
-        ValueError: packed is not uint8 of rank 2.
     """
     _check("packed", packed, np.uint8, 2)
     return _interleave(packed >> 4, packed & 0x0F)
 
 
 def pack_linear_weight(values: Array) -> Array:
-    """Pack int8 [V, D] into the linear-weight layout, uint8 [V, D/2]: byte j = code[2j+1] << 4 | code[2j].
-
-    Raises:
-        ValueError: values are not int8 [V, D], D is odd, or a value is outside [-8, 7].
-    """
+    """Pack int8 [V, D] into the linear-weight layout, uint8 [V, D/2]: byte j = code[2j+1] << 4 | code[2j]."""
     codes = _codes(values, 2)
     return codes[:, 1::2] << 4 | codes[:, 0::2]
 
@@ -60,9 +51,6 @@ def unpack_linear_weight(packed: Array) -> Array:
 
     >>> unpack_linear_weight(np.array([[0xF0, 0x78]], np.uint8)).tolist()
     [[-8, 7, 0, -1]]
-
-    Raises:
-        ValueError: packed is not uint8 of rank 2.
     """
     _check("packed", packed, np.uint8, 2)
     return _interleave(packed & 0x0F, packed >> 4)
@@ -73,9 +61,6 @@ def pack_blocks(values: Array) -> Array:
 
     Word ``n & 3`` of block ``[n >> 3, k >> 2]`` holds row n's column k at bit
     ``(4 if n & 4 else 0) + 8*(k & 3)``. Rows past V hold code 8 (q = 0).
-
-    Raises:
-        ValueError: values are not int8 [V, D], D is not a multiple of 4, or a value is outside [-8, 7].
     """
     codes = _codes(values, BLOCK_COLUMNS)
     vocab_size, embed_dim = codes.shape
@@ -95,9 +80,6 @@ def unpack_blocks(blocks: Array, vocab_size: int) -> Array:
     >>> blocks = pack_blocks(np.array([[-8, 7, 0, -1]] * 9, np.int8))
     >>> blocks.shape, unpack_blocks(blocks, 9)[8].tolist()
     ((2, 1, 4), [-8, 7, 0, -1])
-
-    Raises:
-        ValueError: blocks are not int32 [ceil(vocab_size/8), D/4, 4].
     """
     _check("blocks", blocks, np.int32, 3)
     if blocks.shape[2] != 4 or blocks.shape[0] != -(-vocab_size // BLOCK_ROWS):  # noqa: PLR2004 - four words a block
@@ -112,11 +94,7 @@ def unpack_blocks(blocks: Array, vocab_size: int) -> Array:
 
 
 def linear_weight_to_blocks(packed: Array) -> Array:
-    """What prepacking does: linear-weight uint8 [V, D/2] to blocks, int32 [ceil(V/8), D/4, 4].
-
-    Raises:
-        ValueError: packed is not uint8 [V, D/2], or D is not a multiple of 4.
-    """
+    """What prepacking does: linear-weight uint8 [V, D/2] to blocks, int32 [ceil(V/8), D/4, 4]."""
     return pack_blocks(unpack_linear_weight(packed))
 
 

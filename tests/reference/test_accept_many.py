@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from reference.arithmetic.accept import CODES, HOST, NOTHING_DECLARED, FloatModes, accept_outer
+from reference.arithmetic.accept import CODES, HOST, NOTHING_DECLARED, FloatModes, accept_products
 from reference.arithmetic.accept_many import FIRST, Refused, host_rows, judge_rows
 from reference.arithmetic.rounding import FLOAT16, bits_of, narrow
 from reference.program.spec import Values
@@ -24,7 +24,7 @@ def scales_of(dtype: str, count: int = 40000) -> np.ndarray:
 @pytest.mark.parametrize(("dtype", "output_dtype"), list(itertools.product(OUTPUTS, OUTPUTS)))
 def test_host_rows_are_the_host_set(dtype: str, output_dtype: str) -> None:
     scales = scales_of(dtype)
-    accept = accept_outer(scales, output_dtype, HOST)
+    accept = accept_products(CODES[:, None], scales[None, :], output_dtype, HOST)
     got = host_rows(scales, output_dtype)
     assert got.shape == (scales.size, 16)
     assert accept.contains(got.T).all()
@@ -51,9 +51,9 @@ def test_judgement_is_the_accept_sets(dtype: str, output_dtype: str, modes: Floa
     wrong = values_array(Values("uniform", 9, 0, 40), "int8", got.shape) == 0
     got[wrong] ^= got.dtype.type(1)
     got[::97] = 0  # flushed
-    refused = ~accept_outer(scales, output_dtype, modes).contains(got.T).T
-    not_strict = ~accept_outer(scales, output_dtype, HOST).contains(got.T).T
-    unconstrained = accept_outer(scales, output_dtype, modes).unconstrained.T
+    refused = ~accept_products(CODES[:, None], scales[None, :], output_dtype, modes).contains(got.T).T
+    not_strict = ~accept_products(CODES[:, None], scales[None, :], output_dtype, HOST).contains(got.T).T
+    unconstrained = accept_products(CODES[:, None], scales[None, :], output_dtype, modes).unconstrained.T
     for start in range(0, scales.size, 10):
         part = slice(start, start + 10)
         tally = judge_rows(scales[part], output_dtype, modes, got[part])

@@ -64,16 +64,7 @@ class Stream:
         device.info.check_limit("maxStorageBufferRange", size, f"a chunk of {size} bytes")
         packed, indices = table(variant, chunk)
         scales = np.zeros((chunk // PER_ROW, PER_ROW), variant.scale_dtype)
-        request = check_request(
-            device.info,
-            variant,
-            packed,
-            scales,
-            GROUP,
-            indices,
-            vocab_size=indices.size,
-            allow_out_of_range=False,
-        )
+        request = check_request(device.info, variant, packed, scales, GROUP, indices, indices.size)
         self._job = embedding_job(device.info, request, shader)
         cache: PipelineCache = device.keep("pipelines", lambda: PipelineCache(device))
         self._pipeline = cache.get(shader, self._job.kinds, len(self._job.push), self._job.constants)

@@ -1,6 +1,6 @@
 """Planted bugs, a further set: one for each sentence of the contract that ``subjects`` leaves without one.
 
-The arithmetic ones change the player's output after the fact, so that nothing but the accept sets can see them.
+The arithmetic ones change the implementation's output after the fact, so that nothing but the accept sets can see them.
 """
 
 from dataclasses import replace

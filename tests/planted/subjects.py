@@ -1,7 +1,7 @@
-"""Planted bugs: the player with one mistake each, judged by the unmodified catalogue.
+"""Seeded faults: the optimized implementation with one mistake each, judged by the unmodified catalogue.
 
 A class is one bug. ``stage`` is where it has to be caught and ``signatures`` what it may look like there; the runner
-loads it as ``path.py:Class``, in a child process of its own, so that patching the player hurts nobody else.
+loads it as ``path.py:Class``, in a child process of its own, so that patching the implementation affects nothing else.
 """
 
 import functools
@@ -20,7 +20,7 @@ from tests.planted.glsl import planted_source
 
 
 class Planted(SubjectUnderTest):
-    """The player; a subclass breaks one thing."""
+    """The optimized implementation; a subclass breaks one thing."""
 
     stage: ClassVar[str]
     signatures: ClassVar[tuple[str, ...]]
@@ -130,19 +130,19 @@ class MissingCheck(MatchBug):
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
         from impl import matcher
-        from impl.fusion import rules
+        from impl.fusion.rules import TableJudge
 
-        whole: Callable[..., Iterator[Any]] = rules._violations
+        whole: Callable[..., Iterator[Any]] = TableJudge.violations
 
         @functools.wraps(whole)
         def some(*arguments: Any) -> Iterator[Any]:
             return (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
 
-        rules._violations = some  # type: ignore[assignment]  # that is the bug
+        TableJudge.violations = some  # type: ignore[method-assign]  # that is the bug
         try:
             return matcher.fuse_q4_embeddings(program)
         finally:
-            rules._violations = whole  # type: ignore[assignment]  # put back
+            TableJudge.violations = whole  # type: ignore[method-assign]  # put back
 
 
 class NoZeroPointCheck(MissingCheck):

@@ -1,7 +1,7 @@
-"""Every planted bug is caught by the unmodified catalogue, at its own stage and nowhere else.
+"""Every seeded fault is caught by the unmodified catalogue, at its own stage and nowhere else.
 
-The player without a bug passes the same cases (the conformance session shows it), so a
-catch here is the bug's.
+The implementation without a fault passes the same cases (the conformance session shows it), so a
+catch here is the fault's.
 """
 
 import pytest

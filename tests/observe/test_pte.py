@@ -5,6 +5,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,18 @@ from conformance.harness.observation import File, Graph
 from conformance.judging.judge import judge
 from conformance.observe.lowered import observe_file, observe_run, places
 from conformance.program.build import BuiltProgram, build
+from conformance.pte import device, lookup
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
 from conformance.results.verdict import FAIL, PASS, Verdict
+from impl.errors import ValidationFailed
+from impl.kernel import embedding_shader
 from impl.lowering import lower_to_vulkan
 from reference.program.evaluate import evaluate
 from reference.program.spec import ProgramSpec
 from reference.program.values import tensor_values
 from reference.table.layouts import pack_flat, pack_linear_weight
+from tests.planted.glsl import SHADER
 
 CASES = {c.id: c for c in load()}
 
@@ -58,6 +63,7 @@ def lowered(name: str) -> bytes:
 
 MIXED = "run/mixed-group-sizes"  # one delegated and one refused lookup of one table
 PLAIN = "lower/control"
+PLAIN_RUN = "run/control"
 
 
 def judged_run(name: str, data: bytes) -> Verdict:
@@ -119,6 +125,33 @@ class TestTheGoodFile:
         ran = run_pte(edited(PLAIN, to_buffers), built(PLAIN).inputs)
         assert "buffer" in ran.lookups[0]["io_storage"]
         np.testing.assert_array_equal(ran.outputs[0], evaluate(spec_of(PLAIN))["lookup0"])
+
+
+class TestTheDevice:
+    def test_a_runs_shader_that_breaks_vulkans_rules_is_caught_by_validate(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Planted: push constants beyond the range that is pushed. The values stay right; only the layer sees it."""
+        text = SHADER.read_text()
+        for old, new in (
+            ("  int is_linear_weight;", "  int is_linear_weight;\n  int beyond;"),
+            ("void main() {", "void main() {\n  if (beyond == 0x7654321) return;"),
+        ):
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        source = tmp_path / "beyond.comp"
+        source.write_text(text)
+        monkeypatch.setattr(device, "_open", [])
+        with monkeypatch.context() as planted:
+            planted.setattr(lookup, "embedding_shader", lambda info, variant: embedding_shader(info, variant, source))
+            assert judged_run(PLAIN_RUN, lowered(PLAIN_RUN)).outcome == PASS
+        device.open_device().close()
+        monkeypatch.setattr(device, "_open", [])
+        monkeypatch.setenv("Q4GSW_VALIDATE", "1")
+        assert judged_run(PLAIN_RUN, lowered(PLAIN_RUN)).outcome == PASS
+        monkeypatch.setattr(lookup, "embedding_shader", lambda info, variant: embedding_shader(info, variant, source))
+        with pytest.raises(ValidationFailed, match="Push constant"):
+            judged_run(PLAIN_RUN, lowered(PLAIN_RUN))
 
 
 class TestPlanted:

@@ -31,9 +31,6 @@ def audit_file(path: str, form: str) -> str:
     """Audit a file: "1" or "0" for whether it fails, then the report as "json" or "text".
 
     Entry point of ``conformance.harness.limited``.
-
-    Raises:
-        BadFile: see ``read_pte``.
     """
     result = audit(read_pte(Path(path)))
     return f"{int(result.fails())}{to_json(result) if form == 'json' else render(result, path)}"

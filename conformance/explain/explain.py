@@ -28,21 +28,13 @@ _DEQUANTIZE = "dequantize_affine"
 
 
 def explain_file(path: str, form: str) -> str:
-    """Explain a file, as "json" or "text". Entry point of ``conformance.harness.limited``.
-
-    Raises:
-        BadFile: it is no saved program, holds more than data, or cannot be taken to the edge dialect.
-    """
+    """Explain a file, as "json" or "text". Entry point of ``conformance.harness.limited``."""
     explanation = explain(load_pt2(Path(path)), path)
     return to_json(explanation) if form == "json" else render(explanation, path)
 
 
 def load_pt2(path: Path) -> Any:
-    """torch.export.load, after everything in the file that it would hand to pickle or eval has been checked.
-
-    Raises:
-        BadFile: see ``conformance.explain.pt2``; or weights that torch's weights_only reader refuses.
-    """
+    """torch.export.load, after everything in the file that it would hand to pickle or eval has been checked."""
     check_pt2(path)
     try:
         with PT2ArchiveReader(str(path)) as archive:
@@ -75,11 +67,7 @@ def _check_weights(data: bytes, member: str, path: Path) -> None:
 
 
 def explain(program: Any, name: str) -> Explanation:
-    """The player's decision on every embedding of a program of torch.export.
-
-    Raises:
-        BadFile: to_edge does not take the program.
-    """
+    """The player's decision on every embedding of a program of torch.export."""
     try:
         renorm = [torch.ops.aten.embedding_renorm.default]
         config = EdgeCompileConfig(_core_aten_ops_exception_list=renorm)
@@ -99,7 +87,7 @@ def explain(program: Any, name: str) -> Explanation:
         elif node.name in refused:
             outcome, reason, detail = "refused", str(refused[node.name].reason), refused[node.name].detail
         rows.append(
-            Row(node.name, outcome, reason, detail, table or _table(edge, node), _line(node), _parameters(edge, node))
+            Row(node.name, outcome, reason, detail, table or _target(edge, node), _line(node), _parameters(edge, node))
         )
     graph_nodes = {r.node for r in rows}
     rows += [
@@ -110,33 +98,23 @@ def explain(program: Any, name: str) -> Explanation:
     return Explanation(tuple(rows))
 
 
-def _dequantize(node: Any) -> Any | None:
-    """The dequantize behind a lookup's table, through operators of one tensor."""
-    at = node.args[0]
-    while isinstance(at, torch.fx.Node) and at.op == "call_function":
-        if _DEQUANTIZE in op_name(at):
-            return at
-        at = at.args[0] if at.args else None
-    return None
-
-
-def _constant(program: Any, node: Any) -> Any | None:
-    """The tensor behind a placeholder, through operators of one tensor; None where there is none."""
-    while isinstance(node, torch.fx.Node) and node.op == "call_function":
+def _behind(node: Any, stop: str = "") -> Any:
+    """What stands behind operators by their first operands: no operator, or the first with ``stop`` in its name."""
+    while isinstance(node, torch.fx.Node) and node.op == "call_function" and not (stop and stop in op_name(node)):
         node = node.args[0] if node.args else None
-    if not isinstance(node, torch.fx.Node):
-        return None
-    targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
-    return {**program.constants, **program.state_dict}.get(targets.get(node.name))
+    return node
 
 
-def _table(program: Any, node: Any) -> str:
-    dequantize = _dequantize(node)
-    at = dequantize.args[0] if dequantize is not None else node.args[0]
-    while isinstance(at, torch.fx.Node) and at.op == "call_function":
-        at = at.args[0] if at.args else None
+def _dequantize(node: Any) -> Any | None:
+    """The dequantize behind a lookup's table; None without."""
+    at = _behind(node.args[0], _DEQUANTIZE)
+    return at if isinstance(at, torch.fx.Node) and at.op == "call_function" else None
+
+
+def _target(program: Any, node: Any) -> str:
+    """The name of the constant behind a node; "" where there is none."""
     targets = {s.arg.name: s.target for s in program.graph_signature.input_specs}
-    return str(targets.get(getattr(at, "name", "")) or "")
+    return str(targets.get(getattr(_behind(node), "name", "")) or "")
 
 
 def _line(node: Any) -> str:
@@ -191,7 +169,7 @@ def _by_name(node: Any) -> dict[str, Any]:
 def _zero_point(program: Any, node: Any) -> str:
     if node is None:
         return "none"
-    tensor = _constant(program, node)
+    tensor = {**program.constants, **program.state_dict}.get(_target(program, node))
     if tensor is None:
         return "unknown"
     return "nonzero" if bool((tensor != 0).any()) else "zero"

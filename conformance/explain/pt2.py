@@ -69,22 +69,14 @@ def check_pt2(path: Path) -> None:
 
 
 def check_members(names: Sequence[str], path: str) -> None:
-    """Check that every member of an archive, named below its root folder, is plain data of an exported program.
-
-    Raises:
-        BadFile: names the first that is not.
-    """
+    """Check that every member of an archive, named below its root folder, is plain data of an exported program."""
     for name in names:
         if not _MEMBER.fullmatch(name):
             raise BadFile(f"{path}: archive member {name!r} is not plain data of an exported program")
 
 
 def check_model(model: Any, name: str) -> None:
-    """Check a model's JSON: operator names, symbolic expressions, and specifications of trees.
-
-    Raises:
-        BadFile: names the first entry that could do more than describe a graph.
-    """
+    """Check a model's JSON: operator names, symbolic expressions, and specifications of trees."""
     waiting: list[Any] = [model]
     while waiting:
         item = waiting.pop()

@@ -59,9 +59,6 @@ def run_program(program: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
 
     The program's constants are passed as they are: an operator that writes to one leaves its trace for
     the snapshots to find.
-
-    Raises:
-        ValueError: a placeholder that is neither a constant nor a user input.
     """
     given = iter(inputs)
     constants = {**program.constants, **program.state_dict}

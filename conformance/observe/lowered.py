@@ -53,9 +53,6 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
     Returns:
         Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
         the program that was not rewritten on the same inputs; facts "places", and what the lookups' shaders declared.
-
-    Raises:
-        CannotRun, EnvironmentProblem: see ``conformance.pte.run.run_pte``.
     """
     ran = run_pte(file, built.inputs)
     found = places(built, file)

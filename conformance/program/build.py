@@ -198,11 +198,7 @@ def step_nodes(spec: ProgramSpec, program: Any) -> dict[str, str]:
 
 
 def _back_to_dequantize(node: Any, *, linear: bool) -> str:
-    """Follow the table operand back: the last one of a linear's mm, the first one of everything else.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Follow the table operand back: the last one of a linear's mm, the first one of everything else."""
     while "dequantize_affine" not in str(node.target):
         tensors = node.all_input_nodes
         if not tensors:

@@ -116,11 +116,7 @@ def module_calls(spec: ProgramSpec, tables: dict[str, QuantizedTable]) -> tuple[
 
 
 def forward_source(spec: ProgramSpec, tables: dict[str, QuantizedTable]) -> str:
-    """The text of ``forward``. ``tables`` are those that torchao has quantized.
-
-    Raises:
-        ValueError: a step that cannot be written; names it.
-    """
+    """The text of ``forward``. ``tables`` are those that torchao has quantized."""
     names = identifiers(spec)
     writer = _Writer(spec, names, tables)
     for step in spec.steps:

@@ -197,11 +197,7 @@ class Synthetic:
 
 
 def synthetic_program(spec: ProgramSpec, values: dict[str, Array]) -> Synthetic:
-    """Make the edge program of ``spec`` with the given tensor values.
-
-    Raises:
-        ValueError: the spec has a form that is made through export only; names the step.
-    """
+    """Make the edge program of ``spec`` with the given tensor values."""
     maker = GraphMaker(spec, values)
     maker.placeholders()
     for step in spec.steps:

@@ -19,11 +19,7 @@ from reference.program.values import float_table, values_array
 
 
 def quantized_embeddings(spec: ProgramSpec) -> dict[str, Any]:
-    """Return an nn.Embedding for each table, quantized by torchao's weight-only int4 configuration.
-
-    Raises:
-        ValueError: there is no table, or torchao refuses one; names the table and what torchao said.
-    """
+    """Return an nn.Embedding for each table, quantized by torchao's weight-only int4 configuration."""
     if not spec.tables:
         raise ValueError("route 'torchao' needs a quantized table ([[program.tables]]); the spec has none")
     tables = {t.name: t for t in spec.tables}
@@ -34,11 +30,7 @@ def quantized_embeddings(spec: ProgramSpec) -> dict[str, Any]:
 
 
 def quantize_table(table: QuantizedTable, lookup: Lookup | None = None) -> Any:
-    """Return the table's nn.Embedding after quantize_; ``lookup`` gives its padding_idx and gradient options.
-
-    Raises:
-        ValueError: torchao refuses the table; names it and what torchao said.
-    """
+    """Return the table's nn.Embedding after quantize_; ``lookup`` gives its padding_idx and gradient options."""
     embedding = torch.nn.Embedding(
         table.vocab_size,
         table.embed_dim,
@@ -59,11 +51,7 @@ def quantize_table(table: QuantizedTable, lookup: Lookup | None = None) -> Any:
 
 
 def quantize_embedding(question: Quantization) -> Any:
-    """Return the weight of an nn.Embedding with the float table of a QUANTIZE case, quantized by the case's method.
-
-    Raises:
-        Exception: whatever torchao raises.
-    """
+    """Return the weight of an nn.Embedding with the float table of a QUANTIZE case, quantized by the case's method."""
     shape = (question.vocab_size, question.embed_dim)
     table = to_torch(values_array(question.values, question.dtype, shape))
     module = torch.nn.Sequential(torch.nn.Embedding(*shape, dtype=torch_dtype(question.dtype), _weight=table))

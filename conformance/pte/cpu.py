@@ -47,9 +47,6 @@ def run_calls(file: PteFile, method: Method, calls: Calls, known: Mapping[int, A
         calls: kernel calls, and calls of delegates other than Vulkan's, in order.
         known: value id -> tensor or number, for everything computed so far.
         later: ids of what the rest of the method reads or returns.
-
-    Raises:
-        CannotRun: the runtime does not load or execute them; names the operators.
     """
     touched = _touched(method.plan, calls)
     inputs = [v for v in sorted(touched) if isinstance(known.get(v), torch.Tensor)]

@@ -56,10 +56,6 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
 
     Returns:
         One tensor or number for each of the graph's outputs, in the graph's dtypes; facts of every lookup.
-
-    Raises:
-        CannotRun: names the operator and why; ``DeviceWouldFail`` where a device would not run it either.
-        EnvironmentProblem: no device or shader compiler.
     """
     graph = delegate.graph
     values: dict[int, Any] = {}
@@ -117,11 +113,7 @@ def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, A
 
 
 def _torch_operator(name: str) -> Any:
-    """The torch operator of a serialized name such as "aten.add.Tensor".
-
-    Raises:
-        NotImplementedError: torch has none of that name.
-    """
+    """The torch operator of a serialized name such as "aten.add.Tensor"."""
     namespace, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
     try:

@@ -27,11 +27,7 @@ def open_device() -> Device:
 
 
 def new_device(name: str = "") -> Device:
-    """Open a device that the caller closes; ``name`` instead of $Q4GSW_DEVICE.
-
-    Raises:
-        EnvironmentProblem: as ``open_device``.
-    """
+    """Open a device that the caller closes; ``name`` instead of $Q4GSW_DEVICE."""
     try:
         return Device(name or None, validate=os.environ.get("Q4GSW_VALIDATE") == "1")
     except VulkanUnavailable as error:
@@ -56,11 +52,7 @@ def check_device(name: str) -> None:
 
 
 def device_lines() -> list[str]:
-    """One line for each Vulkan device, for a listing.
-
-    Raises:
-        EnvironmentProblem: no Vulkan loader, driver or device; names the package to install.
-    """
+    """One line for each Vulkan device, for a listing."""
     try:
         rows = devices()
     except VulkanUnavailable as error:

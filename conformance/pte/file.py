@@ -129,13 +129,6 @@ class PteFile:
                 return method
         raise KeyError(f"no method {name!r}; the program has {', '.join(m.name for m in self.methods)}")
 
-    def named_data(self) -> dict[str, bytes]:
-        """The data section by key."""
-        named = self.content.named_data
-        if named is None:
-            return {}
-        return {key: bytes(named.buffers[entry.buffer_index]) for key, entry in named.pte_data.items()}
-
 
 def read_pte(source: Path | str | bytes) -> PteFile:
     """Parse a ``.pte``.
@@ -179,9 +172,6 @@ def check_pte_header(head: bytes, size: int, name: str) -> None:
         head: the file's first 64 bytes, or fewer.
         size: the file's length in bytes.
         name: what messages call the file.
-
-    Raises:
-        BadFile: names what the file is instead, or which size does not fit.
     """
     if head[:2] == b"PK":
         raise BadFile(f"{name}: a ZIP archive (a .pt2?), not a .pte")

@@ -20,7 +20,6 @@ from conformance.pte.file import DTYPES
 from conformance.pte.spirv import is_precise
 from impl.errors import DeviceLacksFeature, ShaderToolMissing
 from impl.kernel import Variant, embedding_shader, run_embedding, run_prepack
-from reference.table.layouts import unpack_flat, unpack_linear_weight
 
 Array = np.ndarray[Any, Any]
 LOOKUP = "et_vk.embedding_q4gsw.default"
@@ -40,11 +39,7 @@ class LookupCall:
 
 
 def lookup_call(graph: VkGraph, args: list[int]) -> LookupCall:
-    """The operator's arguments by name.
-
-    Raises:
-        DeviceWouldFail: not as many as its signature has, or of other kinds.
-    """
+    """The operator's arguments by name."""
     if len(args) != 6:  # noqa: PLR2004 - five arguments and the output
         raise DeviceWouldFail(f"{LOOKUP}: {len(args)} values where the runtime takes 6")
     weight, scales, group, indices, linear, out = args
@@ -64,11 +59,7 @@ def storage_of(graph: VkGraph, tensor: VkTensor) -> str:
 
 
 def check_servable(graph: VkGraph, call: LookupCall) -> None:
-    """Check what the runtime's kernel asserts of a lookup, and which shader variants there are.
-
-    Raises:
-        DeviceWouldFail: names the value and what the kernel serves.
-    """
+    """Check what the runtime's kernel asserts of a lookup, and which shader variants there are."""
     weight, scales, indices, out = (graph.values[v].value for v in (call.weight, call.scales, call.indices, call.out))
     for name, tensor in (("weight", weight), ("weight_scales", scales)):
         if tensor.constant_id < 0 or len(tensor.dims) != 2:  # noqa: PLR2004 - rows and columns
@@ -114,12 +105,6 @@ def constant_array(tensor: VkTensor, constants: tuple[bytes, ...]) -> Array:
     return np.frombuffer(constants[tensor.constant_id], DTYPES[tensor.datatype.name]).reshape(tensor.dims)
 
 
-def table_values(call: LookupCall, graph: VkGraph, constants: tuple[bytes, ...]) -> Array:
-    """The table's int8 [V, D] values, unpacked from the file's bytes."""
-    packed = constant_array(graph.values[call.weight].value, constants)
-    return unpack_linear_weight(packed) if call.linear else unpack_flat(packed)
-
-
 def run_lookup(
     graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array
 ) -> tuple[Array, Mapping[str, str]]:
@@ -134,24 +119,19 @@ def run_lookup(
     check_servable(graph, call)
     device = open_device()
     weight_spec, scales_spec, out_spec = (graph.values[v].value for v in (call.weight, call.scales, call.out))
-    weight = constant_array(weight_spec, constants)
+    weight, scales = constant_array(weight_spec, constants), constant_array(scales_spec, constants)
     rows = weight.shape[0]
-    layout: Literal["flat", "block"] = "flat"
     weight_storage: Literal["buffer", "texture2d"] = "buffer"
+    io_storage: Any = storage_of(graph, out_spec)
     try:
         if call.linear:
-            layout = "block"
             limit = device.info.limits["maxImageDimension2D"]
             fits = weight.shape[1] // 2 <= limit and -(-rows // 8) <= limit
             weight_storage = "texture2d" if fits else "buffer"
             weight = run_prepack(device, weight, weight_storage).out
-        io_storage: Literal["buffer", "texture3d"] = (
-            "buffer" if storage_of(graph, out_spec) == "buffer" else "texture3d"
-        )
-        output_dtype: Literal["float32", "float16"] = "float16" if out_spec.datatype.name == "FLOAT16" else "float32"
-        scale_dtype: Literal["float32", "float16"] = "float16" if scales_spec.datatype.name == "FLOAT16" else "float32"
-        variant = Variant(output_dtype, scale_dtype, layout, weight_storage, io_storage)
-        scales = constant_array(scales_spec, constants)
+        output_dtype: Any = DTYPES[out_spec.datatype.name]
+        scale_dtype: Any = DTYPES[scales_spec.datatype.name]
+        variant = Variant(output_dtype, scale_dtype, "block" if call.linear else "flat", weight_storage, io_storage)
         shader = embedding_shader(device.info, variant)
         result = run_embedding(
             device, variant, weight, scales, call.group_size, indices, vocab_size=rows, shader=shader

@@ -102,11 +102,7 @@ def _fits(what: str, tensor: Any, spec: Tensor) -> Any:
 
 
 def scalar_dtype(spec: Tensor) -> Any:
-    """A program tensor's dtype as torch's.
-
-    Raises:
-        CannotRun: a scalar type that torch does not have.
-    """
+    """A program tensor's dtype as torch's."""
     name = spec.scalar_type.name
     if name not in _SCALAR_DTYPES:
         raise CannotRun(f"a tensor of scalar type {name} cannot be handed over")
@@ -114,11 +110,7 @@ def scalar_dtype(spec: Tensor) -> Any:
 
 
 def _stretches(method: Method) -> Iterator[Any]:
-    """Calls of Vulkan delegates, and between them lists of all other calls.
-
-    Raises:
-        CannotRun: control flow in a method with Vulkan delegates.
-    """
+    """Calls of Vulkan delegates, and between them lists of all other calls."""
     stretch: list[Any] = []
     for call in method.instructions():
         if isinstance(call, DelegateCall) and call.delegate_index in method.delegates:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
+from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import Arrays, Graph, Observation, Refused
-from conformance.subjects.stages import FusedTable, fused_table, observe_lowering, run_export, run_quantize, unlowerable
+from conformance.subjects.stages import FusedTable, answer, fused_table, observe_rewriting, unlowerable
 from reference.program.spec import ProgramSpec
 from reference.table.layouts import pack_flat, pack_linear_weight
 
@@ -43,16 +43,7 @@ class SubjectUnderTest:
 
     def run(self, case: Case) -> Observation:
         """Answer the case; assertions of the wheel come out as they are."""
-        question = case.question
-        if isinstance(question, Quantization):
-            return run_quantize(question)
-        if isinstance(question, Table):
-            return run_pack(question)
-        if isinstance(question, Dispatch | EndToEnd):
-            return run_kernel(question)
-        if case.stage == "EXPORT":
-            return run_export(question.spec)
-        return run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, lower)
+        return answer(case, run_match, run_pack, run_kernel, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -73,10 +64,7 @@ def lower(program: Any, options: Mapping[str, Any]) -> bytes:
 
 def run_match(spec: ProgramSpec) -> Graph:
     """Build the program, apply the wheel's FusePatternsPass and observe."""
-    from conformance.observe.match import observe_match  # noqa: PLC0415 - the same
-    from conformance.program.build import build  # noqa: PLC0415 - torch takes seconds to load
-
-    return observe_match(build(spec), lambda program: (fuse_patterns(program), None))
+    return observe_rewriting(spec, lambda program: (fuse_patterns(program), None))
 
 
 def run_pack(table: Table) -> Arrays:

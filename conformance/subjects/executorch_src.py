@@ -8,13 +8,14 @@ judged. A KERNEL case with a program goes end to end: the tree's matcher, its pa
 Source: docs/contract.md section 7.2.
 """
 
+import functools
 from pathlib import Path
 
-from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
+from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.harness.observation import Observation, Untestable
 from conformance.sources.tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
 from conformance.subjects import executorch, overlay
-from conformance.subjects.stages import observe_lowering, run_export, unlowerable
+from conformance.subjects.stages import answer, unlowerable
 
 _VULKAN = "executorch.backends.vulkan"
 #: What of the tree each stage calls.
@@ -25,7 +26,6 @@ _CALLED = {
     "MATCH": (f"{_VULKAN}._passes.fuse_patterns", f"{_VULKAN}.patterns.pattern_registry"),
     "PACK": (f"{_VULKAN}.patterns.weight_packing_utils",),
 }
-_NO_QUANTIZE = "stage QUANTIZE is torchao's, not the source tree's"
 
 
 class SubjectUnderTest:
@@ -48,7 +48,7 @@ class SubjectUnderTest:
         if case.stage == "PACK" and isinstance(case.question, Table) and case.question.layout == "flat":
             return "ExecuTorch has no function that packs flat bytes"
         if case.stage == "QUANTIZE":
-            return _NO_QUANTIZE
+            return "stage QUANTIZE is torchao's, not the source tree's"
         return None
 
     def run(self, case: Case) -> Observation:
@@ -60,22 +60,13 @@ class SubjectUnderTest:
         """
         folder = self._ready()
         question = case.question
-        if isinstance(question, Quantization):
-            raise Untestable(_NO_QUANTIZE)
         if isinstance(question, Dispatch) or (case.stage == "PREPACK" and isinstance(question, Table)):
             return self._on_device(question, folder)
         vulkan = () if case.stage == "EXPORT" else (_VULKAN,)
         for name in ("executorch.exir", *vulkan, *_CALLED.get(case.stage, ())):
             overlay.load(name)
-        if isinstance(question, Table):
-            return executorch.run_pack(question)
-        if isinstance(question, EndToEnd):
-            return self._on_device(question, folder)
-        if case.stage == "EXPORT":
-            return run_export(question.spec)
-        return (
-            executorch.run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, executorch.lower)
-        )
+        kernel = functools.partial(self._on_device, folder=folder)
+        return answer(case, executorch.run_match, executorch.run_pack, kernel, executorch.lower)
 
     def _ready(self) -> Path:
         """The tree's copy, laid over the wheel at the first case."""

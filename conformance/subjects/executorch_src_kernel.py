@@ -34,12 +34,7 @@ _MULTIPLE = 32
 
 
 def shaders_of(folder: Path) -> dict[str, Shader]:
-    """Every shader that the tree's generator makes, by name.
-
-    Raises:
-        EnvironmentProblem: glslc is not installed.
-        Untestable: the generator fails, or glslc refuses what it makes.
-    """
+    """Every shader that the tree's generator makes, by name."""
     try:
         return executorch_shaders(folder)
     except ShaderToolMissing as error:
@@ -49,12 +44,7 @@ def shaders_of(folder: Path) -> dict[str, Shader]:
 
 
 def run_kernel_case(question: Dispatch | EndToEnd, shaders: Mapping[str, Shader], folder: Path) -> Observation:
-    """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left.
-
-    Raises:
-        EnvironmentProblem: no Vulkan driver, device or feature; names what to install or choose.
-        Exception: whatever the tree raises.
-    """
+    """Dispatch the tree's embedding shader on its own grid; with a program, on what its matcher and packer left."""
     variant = variant_of(question)
     if reason := _no_shader(shaders, shader_name(variant), _EMBEDDING):
         return Unsupported(reason)
@@ -107,11 +97,7 @@ def host_line(folder: Path) -> str:
 
 
 def run_prepack_case(table: Table, shaders: Mapping[str, Shader]) -> Observation:
-    """Dispatch the tree's prepack shader on the reference's linear-weight bytes.
-
-    Raises:
-        EnvironmentProblem: no Vulkan driver or device; names what to install.
-    """
+    """Dispatch the tree's prepack shader on the reference's linear-weight bytes."""
     if reason := _no_shader(shaders, prepack_name(table.storage), _PREPACK):
         return Unsupported(reason)
     values = table_values(table)
@@ -121,11 +107,7 @@ def run_prepack_case(table: Table, shaders: Mapping[str, Shader]) -> Observation
 
 
 def _prepack(packed: Array, storage: str, shaders: Mapping[str, Shader]) -> Array:
-    """Blocks by the tree's shader.
-
-    Raises:
-        RuntimeError: it wrote outside its output, or left a word unwritten; says where.
-    """
+    """Blocks by the tree's shader."""
     kind: Literal["buffer", "texture2d"] = "texture2d" if storage == "texture2d" else "buffer"
     result = run_prepack(open_device(), packed, kind, shader=shaders[prepack_name(storage)])
     if not result.guards_intact or result.unwritten is not None:

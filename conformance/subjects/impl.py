@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conformance.case import case as cases
-from conformance.case.case import Case, Dispatch, EndToEnd, Quantization, Table
+from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import Arrays, EnvironmentProblem, Graph, Observation, Refused
 from conformance.pte.device import open_device
@@ -20,10 +20,9 @@ from conformance.subjects.stages import (
     Array,
     FusedTable,
     LoweringRefused,
+    answer,
     fused_table,
-    observe_lowering,
-    run_export,
-    run_quantize,
+    observe_rewriting,
     unlowerable,
 )
 from impl import packer
@@ -47,16 +46,7 @@ class SubjectUnderTest:
 
     def run(self, case: Case) -> Observation:
         """Answer the case."""
-        question = case.question
-        if isinstance(question, Quantization):
-            return run_quantize(question)
-        if isinstance(question, Table):
-            return run_pack(question)
-        if isinstance(question, Dispatch | EndToEnd):
-            return run_kernel(question)
-        if case.stage == "EXPORT":
-            return run_export(question.spec)
-        return run_match(question.spec) if case.stage == "MATCH" else observe_lowering(case, lower)
+        return answer(case, run_match, run_pack, run_kernel, lower)
 
 
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
@@ -85,10 +75,7 @@ def rewriting(fuse: Fuse | None = None) -> Callable[[Any], tuple[Any, dict[str, 
 
 def run_match(spec: ProgramSpec, fuse: Fuse | None = None) -> Graph:
     """Build the program, fuse it with ``fuse`` (impl.matcher's by default) and observe."""
-    from conformance.observe.match import observe_match  # noqa: PLC0415 - executorch loads slowly
-    from conformance.program.build import build  # noqa: PLC0415 - the same
-
-    return observe_match(build(spec), rewriting(fuse))
+    return observe_rewriting(spec, rewriting(fuse))
 
 
 def run_pack(table: Table, pack: Pack | None = None, prepare: Pack | None = None) -> Arrays:

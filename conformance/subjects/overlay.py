@@ -45,11 +45,7 @@ class Overlay(MetaPathFinder):
 
 
 def install(folder: Path) -> None:
-    """Take the packages of ``folder`` from now on.
-
-    Raises:
-        Untestable: executorch is not installed, or this process has imported one of its packages already.
-    """
+    """Take the packages of ``folder`` from now on."""
     wheel = importlib.util.find_spec("executorch")
     if wheel is None or not wheel.submodule_search_locations:
         raise Untestable("the executorch wheel is not installed; a source tree is laid over it: pip install executorch")
@@ -66,11 +62,7 @@ def install(folder: Path) -> None:
 
 
 def load(name: str) -> ModuleType:
-    """Import a module of the overlaid executorch.
-
-    Raises:
-        Untestable: it cannot be imported; one line with the reason.
-    """
+    """Import a module of the overlaid executorch."""
     try:
         return importlib.import_module(name)
     except Exception as error:

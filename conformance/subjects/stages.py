@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.case.case import Case, EndToEnd, Program, Quantization
+from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
 from conformance.case.operands import operands
-from conformance.harness.observation import Arrays, File, Graph, Refused
+from conformance.harness.observation import Arrays, File, Graph, Observation, Refused
 from reference.program.spec import ProgramSpec
 
 if TYPE_CHECKING:  # loading it loads torch
@@ -47,6 +47,26 @@ class FusedTable:
     facts: Mapping[str, str]
 
 
+def answer(
+    case: Case,
+    match: Callable[[ProgramSpec], Observation],
+    pack: Callable[[Table], Observation],
+    kernel: Callable[[Dispatch | EndToEnd], Observation],
+    lower: Lower,
+) -> Observation:
+    """Answer a case by the function for its stage; QUANTIZE and EXPORT need none."""
+    question = case.question
+    if isinstance(question, Quantization):
+        return run_quantize(question)
+    if isinstance(question, Table):
+        return pack(question)
+    if isinstance(question, Dispatch | EndToEnd):
+        return kernel(question)
+    if case.stage in {"LOWER", "RUN"}:
+        return observe_lowering(case, lower)
+    return run_export(question.spec) if case.stage == "EXPORT" else match(question.spec)
+
+
 def run_quantize(question: Quantization) -> Arrays:
     """Quantize the question's float table by torchao and report the tensor's three parts."""
     from conformance.program.tensors import to_numpy  # noqa: PLC0415 - torch takes seconds to load
@@ -63,6 +83,14 @@ def run_export(spec: ProgramSpec) -> Graph:
     from conformance.program.build import build  # noqa: PLC0415 - the same
 
     return observe_export(build(spec))
+
+
+def observe_rewriting(spec: ProgramSpec, rewrite: "Rewrite") -> Graph:
+    """Build the program, rewrite it and report what came of it."""
+    from conformance.observe.match import observe_match  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.program.build import build  # noqa: PLC0415 - the same
+
+    return observe_match(build(spec), rewrite)
 
 
 def unlowerable(case: Case) -> str | None:

@@ -1,4 +1,4 @@
-"""What an audit of a ``.pte`` found, as plain data, and as text.
+"""The report of an audit of a ``.pte``, as plain data and as text.
 
 Source: docs/contract.md section 6.
 """

@@ -66,12 +66,12 @@ class Use:
 
 def table_uses(file: PteFile) -> list[Use]:
     """Every quantized lookup and 4-bit linear of the file, delegated or not, in order."""
-    found: list[Use] = []
+    uses: list[Use] = []
     for method in file.methods:
         for delegate in method.delegates.values():
-            found += _delegate_uses(delegate)
-        found += _cpu_uses(file, method)
-    return found
+            uses += _delegate_uses(delegate)
+        uses += _cpu_uses(file, method)
+    return uses
 
 
 def _delegate_uses(delegate: VulkanDelegate) -> Iterator[Use]:
@@ -142,18 +142,18 @@ def _cpu_uses(file: PteFile, method: Method) -> Iterator[Use]:
 
 def stores(file: PteFile) -> dict[str, bytes]:
     """Every block of constant bytes as the file holds it, by where: named data, inline constants, CPU buffers."""
-    found: dict[str, bytes] = {}
+    blocks: dict[str, bytes] = {}
     named = file.content.named_data
     for number, buffer in enumerate(named.buffers if named is not None else []):
-        found[f"named data {number}"] = bytes(buffer)
+        blocks[f"named data {number}"] = bytes(buffer)
     for method in file.methods:
         for delegate in method.delegates.values():
             for number, (data, key) in enumerate(zip(delegate.constants, delegate.keys, strict=True)):
                 if not key:
-                    found[f"{delegate.method}/vulkan{delegate.index} constant {number}"] = data
+                    blocks[f"{delegate.method}/vulkan{delegate.index} constant {number}"] = data
     for number, cpu_buffer in enumerate(file.content.program.constant_buffer):
-        found[f"CPU constant {number}"] = bytes(cpu_buffer.storage)
-    return found
+        blocks[f"CPU constant {number}"] = bytes(cpu_buffer.storage)
+    return blocks
 
 
 def table_rows(file: PteFile) -> tuple[list[TableRow], list[Problem]]:

@@ -1,4 +1,4 @@
-"""Reads a saved program (``.pt2``) without running code of it, and reports the player's decision on each embedding.
+"""Reads a saved program (``.pt2``) without running code of it, and reports the matcher's decision on each embedding.
 
 Runs in a bounded child process (``conformance.harness.limited``).
 
@@ -67,7 +67,7 @@ def _check_weights(data: bytes, member: str, path: Path) -> None:
 
 
 def explain(program: Any, name: str) -> Explanation:
-    """The player's decision on every embedding of a program of torch.export."""
+    """The matcher's decision on every embedding of a program of torch.export."""
     try:
         renorm = [torch.ops.aten.embedding_renorm.default]
         config = EdgeCompileConfig(_core_aten_ops_exception_list=renorm)
@@ -128,20 +128,20 @@ def _parameters(program: Any, node: Any) -> Parameters | None:
     """What the graph says of the table: by torchao's dequantize, or by the packed operator itself."""
     dequantize = _dequantize(node)
     if dequantize is not None:
-        given = _by_name(dequantize)
-        indices, weight, scale = node.args[1], dequantize.meta["val"], given["scale"].meta["val"]
-        block = tuple(int(n) for n in given["block_size"])
+        arguments = _by_name(dequantize)
+        indices, weight, scale = node.args[1], dequantize.meta["val"], arguments["scale"].meta["val"]
+        block = tuple(int(n) for n in arguments["block_size"])
         output = dtype_name(weight.dtype)
-        dialect, columns, zero = "torchao", int(weight.shape[-1]), given.get("zero_point")
-        low, high = given.get("quant_min"), given.get("quant_max")
+        dialect, columns, zero = "torchao", int(weight.shape[-1]), arguments.get("zero_point")
+        low, high = arguments.get("quant_min"), arguments.get("quant_max")
     elif op_name(node) == "quantized_decomposed.embedding_4bit":
-        given = _by_name(node)
-        indices, weight = given["indices"], given["weight"].meta["val"]
-        scale, zero = given["weight_scales"].meta["val"], given.get("weight_zero_points")
+        arguments = _by_name(node)
+        indices, weight = arguments["indices"], arguments["weight"].meta["val"]
+        scale, zero = arguments["weight_scales"].meta["val"], arguments.get("weight_zero_points")
         columns = 2 * int(weight.shape[-1])
         block = (1, columns // max(1, int(scale.shape[-1]) if scale.dim() > 1 else 1))
         output, dialect = dtype_name(node.meta["val"].dtype), "embedding_4bit"
-        low, high = given.get("weight_quant_min"), given.get("weight_quant_max")
+        low, high = arguments.get("weight_quant_min"), arguments.get("weight_quant_max")
     else:
         return None
     value = indices.meta["val"]

@@ -1,4 +1,4 @@
-"""What of a saved program (``.pt2``) could run code while torch.export.load reads it, found before it is read.
+"""What of a saved program (``.pt2``) could run code while torch.export.load reads it, checked before it is read.
 
 torch.export.load calls pickle for tensor subclasses, evaluates symbolic expressions as Python, resolves
 operator names by attribute access and loads compiled packages. This module refuses everything but data:

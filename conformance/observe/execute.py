@@ -60,12 +60,12 @@ def run_program(program: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
     The program's constants are passed as they are: an operator that writes to one leaves its trace for
     the snapshots to find.
     """
-    given = iter(inputs)
+    remaining = iter(inputs)
     constants = {**program.constants, **program.state_dict}
     values: dict[str, Any] = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:
-            values[spec.arg.name] = next(given)
+            values[spec.arg.name] = next(remaining)
         elif spec.target in constants:
             values[spec.arg.name] = constants[spec.target]
         else:
@@ -107,14 +107,14 @@ def _run_node(node: torch.fx.Node, values: dict[str, Any]) -> Any:
 
 
 def _reference(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    given = _named(arguments, keywords)
-    tensors = {name: to_numpy(given[name]) for name in ("weight", "weight_scales", "indices")}
+    named = _named(arguments, keywords)
+    tensors = {name: to_numpy(named[name]) for name in ("weight", "weight_scales", "indices")}
     result = embedding_q4gsw(
         tensors["weight"],
         tensors["weight_scales"],
-        given["group_size"],
+        named["group_size"],
         tensors["indices"],
-        given["is_linear_weight"],
+        named["is_linear_weight"],
     )
     return torch.from_numpy(result)
 

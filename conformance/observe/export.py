@@ -32,7 +32,7 @@ def observe_export(built: BuiltProgram) -> Graph:
     Returns:
         ``outputs``: by step name. ``source_outputs``: what the steps read, by "STEP.operand". facts has "form:STEP",
         the operator with its arguments that are no tensors, "table:LOOKUP", that of the dequantize behind a lookup, and
-        "dynamic:INPUT", the dimensions of a user input that are symbolic, beside the builder's own.
+        "dynamic:INPUT", the dimensions of a user input that are symbolic, and the builder's own.
     """
     values = run_program(built.program, built.inputs)
     outputs, failed = outputs_by_step(built, built.program, values)
@@ -49,8 +49,8 @@ def observe_export(built: BuiltProgram) -> Graph:
         facts[f"form:{step.name}"] = form
         if (table := read.get("table")) is not None:
             facts[f"table:{step.name}"] = _form(_through(table))[0]
-        for name, given in read.items():
-            value = values.get(given.name) if name != "table" else None
+        for name, operand in read.items():
+            value = values.get(operand.name) if name != "table" else None
             if isinstance(value, torch.Tensor):
                 operands[f"{step.name}.{name}"] = to_numpy(value)
     return Graph((), outputs, operands, facts=facts)
@@ -65,23 +65,23 @@ def _form(node: Any) -> tuple[str, dict[str, Any]]:
     embedding = words[0] == "aten.embedding"  # its weight is the dequantized table, a step of its own
     for position, parameter in enumerate(schema.arguments):
         default = parameter.default_value if parameter.has_default_value() else None
-        given = node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
-        if isinstance(given, torch.fx.Node):
+        argument = node.args[position] if position < len(node.args) else node.kwargs.get(parameter.name, default)
+        if isinstance(argument, torch.fx.Node):
             known = _OPERANDS.get(parameter.name, parameter.name)
-            read["table" if embedding and parameter.name == "weight" else known] = given
+            read["table" if embedding and parameter.name == "weight" else known] = argument
         elif parameter.name not in _OPERANDS:
-            words.append(f"{parameter.name}={_plain(parameter, given)}")
+            words.append(f"{parameter.name}={_plain(parameter, argument)}")
     return " ".join(words), read
 
 
 def _dynamic(built: BuiltProgram, nodes: dict[str, Any]) -> dict[str, str]:
     """Which dimensions of each user input's placeholder are no plain numbers."""
-    found = {}
+    dynamic = {}
     for tensor in user_inputs(built.spec):
         for name in built.placeholders[tensor.name]:
             sizes = nodes[name].meta["val"].shape
-            found[f"dynamic:{tensor.name}"] = str([d for d, size in enumerate(sizes) if not isinstance(size, int)])
-    return found
+            dynamic[f"dynamic:{tensor.name}"] = str([d for d, size in enumerate(sizes) if not isinstance(size, int)])
+    return dynamic
 
 
 def _through(node: Any) -> Any:
@@ -91,10 +91,10 @@ def _through(node: Any) -> Any:
     return node
 
 
-def _plain(parameter: Any, given: Any) -> str:
+def _plain(parameter: Any, argument: Any) -> str:
     """A value as specs spell it. A schema keeps a dtype's default as a number: 6 is float32."""
-    if isinstance(given, torch.dtype):
-        return dtype_name(given)
-    if "dtype" in parameter.name and isinstance(given, int):
-        return "float32" if given == 6 else f"dtype {given}"  # noqa: PLR2004 - c10::ScalarType::Float
-    return str(list(given)) if isinstance(given, list | tuple) else str(given)
+    if isinstance(argument, torch.dtype):
+        return dtype_name(argument)
+    if "dtype" in parameter.name and isinstance(argument, int):
+        return "float32" if argument == 6 else f"dtype {argument}"  # noqa: PLR2004 - c10::ScalarType::Float
+    return str(list(argument)) if isinstance(argument, list | tuple) else str(argument)

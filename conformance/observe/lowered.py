@@ -79,7 +79,7 @@ def places(built: BuiltProgram, file: PteFile) -> dict[str, Producer]:
 def copies(spec: ProgramSpec, data: bytes) -> dict[str, dict[str, int]]:
     """How often each table that a lookup reads is in the file: packed, as it was, and dequantized."""
     values = tensor_values(spec)
-    found: dict[str, dict[str, int]] = {}
+    counted: dict[str, dict[str, int]] = {}
     for lookup in spec.lookups():
         if isinstance(lookup, PackedLookup):
             table, form = values[lookup.weight], "original"
@@ -97,10 +97,10 @@ def copies(spec: ProgramSpec, data: bytes) -> dict[str, dict[str, int]]:
         forms: dict[str, Array] = {form: table, **dequantized}
         if _is_4bit(whole):
             forms |= {"packed linear_weight": pack_linear_weight(whole), "packed flat": pack_flat(whole)}
-        counts = found.setdefault(name, {})
+        counts = counted.setdefault(name, {})
         for what, array in forms.items():
             counts[what] = max(counts.get(what, 0), _count(data, array.tobytes()))
-    return found
+    return counted
 
 
 def _is_4bit(values: Array) -> bool:
@@ -110,11 +110,11 @@ def _is_4bit(values: Array) -> bool:
     return bool(whole_bytes and values.size and values.min() >= low and values.max() <= high)
 
 
-def _count(data: bytes, wanted: bytes) -> int:
+def _count(data: bytes, table: bytes) -> int:
     """Occurrences that do not overlap; a table of one repeated byte is not searched for."""
-    if len(set(wanted[:4096])) < 2:  # noqa: PLR2004 - such bytes are everywhere
+    if len(set(table[:4096])) < 2:  # noqa: PLR2004 - such bytes are everywhere
         return 0
-    return data.count(wanted)
+    return data.count(table)
 
 
 def _source_outputs(built: BuiltProgram) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The observer of stage MATCH: runs a rewriting and reports what it did, from the programs alone.
 
-It never asks the rewriting what it fused: it finds the fused lookups on the rewritten graph, computes
+It does not rely on the rewriting's report of what it fused: it finds the fused lookups on the rewritten graph, computes
 both programs, and compares snapshots. Only the reasons for refusals are the subject's own words.
 
 Source: docs/contract.md 5.1, 5.2, 5.6, 5.7.
@@ -17,10 +17,10 @@ from conformance.observe.snapshot import differences, program_snapshot, source_s
 from conformance.program.build import BuiltProgram
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy
 
-#: What a subject says of a lookup: (fused, reason, detail).
-Told = tuple[bool, str, str]
-#: A rewriting: the program in; out the rewritten one and, by the source's node name, what the subject says.
-Rewrite = Callable[[Any], tuple[Any, Mapping[str, Told] | None]]
+#: What a matcher answers for a lookup: (fused, reason, detail).
+MatcherAnswer = tuple[bool, str, str]
+#: A rewriting: the program in; out the rewritten one and, by the source's node name, what the matcher answers.
+Rewrite = Callable[[Any], tuple[Any, Mapping[str, MatcherAnswer] | None]]
 
 
 class InvalidRewrite(Exception):  # noqa: N818 - it names what the subject returned
@@ -47,7 +47,7 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     if failed:
         step, why = next(iter(failed.items()))
         raise ValueError(f"the source program does not compute step {step!r}: {why}")
-    rewritten, told = rewrite(built.program)
+    rewritten, answers = rewrite(built.program)
     changed = differences(before, source_snapshot(built))
     _check_valid(rewritten)
     values = run_program(rewritten, built.inputs)
@@ -56,7 +56,7 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     facts = {**built.facts, "fused_nodes": str(sum(op_name(n) == FUSED for n in rewritten.graph.nodes))}
     facts |= {f"failed:{step}": why for step, why in failed.items()}
     return Graph(
-        decisions=decisions(built, rewritten, told or {}),
+        decisions=decisions(built, rewritten, answers or {}),
         outputs=outputs,
         source_outputs=source_outputs,
         changed=changed,
@@ -65,14 +65,14 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     )
 
 
-def decisions(built: BuiltProgram, rewritten: Any, told: Mapping[str, Told]) -> tuple[Decision, ...]:
+def decisions(built: BuiltProgram, rewritten: Any, answers: Mapping[str, MatcherAnswer]) -> tuple[Decision, ...]:
     """What became of each lookup of the spec: fused where its output comes from a fused node."""
-    found = []
+    decided = []
     for lookup in built.spec.lookups():
         fused = fused_node(rewritten, built.outputs[lookup.name]) is not None
-        _, reason, detail = told.get(built.nodes[lookup.name], (fused, "", ""))
-        found.append(Decision(lookup.name, fused, "" if fused else reason, "" if fused else detail))
-    return tuple(found)
+        _, reason, detail = answers.get(built.nodes[lookup.name], (fused, "", ""))
+        decided.append(Decision(lookup.name, fused, "" if fused else reason, "" if fused else detail))
+    return tuple(decided)
 
 
 def fused_node(program: Any, position: int) -> Any:

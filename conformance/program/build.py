@@ -170,17 +170,17 @@ def _part_pointers(embeddings: dict[str, Any]) -> dict[int, str]:
 
 def _placeholders(spec: ProgramSpec, program: Any, parts: dict[int, str]) -> dict[str, tuple[str, ...]]:
     identifier = {v: k for k, v in identifiers(spec).items()}
-    found: dict[str, list[str]] = {t.name: [] for t in all_tensors(spec)}
+    placeholders: dict[str, list[str]] = {t.name: [] for t in all_tensors(spec)}
     inputs = iter(user_inputs(spec))
     constants = {**program.constants, **program.state_dict}
     for entry in program.graph_signature.input_specs:
         if entry.target is None:
-            found[next(inputs).name].append(entry.arg.name)
+            placeholders[next(inputs).name].append(entry.arg.name)
             continue
         name = identifier.get(entry.target) or parts.get(constants[entry.target].data_ptr())
-        if name in found:
-            found[name].append(entry.arg.name)
-    return {name: tuple(nodes) for name, nodes in found.items()}
+        if name in placeholders:
+            placeholders[name].append(entry.arg.name)
+    return {name: tuple(nodes) for name, nodes in placeholders.items()}
 
 
 def step_nodes(spec: ProgramSpec, program: Any) -> dict[str, str]:

@@ -47,7 +47,7 @@ _CONSTANTS = {
 
 @dataclass
 class GraphMaker:
-    """A graph in the making, with everything that its ExportedProgram needs beside it."""
+    """A graph that is being made, with everything else that its ExportedProgram needs."""
 
     spec: ProgramSpec
     values: dict[str, Array]
@@ -224,8 +224,8 @@ def _dequantize(maker: GraphMaker, step: Dequantize) -> Any:
     if step.zero_point:
         zero_point = maker.chain(maker.tensor(step.zero_point), step.zero_point_ops, step)
     dtype = torch_dtype(step.output_dtype)
-    given = torch_dtype(step.input_dtype)
-    arguments: tuple[Any, ...] = (weight, list(step.block_size), scale, zero_point, given, step.qmin, step.qmax)
+    input_dtype = torch_dtype(step.input_dtype)
+    arguments: tuple[Any, ...] = (weight, list(step.block_size), scale, zero_point, input_dtype, step.qmin, step.qmax)
     arguments = arguments if dtype == torch.float32 else (*arguments, dtype)
     return maker.call(EDGE.torchao.dequantize_affine.default, arguments, (weight.meta["val"].shape, dtype))
 

@@ -137,6 +137,6 @@ def _segment(
 
 
 def _value(entry: Any, value: Any) -> Any:
-    """The entry, or where it is a number that is known by now, that number."""
+    """The entry, or where it is a number that is known, that number."""
     kind = _SCALARS.get(type(value))
     return entry if kind is None else EValue(kind(value))

@@ -1,7 +1,7 @@
 """Runs ``et_vk.embedding_q4gsw`` of a delegate on a Vulkan device, from the bytes that the file holds.
 
-What the runtime chooses (block storage of the prepacked table) is chosen as it does; what the graph asks
-for (storage and layout of indices and output, dtypes) is honoured or is a ``DeviceWouldFail``.
+What the runtime chooses (block storage of the prepacked table) is chosen as it does; what the graph sets
+(storage and layout of indices and output, dtypes) is honoured or is a ``DeviceWouldFail``.
 
 Source: docs/contract.md 6.1, 7.1, 7.2.
 """
@@ -111,7 +111,7 @@ def run_lookup(
     """Run one lookup; returns its output, and what the shader declared and how it was bound.
 
     Raises:
-        DeviceWouldFail: the kernel does not serve what the graph asks for.
+        DeviceWouldFail: the kernel does not serve what the graph sets.
         CannotRun: an index is outside the table, or the device wrote where it must not.
         EnvironmentProblem: the device or the shader compiler is at fault.
     """

@@ -2,7 +2,7 @@
 
 A delegate that holds any other operator does not load on a device. The list is
 ``conformance/pte/vulkan_operators.toml``; ``python -m conformance operators --executorch-src DIR`` reads it
-anew from a checkout or clone of pytorch/executorch.
+from a checkout or clone of pytorch/executorch.
 
 Source: docs/contract.md 6.2.
 """
@@ -57,10 +57,10 @@ def read_source(source: Path, revision: str = "HEAD") -> OperatorList:
         raise ValueError(f"{source}: not a clone of pytorch/executorch ({error})") from error
     blobs = {path: blob for path, blob in files(source, commit).items() if path.startswith(f"{RUNTIME}/")}
     sources = [b for p, b in blobs.items() if p.endswith((".cpp", ".h")) and not p.endswith("OperatorRegistry.h")]
-    found = {name for data in read_blobs(source, sources) for name in _REGISTERED.findall(data.decode())}
-    if not found:
+    names = {name for data in read_blobs(source, sources) for name in _REGISTERED.findall(data.decode())}
+    if not names:
         raise ValueError(f"{source}: no operator is registered below {RUNTIME} at {revision}")
-    return OperatorList(version, commit, tuple(sorted(found)))
+    return OperatorList(version, commit, tuple(sorted(names)))
 
 
 def save(operators: OperatorList, path: Path = DATA) -> None:

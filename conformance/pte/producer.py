@@ -41,10 +41,10 @@ def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Produce
             if value not in call.args[inputs:]:
                 continue
             inner = delegate.graph.output_ids[call.args[inputs:].index(value)]
-            found = _inner(delegate, inner)
-            if found.place != "input":
-                return found
-            return _outer(method, call.args[int(found.operator)], position, calls)
+            result = _inner(delegate, inner)
+            if result.place != "input":
+                return result
+            return _outer(method, call.args[int(result.operator)], position, calls)
         if isinstance(call, KernelCall) and value in _outputs(method, call):
             name = method.operator(call).replace("::", ".")
             if _bare(name) in PASSING:

@@ -1,8 +1,8 @@
 """Subject "executorch": the installed wheel's own pattern pass, packing function and eager operator.
 
 Source programs are handed over the way the wheel's own lowering does it: a new ExportedProgram with a
-graph and dictionaries of its own that share the caller's tensors. The pass is made to edit the program
-object it is given, so that is not held against it; writing into tensors that the caller's module still
+graph and dictionaries of its own that share the caller's tensors. The pass is designed to edit the program
+object that it receives, so that is no fault; writing into tensors that the caller's module still
 holds is (contract 5.2), and the observer sees it in the source program and the module.
 
 Source: docs/contract.md 5.2.

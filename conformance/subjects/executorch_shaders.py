@@ -1,7 +1,7 @@
 """ExecuTorch's own embedding and prepack shaders, compiled by its generator from a checkout of any version.
 
 The checkout's ``gen_vulkan_spv.py`` runs as it is, on the checkout's templates, with the installed glslc.
-What is bound to the result follows the checkout's host code, named beside each rule here.
+What is bound to the result follows the checkout's host code, which each rule here names.
 
 Source: docs/contract.md sections 7.1 and 7.2.
 """
@@ -49,7 +49,7 @@ def executorch_shaders(checkout: Path) -> dict[str, Shader]:
     Raises:
         FileNotFoundError: the path is neither; names the first file that is missing.
         ShaderToolMissing: not in the cache, and glslc is not installed.
-        ShaderCompileError: the generator failed or made nothing; carries the end of what it said.
+        ShaderCompileError: the generator failed or made nothing; carries the end of its output.
     """
     if any(checkout.glob("embedding_q4gsw*.spv")):
         return _load(checkout)
@@ -64,12 +64,12 @@ def executorch_shaders(checkout: Path) -> dict[str, Shader]:
 
 
 def _sources(checkout: Path) -> list[Path]:
-    wanted = [checkout / _RUNTIME / "gen_vulkan_spv.py"]
-    wanted += [checkout / _GLSL / f"{name}.{suffix}" for name in _TEMPLATES for suffix in ("glsl", "yaml")]
-    for path in wanted:
+    sources = [checkout / _RUNTIME / "gen_vulkan_spv.py"]
+    sources += [checkout / _GLSL / f"{name}.{suffix}" for name in _TEMPLATES for suffix in ("glsl", "yaml")]
+    for path in sources:
         if not path.is_file():
             raise FileNotFoundError(f"no ExecuTorch checkout at {checkout}: {path.relative_to(checkout)} is missing")
-    return [*wanted, *sorted((checkout / _GLSL).glob("*.glslh"))]
+    return [*sources, *sorted((checkout / _GLSL).glob("*.glslh"))]
 
 
 def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
@@ -77,8 +77,8 @@ def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
     if glslc is None:
         raise ShaderToolMissing(f"glslc is not installed and {kept} holds no modules: apt-get install glslc (Debian)")
     with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
-        templates, made, listing = (Path(scratch) / name for name in ("templates", "made", "listing"))
-        for directory in (templates, made, listing):
+        templates, written, listing = (Path(scratch) / name for name in ("templates", "made", "listing"))
+        for directory in (templates, written, listing):
             directory.mkdir()
         for source in sources[1:]:
             shutil.copy(source, templates)
@@ -90,13 +90,13 @@ def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
             "-c",
             glslc,
             "-t",
-            str(made),
+            str(written),
             "-o",
             str(listing),
         ]
         done = subprocess.run([*command, "--optimize"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-        modules = sorted({*made.glob("*.spv"), *listing.glob("*.spv")})
-        generated = sorted({*made.glob("*.glsl"), *listing.glob("*.glsl")})
+        modules = sorted({*written.glob("*.spv"), *listing.glob("*.spv")})
+        generated = sorted({*written.glob("*.glsl"), *listing.glob("*.glsl")})
         if done.returncode or not modules:
             raise ShaderCompileError(
                 f"{generator} made {len(modules)} modules: {(done.stderr or done.stdout)[-600:].strip()}"

@@ -1,8 +1,8 @@
 """Subject "executorch-src:PATH[@REVISION]": an ExecuTorch source tree, judged without building it.
 
-EXPORT, MATCH, PACK, LOWER and RUN ask the tree's Python, laid over the installed wheel, in the way that subject
-"executorch" asks the wheel's. KERNEL and PREPACK dispatch the tree's own shaders, made by its own generator and
-bound as its host code binds them; the tables they are given are the reference's bytes, so that only the shader is
+EXPORT, MATCH, PACK, LOWER and RUN call the tree's Python, laid over the installed wheel, in the way that subject
+"executorch" calls the wheel's. KERNEL and PREPACK dispatch the tree's own shaders, made by its own generator and
+bound as its host code binds them; their tables are the reference's bytes, so that only the shader is
 judged. A KERNEL case with a program goes end to end: the tree's matcher, its packer, its prepack shader.
 
 Source: docs/contract.md section 7.2.

@@ -26,7 +26,7 @@ class Overlay(MetaPathFinder):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.found = {
+        self.places = {
             "executorch." + root.replace("/", "."): folder / root
             for root in ROOTS
             if (folder / root / "__init__.py").is_file()
@@ -36,9 +36,9 @@ class Overlay(MetaPathFinder):
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return where an overlaid package is; None for everything else."""
-        if fullname not in self.found:
+        if fullname not in self.places:
             return None
-        place = self.found[fullname]
+        place = self.places[fullname]
         return importlib.util.spec_from_file_location(
             fullname, place / "__init__.py", submodule_search_locations=[str(place)]
         )
@@ -50,7 +50,7 @@ def install(folder: Path) -> None:
     if wheel is None or not wheel.submodule_search_locations:
         raise Untestable("the executorch wheel is not installed; a source tree is laid over it: pip install executorch")
     overlay = Overlay(folder)
-    early = sorted(name for name in overlay.found if name in sys.modules)
+    early = sorted(name for name in overlay.places if name in sys.modules)
     if early:
         raise Untestable(f"{early[0]} was imported before the tree was laid over it")
     if (folder / "exir/_serialize/_flatbuffer_program.py").is_file() and not (folder / _GENERATED).exists():
@@ -66,7 +66,7 @@ def load(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        said = str(error).strip().partition("\n")[0] or "no message"
+        text = str(error).strip().partition("\n")[0] or "no message"
         raise Untestable(
-            f"the tree cannot be imported over the wheel: {name}: {type(error).__name__}: {said}"
+            f"the tree cannot be imported over the wheel: {name}: {type(error).__name__}: {text}"
         ) from error

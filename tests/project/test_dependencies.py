@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_a_planted_import_breaks_its_contract(checkout: Path, place: str, line: 
             shutil.rmtree(path.parent)
         else:
             path.write_text(before)
+
+
+def test_the_architecture_shows_the_floors() -> None:
+    """The picture of docs/architecture.md has the floors of the contract, in their order."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (floors,) = (c["layers"] for c in contracts if c["name"] == "The suite's floors")
+    text = (ROOT / "docs/architecture.md").read_text()
+    picture = text.partition("From top to bottom:\n```text\n")[2].partition("```")[0]
+    assert picture.replace("(+ peers)", "").split() == [floor for floor in floors if floor != "__main__"]
 
 
 def modules(root: Path, *tops: str) -> dict[str, Path]:

@@ -7,11 +7,10 @@ Source: docs/kits.md.
 """
 
 import argparse
-import functools
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,7 +180,9 @@ def _run(given: argparse.Namespace) -> int:
         left = _write_kits(given, cases)
         for case, kind, line in left:
             which = ["--case", case.id, "--lower-with", given.lower_with]
-            verdict = Verdict(case.id, "RUN", "command", ERROR, f"RUN/raised/{kind}", f"not exported: {line}")
+            verdict = Verdict(
+                case.id, "RUN", "command", ERROR, f"RUN/raised/{kind}", f"not exported: {line}", source=case.contract
+            )
             telling.add(replace(verdict, replay=_command([*again, *which], given)))
         found = kits(given.folder) if len(left) < len(cases) else ()
     for path in found:
@@ -211,9 +212,7 @@ class _Telling:
         self.verdicts: list[Verdict] = []
 
     def add(self, given: Verdict) -> None:
-        case = _by_id().get(given.case)
-        source = case.contract if case else given.source
-        verdict = self.expected.apply(replace(given, subject=self.subject, source=source))
+        verdict = self.expected.apply(replace(given, subject=self.subject))
         self.writer.add(verdict)
         self.verdicts.append(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
@@ -223,8 +222,3 @@ class _Telling:
         self.writer.close()
         print("\n".join(report.finish(self.folder, self.expected)))
         return exit_code(self.verdicts)
-
-
-@functools.cache
-def _by_id() -> Mapping[str, Case]:
-    return {case.id: case for case in load()}

@@ -4,6 +4,7 @@ Source: docs/contract.md 5.7, 6.1 to 6.3, 3.6.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
     """
     spec = question.spec
     if question.force_fp16:  # the numbers are not section 3's then; all that is asked is that the file says so
-        said = any("force_fp16" in note for note in json.loads(file.facts["notes"]))
-        unsaid = DecisionMismatch("of the file", "refused, or reported as force_fp16", "neither", "force_fp16")
-        return None if said else unsaid
+        if any("force_fp16" in note for note in json.loads(file.facts["notes"])):
+            return None
+        return DecisionMismatch("of the file", "refused, or reported as force_fp16", "neither", "force_fp16")
     places = json.loads(file.facts["places"])
     return (
         _places(spec, {name: (place, operator) == ("vulkan", _LOOKUP) for name, (place, operator) in places.items()})
@@ -46,35 +47,50 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
 
 
 def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
-    """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds.
-
-    A delegated lookup is judged by the accept set of what its shader declares, a delegated linear by 3.6, everything
-    else bit for bit: against the reference, and a linear on the CPU against the program that was not rewritten.
-    """
-    fused = {d.lookup: d.fused for d in graph.decisions}
-    wrong = _places(spec, fused)
-    strict = True
-    expected, tensors = evaluate(spec), tensor_values(spec)
-    modes = compare.float_modes(graph.facts)
+    """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds."""
+    if wrong := _places(spec, {d.lookup: d.fused for d in graph.decisions}):
+        return wrong, False
     places = json.loads(graph.facts["places"])
+    delegated = {step.name for step in spec.steps if isinstance(step, Linear) and places[step.name][0] == "vulkan"}
+    delegated |= {d.lookup for d in graph.decisions if d.fused}
+    return judge_outputs(spec, graph.outputs, compare.float_modes(graph.facts), delegated, graph.source_outputs)
+
+
+def judge_outputs(
+    spec: ProgramSpec,
+    outputs: Mapping[str, Array],
+    modes: FloatModes,
+    delegated: Collection[str],
+    source_outputs: Mapping[str, Array],
+) -> tuple[Mismatch | None, bool]:
+    """Judge what a lowered program returned, by step; returns the first mismatch, and whether the strict set holds.
+
+    A delegated lookup is judged by the accept set of ``modes``, a delegated linear by contract 3.6, everything else
+    bit for bit: against the reference, and a linear against ``source_outputs`` of the program that was not lowered.
+    """
+    expected, tensors = evaluate(spec), tensor_values(spec)
+    strict = True
     for step in spec.steps:
-        if isinstance(step, Dequantize) or wrong is not None:
-            continue
-        if step.name not in graph.outputs:
-            wrong = DtypeShapeMismatch(step.name, "an array", "missing", "missing")
-        elif isinstance(step, Linear):
-            wrong = judge_linear(spec, step, graph, tensors, delegated=places[step.name][0] == "vulkan")
-        elif step.name not in expected:
+        if isinstance(step, Dequantize) or (step.name not in expected and not isinstance(step, Linear)):
             continue  # max_norm: nothing of the contract depends on how a norm is summed
-        elif fused.get(step.name):
-            want = expected[step.name]
-            wrong = compare.dtype_shape(step.name, graph.outputs[step.name], dtype_name(want), want.shape)
-            if wrong is None and isinstance(step, Lookup | PackedLookup):
-                wrong = _accepted(spec, step, tensors, graph.outputs[step.name], modes)
-                strict = strict and _accepted(spec, step, tensors, graph.outputs[step.name], HOST) is None
+        if (got := outputs.get(step.name)) is None:
+            return DtypeShapeMismatch(step.name, "an array", "missing", "missing"), False
+        wrong: Mismatch | None
+        if step.name not in delegated:
+            wrong = compare.same_bits(
+                step.name, got, (expected if step.name in expected else source_outputs)[step.name]
+            )
+        elif isinstance(step, Linear):
+            wrong = judge_linear(spec, step, got, tensors, nearest=modes.rte32)
         else:
-            wrong = compare.same_bits(step.name, graph.outputs[step.name], expected[step.name])
-    return wrong, strict and wrong is None
+            right = expected[step.name]
+            wrong = compare.dtype_shape(step.name, got, dtype_name(right), right.shape)
+            if wrong is None and isinstance(step, Lookup | PackedLookup):
+                wrong = _accepted(spec, step, tensors, got, modes)
+                strict = strict and _accepted(spec, step, tensors, got, HOST) is None
+        if wrong:
+            return wrong, False
+    return None, strict
 
 
 def _places(spec: ProgramSpec, delegated: dict[str, bool]) -> Mismatch | None:
@@ -127,29 +143,33 @@ def _readers(spec: ProgramSpec, table: str) -> list[Any]:
 
 
 def _accepted(
-    spec: ProgramSpec, step: Lookup | PackedLookup, tensors: dict[str, Array], got: Array, modes: FloatModes
+    spec: ProgramSpec, step: Lookup | PackedLookup, tensors: Mapping[str, Array], got: Array, modes: FloatModes
 ) -> ArrayMismatch | None:
-    given = lookup_operands(spec, step, tensors)
-    scales, rows = given.scales_by_column(), given.indices.astype(np.int64)
-    return compare.accepted(step.name, got, accept_products(given.values[rows], scales[rows], dtype_name(got), modes))
+    table = lookup_operands(spec, step, tensors)
+    scales, rows = table.scales_by_column(), table.indices.astype(np.int64)
+    return compare.accepted(step.name, got, accept_products(table.values[rows], scales[rows], dtype_name(got), modes))
 
 
 def judge_linear(
-    spec: ProgramSpec, step: Linear, graph: Graph, tensors: dict[str, Array], *, delegated: bool
+    spec: ProgramSpec, step: Linear, got: Array, tensors: Mapping[str, Array], *, nearest: bool
 ) -> ArrayMismatch | DtypeShapeMismatch | None:
-    """A linear's output: inside contract 3.6's bound in a delegate, the source program's bits outside of one."""
-    got, source = graph.outputs[step.name], graph.source_outputs[step.name]
-    if wrong := compare.dtype_shape(step.name, got, dtype_name(source), source.shape):
+    """A delegated linear's output, inside contract 3.6's bound; ``nearest``: nearest even is declared for 32 bit."""
+    x, rows = tensors[step.x], len(tensors[spec.dequantize(step.table).weight])
+    if wrong := compare.dtype_shape(step.name, got, dtype_name(x), (*x.shape[:-1], rows)):
         return wrong
-    if not delegated:
-        return compare.same_bits(step.name, got, source)
-    table = table_operands(spec.dequantize(step.table), tensors)
-    weights = table.values.astype(np.float64) * table.scales_by_column().astype(np.float64)
-    nearest = "RoundingModeRTE 32" in graph.facts.get("execution_modes", "")
-    exact, bound = dot_bound(tensors[step.x], weights, nearest=nearest)
+    exact, bound = exact_linear(spec, step, tensors, nearest=nearest)
     right = within_bound(got, exact, bound)
     if bool(right.all()):
         return None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmin(right)), right.shape))
     allowed = (f"{exact[index]!r} within {bound[index]!r}",)
     return ArrayMismatch(step.name, index, repr(got[index]), allowed, int((~right).sum()), right.size, "dot_product")
+
+
+def exact_linear(
+    spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array], *, nearest: bool
+) -> tuple[Array, Array]:
+    """A linear's exact output and its bound (contract 3.6)."""
+    table = table_operands(spec.dequantize(step.table), tensors)
+    weights = table.values.astype(np.float64) * table.scales_by_column().astype(np.float64)
+    return dot_bound(tensors[step.x], weights, nearest=nearest)

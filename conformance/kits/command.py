@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conformance.kits.judge import judge_kit
-from conformance.kits.kit import Kit, check_model
+from conformance.kits.kit import Kit, read_file
 from conformance.results.verdict import ERROR, FAIL, Verdict
 
 _TAIL = 500
@@ -42,14 +42,15 @@ def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Mappin
     trouble = _call(words, kit, out, seconds)
     taken = round(time.perf_counter() - started, 4)
     if trouble:
-        return Verdict(kit.case, "RUN", "command", *trouble, seconds=taken)
+        return Verdict(kit.case.id, "RUN", "command", *trouble, seconds=taken)
     return replace(judge_kit(kit, out, "command", facts), seconds=taken)
 
 
 def _call(words: list[str], kit: Kit, out: Path, seconds: float) -> tuple[str, str, str] | None:
     """Call the runner; what went wrong as outcome, signature and reason, or None."""
-    values = {"{pte}": str(check_model(kit).resolve()), "{out}": str(out)}
-    inputs = [str((kit.folder / tensor.file).resolve()) for tensor in kit.inputs]
+    read_file(kit.folder, kit.description.model)
+    values = {"{pte}": str((kit.folder / kit.description.model.file).resolve()), "{out}": str(out)}
+    inputs = [str((kit.folder / tensor.file).resolve()) for tensor in kit.description.inputs]
     command: list[str] = []
     for word in words:
         if word == "{inputs}":
@@ -65,13 +66,13 @@ def _call(words: list[str], kit: Kit, out: Path, seconds: float) -> tuple[str, s
     except OSError as error:
         raise ValueError(f"--subject-command: {command[0]} cannot be run: {error.strerror}") from error
     try:
-        said, _ = process.communicate(timeout=seconds)
+        printed, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return ERROR, "RUN/raised/Timeout", f"no answer within {seconds:g} s"
     if process.returncode:
-        tail = " ".join(said.decode(errors="replace").split())[-_TAIL:]
+        tail = " ".join(printed.decode(errors="replace").split())[-_TAIL:]
         code = process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return FAIL, f"RUN/raised/{'Died' if code < 0 else 'Command'}", f"the runner ended with {how}: {tail}"

@@ -1,10 +1,10 @@
 """Kits: one directory a case, that any runtime in any language can play, and that is judged afterwards.
 
-``case.json`` names every other file with its dtype, shape and SHA-256; tensors are raw little-endian row-major bytes.
-A kit may come from a stranger: names cannot leave its directory, every size is checked before anything is read,
-and whatever is malformed is named by its field.
+``case.toml`` is the case; ``case.json`` names every other file with its dtype, shape and SHA-256; tensors are raw
+little-endian row-major bytes. A kit may come from a stranger: names cannot leave its directory, every size is checked
+before anything is read or computed, and whatever is malformed is named by its field.
 
-Source: docs/kits.md.
+Source: docs/kits.md; docs/formats.md, "Kits".
 """
 
 import hashlib
@@ -18,34 +18,59 @@ from typing import Any
 
 import numpy as np
 
-from reference.arithmetic.bfloat16 import numpy_dtype
+from conformance.case.case import Case
+from conformance.case.toml import case_from_toml
+from conformance.judging.lowered import exact_linear
+from conformance.serialize import structure, unstructure
+from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype, to_float
+from reference.program.evaluate import evaluate
+from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec
+from reference.program.values import tensor_values
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8")
-#: How an output is judged: by accept sets (contract 3), bit for bit, inside contract 3.6's bound, or not at all.
-JUDGED_BY = ("product", "bits", "dot", "nothing")
-_NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|pte)")
-_STEP = re.compile(r"[A-Za-z0-9_.]{1,100}")
-_MAX_JSON, _MAX_BYTES, _MAX_RANK, _MAX_TENSORS = 4 << 20, 4 << 30, 8, 256
-#: What each way of judging is told, besides name, file, dtype and shape.
-_PARTS = {
-    "product": ("values", "scales", "product"),
-    "bits": ("expected",),
-    "dot": ("exact", "bound", "bound_any"),
-    "nothing": (),
-}
+_NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|json|pte|toml)")
+_MAX_TEXT, _MAX_BYTES, _MAX_RANK, _MAX_TENSORS = 4 << 20, 4 << 30, 8, 256
 
 Array = np.ndarray[Any, Any]
 
 
+class WrongFile(ValueError):  # noqa: N818 - says what the file is
+    """A file that is not the one it should be; ``kind``: "missing", "size" or "changed"."""
+
+    def __init__(self, path: Path, kind: str, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.kind = kind
+
+
 @dataclass(frozen=True)
-class Tensor:
-    """A file of raw little-endian elements. ``sha256`` is "" for an output, which does not exist yet."""
+class KitFile:
+    """A file of a kit. ``sha256`` is "" for an output, which does not exist yet."""
 
     file: str
-    dtype: str
-    shape: tuple[int, ...]
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """A name cannot leave the kit's directory."""
+        if not _NAME.fullmatch(self.file):
+            raise ValueError(f"file {self.file!r} must be a plain file name, such as input_0.bin")
+
+
+@dataclass(frozen=True)
+class Tensor(KitFile):
+    """A file of raw little-endian elements; ``name`` is the step whose value an output is."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        """A known dtype, and a shape whose bytes a machine can hold."""
+        super().__post_init__()
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if len(self.shape) > _MAX_RANK or min(self.shape, default=0) < 0 or self.size > _MAX_BYTES:
+            raise ValueError(f"shape {list(self.shape)} is not of at most {_MAX_RANK} sizes and {_MAX_BYTES} bytes")
 
     @property
     def size(self) -> int:
@@ -54,28 +79,29 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Output:
-    """One output and what is right for it: ``parts`` are the tensors that ``judged_by`` needs."""
+class Description:
+    """``case.json``: what a runtime has to know. ``inputs`` and ``outputs`` are in the order of method ``forward``."""
 
-    name: str
-    tensor: Tensor
-    judged_by: str
-    parts: Mapping[str, Tensor]
+    model: KitFile
+    case: KitFile
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    lowered_with: str
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """The text of ``case.json``."""
+        return json.dumps({"kit": FORMAT, **unstructure(self)}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)
 class Kit:
-    """One case's directory, read and checked."""
+    """One case's directory, read and checked; tensors are not read yet."""
 
     folder: Path
-    case: str
-    source: str
-    shows: str
-    model: str
-    model_sha256: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Output, ...]
-    lowered_with: str
+    case: Case
+    program: ProgramSpec
+    description: Description
 
 
 def kits(folder: Path) -> tuple[Path, ...]:
@@ -86,152 +112,124 @@ def kits(folder: Path) -> tuple[Path, ...]:
     """
     if (folder / "case.json").is_file():
         return (folder,)
-    found = tuple(sorted(p.parent for p in folder.glob("*/case.json"))) if folder.is_dir() else ()
-    if not found:
+    folders = tuple(sorted(p.parent for p in folder.glob("*/case.json"))) if folder.is_dir() else ()
+    if not folders:
         raise ValueError(f"{folder}: no kit there: neither case.json nor a directory with one")
-    return found
+    return folders
 
 
 def read_kit(folder: Path) -> Kit:
-    """Return the kit in ``folder``; its tensors are not read yet.
+    """Return the kit in ``folder``.
 
     Raises:
         ValueError: names the file, the field, its value and what is allowed.
     """
     where = folder / "case.json"
     try:
-        if where.stat().st_size > _MAX_JSON:
-            raise ValueError(f"{where}: {where.stat().st_size} bytes; at most {_MAX_JSON}")
-        data = json.loads(where.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        data = json.loads(read_file(folder, KitFile("case.json"), _MAX_TEXT))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: not a kit's case.json ({error})") from error
-    if not isinstance(data, dict) or data.get("kit") != FORMAT:
-        raise ValueError(f"{where}: kit must be {FORMAT}")
-    model = _table(data, "model", where)
-    name = _file(model.get("file"), "model.file", where)
-    inputs = tuple(_tensor(t, f"inputs[{i}]", where) for i, t in enumerate(_list(data, "inputs", where)))
-    outputs = tuple(_output(t, f"outputs[{i}]", where) for i, t in enumerate(_list(data, "outputs", where)))
-    if not outputs:
-        raise ValueError(f"{where}: outputs is empty; a kit has something to judge")
-    text = {k: _text(data.get(k), k, where) for k in ("case", "source", "shows", "lowered_with")}
-    digest = _text(model.get("sha256"), "model.sha256", where)
-    return Kit(folder, text["case"], text["source"], text["shows"], name, digest, inputs, outputs, text["lowered_with"])
+    version = data.pop("kit", None) if isinstance(data, dict) else None
+    if type(version) is not int or version != FORMAT:
+        raise ValueError(f"{where}: kit is {version!r}, this release reads {FORMAT}: export the kit again")
+    description = structure(Description, data, str(where))
+    if max(len(description.inputs), len(description.outputs)) > _MAX_TENSORS:
+        raise ValueError(f"{where}: more than {_MAX_TENSORS} inputs or outputs")
+    if not all(file.sha256 for file in (description.model, description.case, *description.inputs)):
+        raise ValueError(f"{where}: model, case and every input need a sha256")
+    path = folder / description.case.file
+    case = case_from_toml(read_file(folder, description.case, _MAX_TEXT).decode(), str(path))
+    if case.stage != "RUN" or case.program is None:
+        raise ValueError(f"{path}: a kit is a case of stage RUN, not {case.stage}")
+    try:
+        outputs = outputs_of(case.program)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if description.outputs != outputs:
+        first = next((o.file for o, own in zip(description.outputs, outputs, strict=False) if o != own), "their number")
+        raise ValueError(f"{where}: outputs are not those of {path.name}; {first} differs")
+    return Kit(folder, case, case.program, description)
+
+
+def outputs_of(spec: ProgramSpec) -> tuple[Tensor, ...]:
+    """Return the outputs of a program that can be a kit, in order.
+
+    Raises:
+        ValueError: see ``strict_outputs``.
+    """
+    return tuple(
+        Tensor(f"output_{position}.bin", "", dtype_name(array), array.shape, name)
+        for position, (name, array) in enumerate(strict_outputs(spec).items())
+    )
+
+
+def strict_outputs(spec: ProgramSpec) -> dict[str, Array]:
+    """Return what a host makes of the program, a linear's exact sums rounded once, by step in order.
+
+    Raises:
+        ValueError: the program cannot be a kit, because an output cannot be judged; names the step and why.
+    """
+    _check_size(spec)
+    expected, tensors = evaluate(spec), tensor_values(spec)
+    outputs = {}
+    for step in spec.steps:
+        if isinstance(step, Linear):
+            _check_no_zero_point(spec, step, tensors)
+            outputs[step.name] = exact_linear(spec, step, tensors, nearest=True)[0].astype(np.float32)
+        elif step.name in expected:
+            outputs[step.name] = expected[step.name]
+        elif not isinstance(step, Dequantize):  # max_norm: nothing of the contract depends on how a norm is summed
+            raise ValueError(f"step {step.name} has no value that the contract fixes; it cannot be in a kit")
+    return outputs
+
+
+def _check_size(spec: ProgramSpec) -> None:
+    """Every array of the program and of its oracle fits into memory: a few lines may ask for petabytes."""
+    elements = sum(math.prod(t.shape) for t in spec.tensors) + sum(t.vocab_size * t.embed_dim for t in spec.tables)
+    for step in spec.steps:
+        if isinstance(step, Lookup | PackedLookup | Linear):
+            table = step if isinstance(step, PackedLookup) else spec.dequantize(step.table)
+            read = spec.tensor(step.x if isinstance(step, Linear) else step.indices)
+            elements += math.prod(read.shape) * 2 * max(spec.tensor(table.weight).shape, default=1)
+    if elements * 8 > _MAX_BYTES:
+        raise ValueError(f"the program has {elements} elements; a kit has at most {_MAX_BYTES // 8}")
+
+
+def _check_no_zero_point(spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array]) -> None:
+    """Refuse a table whose values are not its codes times its scales: the exact sums would be another program's."""
+    name = spec.dequantize(step.table).zero_point
+    if name and not (to_float(tensors[name]) == 0).all():
+        raise ValueError(
+            f"step {step.name}: {step.table}'s zero point {name} is not zero everywhere, and the bound of a dot "
+            f"product knows none; it cannot be in a kit"
+        )
 
 
 def read_tensor(folder: Path, tensor: Tensor) -> Array:
     """Return a tensor's array.
 
     Raises:
-        ValueError: no such file, another size than dtype and shape say, or another digest; names the file.
+        WrongFile: see ``read_file``.
     """
-    path = folder / tensor.file
-    if path.is_symlink() or not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if (size := path.stat().st_size) != tensor.size:
-        raise ValueError(f"{path}: {size} bytes; {tensor.dtype}{list(tensor.shape)} has {tensor.size}")
-    data = path.read_bytes()
-    if tensor.sha256 and hashlib.sha256(data).hexdigest() != tensor.sha256:
-        raise ValueError(f"{path}: its SHA-256 is not the one in case.json; the file was changed")
+    data = read_file(folder, tensor)
     return np.frombuffer(data, numpy_dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
 
 
-def check_model(kit: Kit) -> Path:
-    """Return the path of the kit's model.
+def read_file(folder: Path, file: KitFile, most: int = _MAX_BYTES) -> bytes:
+    """Return the bytes of a kit's file, whose size is checked before it is read.
 
     Raises:
-        ValueError: it is missing, or not the file that the kit was made with.
+        WrongFile: it is missing, a link, of another size, or not the file that the kit was made with.
     """
-    path = kit.folder / kit.model
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path}: no such file")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != kit.model_sha256:
-        raise ValueError(f"{path}: its SHA-256 is not the one in case.json; the file was changed")
-    return path
-
-
-def _output(data: Any, field: str, where: Path) -> Output:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: {field} must be a table")
-    name = _text(data.get("name"), f"{field}.name", where)
-    if not _STEP.fullmatch(name):
-        raise ValueError(f"{where}: {field}.name {name!r} must be letters, digits, dots and underscores")
-    way = data.get("judged_by")
-    if way not in JUDGED_BY:
-        raise ValueError(f"{where}: {field}.judged_by {way!r} is not one of {', '.join(JUDGED_BY)}")
-    parts = {part: _tensor(data.get(part), f"{field}.{part}", where) for part in _PARTS[way]}
-    tensor = _tensor(data, field, where, digest=False)
-    for part, given in parts.items():
-        if part != "scales" and given.shape != tensor.shape:
-            raise ValueError(
-                f"{where}: {field}.{part}.shape {list(given.shape)} is not the output's {list(tensor.shape)}"
-            )
-    if way == "product":
-        _check_product(tensor, parts, field, where)
-    if way == "dot" and (tensor.dtype != "float32" or {p.dtype for p in parts.values()} != {"float64"}):
-        raise ValueError(f"{where}: {field} is judged by dot, so it is float32, exact, bound and bound_any are float64")
-    if way == "bits" and parts["expected"].dtype != tensor.dtype:
-        raise ValueError(
-            f"{where}: {field}.expected.dtype {parts['expected'].dtype} is not the output's {tensor.dtype}"
-        )
-    return Output(name, tensor, way, parts)
-
-
-def _check_product(tensor: Tensor, parts: Mapping[str, Tensor], field: str, where: Path) -> None:
-    values, scales, product = parts["values"], parts["scales"], parts["product"]
-    for name, given, allowed in (
-        ("dtype", tensor, ("float32", "float16")),
-        ("values.dtype", values, ("int8",)),
-        ("scales.dtype", scales, ("float32", "float16")),
-        ("product.dtype", product, ("float64",)),
-    ):
-        if given.dtype not in allowed:
-            raise ValueError(f"{where}: {field}.{name} {given.dtype!r} is not one of {', '.join(allowed)}")
-    columns, groups = (t.shape[-1] if t.shape else 0 for t in (values, scales))
-    if values.shape[:-1] != scales.shape[:-1] or not groups or columns % groups:
-        raise ValueError(
-            f"{where}: {field}.scales.shape {list(scales.shape)} does not group values {list(values.shape)}"
-        )
-
-
-def _tensor(data: Any, field: str, where: Path, *, digest: bool = True) -> Tensor:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: {field} must be a table with file, dtype and shape")
-    dtype, shape = data.get("dtype"), data.get("shape")
-    if dtype not in DTYPES:
-        raise ValueError(f"{where}: {field}.dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    right = isinstance(shape, list) and len(shape) <= _MAX_RANK
-    if not right or not all(type(n) is int and 0 <= n <= _MAX_BYTES for n in shape or ()):
-        raise ValueError(f"{where}: {field}.shape {shape!r} must be a list of at most {_MAX_RANK} sizes")
-    sha256 = _text(data.get("sha256"), f"{field}.sha256", where) if digest else ""
-    tensor = Tensor(_file(data.get("file"), f"{field}.file", where), dtype, tuple(shape or ()), sha256)
-    if tensor.size > _MAX_BYTES:
-        raise ValueError(f"{where}: {field}.shape {shape!r} takes {tensor.size} bytes; at most {_MAX_BYTES}")
-    return tensor
-
-
-def _file(name: Any, field: str, where: Path) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{where}: {field} {name!r} must be a plain file name, such as input_0.bin, in the kit's directory"
-        )
-    return name
-
-
-def _text(value: Any, field: str, where: Path) -> str:
-    if not isinstance(value, str) or len(value) > 1000 or not value.isprintable():  # noqa: PLR2004 - a line of text
-        raise ValueError(f"{where}: {field} must be a line of text")
-    return value
-
-
-def _table(data: Mapping[str, Any], field: str, where: Path) -> Mapping[str, Any]:
-    found = data.get(field)
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}: {field} must be a table")
-    return found
-
-
-def _list(data: Mapping[str, Any], field: str, where: Path) -> list[Any]:
-    found = data.get(field)
-    if not isinstance(found, list) or len(found) > _MAX_TENSORS:
-        raise ValueError(f"{where}: {field} must be a list of at most {_MAX_TENSORS} tensors")
-    return found
+    path = folder / file.file
+    if path.is_symlink() or not path.is_file():
+        raise WrongFile(path, "missing", "no such file")
+    size = path.stat().st_size
+    if isinstance(file, Tensor) and size != file.size:
+        raise WrongFile(path, "size", f"{size} bytes; {file.dtype}{list(file.shape)} has {file.size}")
+    if size > most:
+        raise WrongFile(path, "size", f"{size} bytes; at most {most}")
+    data = path.read_bytes()
+    if file.sha256 and hashlib.sha256(data).hexdigest() != file.sha256:
+        raise WrongFile(path, "changed", "its SHA-256 is not the one in case.json; the file was changed")
+    return data

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.kits.kit import check_model, read_kit, read_tensor
+from conformance.kits.kit import read_file, read_kit, read_tensor
 from conformance.pte.run import run_pte
 
 
@@ -20,8 +20,8 @@ def play(folder: Path, outputs: Path) -> list[str]:
         EnvironmentProblem: no Vulkan device or shader compiler.
     """
     kit = read_kit(folder)
-    model = check_model(kit)
-    ran = run_pte(model, [read_tensor(folder, tensor).copy() for tensor in kit.inputs])
+    model = read_file(folder, kit.description.model)
+    ran = run_pte(model, [read_tensor(folder, tensor).copy() for tensor in kit.description.inputs])
     outputs.mkdir(parents=True, exist_ok=True)
     names = []
     for position, array in enumerate(ran.outputs):

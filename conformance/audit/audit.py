@@ -11,9 +11,10 @@ from pathlib import Path
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
-from conformance.audit.report import Audit, Part, Problem, render, to_json
+from conformance.audit.report import Audit, Part, render, to_json
 from conformance.audit.tables import LINEAR, table_rows
 from conformance.harness.errors import CannotRun, UnservedGroupSize
+from conformance.harness.observation import Problem
 from conformance.program.tensors import dtype_name
 from conformance.pte.cpu import registered
 from conformance.pte.file import DTYPES, VULKAN, Method, PteFile, VulkanDelegate, read_pte

@@ -8,19 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: What becomes of a problem on a device: the method does not load or run, its values are wrong, or bytes are wasted.
+from conformance.harness.observation import Problem
+
 SEVERITIES = ("fails", "wrong", "waste")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with the file. ``kind`` is a stable name, ``where`` a method and delegate, ``fix`` may be ""."""
-
-    severity: str
-    kind: str
-    where: str
-    detail: str
-    fix: str = ""
 
 
 @dataclass(frozen=True)

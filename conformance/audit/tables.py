@@ -14,8 +14,9 @@ import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import KernelCall, Tensor
 
-from conformance.audit.report import Problem, TableRow
+from conformance.audit.report import TableRow
 from conformance.harness.errors import CannotRun
+from conformance.harness.observation import Problem
 from conformance.pte.file import Method, PteFile, VulkanDelegate
 from conformance.pte.lookup import LOOKUP, constant_array, lookup_call
 from reference.table.layouts import unpack_flat, unpack_linear_weight

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from conformance.serialize import structure, unstructure
+
 Facts = Mapping[str, str]
 ArrayMap = Mapping[str, np.ndarray[Any, Any]]
 
@@ -36,6 +38,42 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Place:
+    """What computes an output of a file: "vulkan", "cpu", "input" or "constant"; and the operator."""
+
+    place: str
+    operator: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a file. ``kind`` is a stable name, ``where`` a method and delegate, ``fix`` may be "".
+
+    ``severity``: the method "fails" to load or run, its values are "wrong", or bytes are a "waste".
+    """
+
+    severity: str
+    kind: str
+    where: str
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a file holds: where each step is computed, copies of its tables, and what an audit says.
+
+    ``copies``: by table and form ("original", "packed flat", ...), how often its bytes are in the file.
+    """
+
+    size: int
+    places: Mapping[str, Place]
+    copies: Mapping[str, Mapping[str, int]]
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Graph:
     """Stages EXPORT, MATCH and RUN: a program, observed.
 
@@ -44,6 +82,7 @@ class Graph:
     reference operator. ``source_outputs``: what the same runtime computes for the program that was
     not rewritten. ``changed``: names of what the subject touched in the source program (graph,
     signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
+    ``places``, at RUN: what computes each step.
     """
 
     decisions: tuple[Decision, ...]
@@ -52,14 +91,16 @@ class Graph:
     changed: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
     facts: Facts = field(default_factory=dict)
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class File:
-    """Stage LOWER: a file that was written, with its SHA-256."""
+    """Stage LOWER: a file that was written, with its SHA-256 and what it holds."""
 
     path: str
     digest: str
+    content: FileContent
     facts: Facts = field(default_factory=dict)
 
 
@@ -102,6 +143,8 @@ def timeless(observation: Arrays | Graph) -> Arrays | Graph:
 
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported
 _TYPES: dict[str, Any] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
+#: Fields that are written and read by their types.
+_STRUCTURED: dict[str, Any] = {"places": Mapping[str, Place], "content": FileContent}
 _MAX_HEADER = 64 << 20
 _MAX_ARRAY = 4 << 30
 
@@ -121,10 +164,10 @@ def encode(observation: Observation) -> bytes:
     for name, value in vars(observation).items():
         if name in {"arrays", "outputs", "source_outputs"}:
             body[name] = {key: _put_array(array, blobs) for key, array in value.items()}
-        elif name == "decisions":
-            body[name] = [vars(d) for d in value]
+        elif name in _STRUCTURED:
+            body |= {name: unstructure(value)} if value else {}
         else:
-            body[name] = dict(value) if name == "facts" else value
+            body[name] = [vars(d) for d in value] if name == "decisions" else value
     header = json.dumps({"kind": type(observation).__name__, "body": body}).encode()
     return b"".join([struct.pack("<Q", len(header)), header, *blobs])
 
@@ -146,6 +189,9 @@ def decode(data: bytes) -> Observation:
                 body[name] = {key: _get_array(meta, arrays) for key, meta in body[name].items()}
         if "decisions" in body:
             body["decisions"] = tuple(Decision(**d) for d in body["decisions"])
+        for name, structured in _STRUCTURED.items():
+            if name in body:
+                body[name] = structure(structured, body[name], name)
         for name in ("changed", "unstable"):
             if name in body:
                 body[name] = tuple(body[name])

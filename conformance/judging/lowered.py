@@ -3,15 +3,14 @@
 Source: docs/contract.md 5.7, 6.1 to 6.3, 3.6.
 """
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from conformance.case.case import Program
 from conformance.case.operands import lookup_operands, table_operands
-from conformance.harness.observation import File, Graph
+from conformance.harness.observation import File, Graph, Place, Problem
 from conformance.judging import compare
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
@@ -35,14 +34,14 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
     """
     spec = question.spec
     if question.force_fp16:  # the numbers are not section 3's then; all that is asked is that the file says so
-        if any("force_fp16" in note for note in json.loads(file.facts["notes"])):
+        if any("force_fp16" in note for note in file.content.notes):
             return None
         return DecisionMismatch("of the file", "refused, or reported as force_fp16", "neither", "force_fp16")
-    places = json.loads(file.facts["places"])
+    content = file.content
     return (
-        _places(spec, {name: (place, operator) == ("vulkan", _LOOKUP) for name, (place, operator) in places.items()})
-        or _problems(json.loads(file.facts["problems"]))
-        or _copies(spec, json.loads(file.facts["copies"]), places)
+        _places(spec, {name: place == Place("vulkan", _LOOKUP) for name, place in content.places.items()})
+        or _problems(content.problems)
+        or _copies(spec, content.copies, content.places)
     )
 
 
@@ -50,8 +49,7 @@ def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
     """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds."""
     if wrong := _places(spec, {d.lookup: d.fused for d in graph.decisions}):
         return wrong, False
-    places = json.loads(graph.facts["places"])
-    delegated = {step.name for step in spec.steps if isinstance(step, Linear) and places[step.name][0] == "vulkan"}
+    delegated = {s.name for s in spec.steps if isinstance(s, Linear) and graph.places[s.name].place == "vulkan"}
     delegated |= {d.lookup for d in graph.decisions if d.fused}
     return judge_outputs(spec, graph.outputs, compare.float_modes(graph.facts), delegated, graph.source_outputs)
 
@@ -105,21 +103,23 @@ def _places(spec: ProgramSpec, delegated: dict[str, bool]) -> Mismatch | None:
     return None
 
 
-def _problems(problems: list[list[str]]) -> Mismatch | None:
+def _problems(problems: Sequence[Problem]) -> Mismatch | None:
     """What the audit says would fail or be wrong; wasted bytes are judged by ``_copies`` against the spec."""
-    for severity, kind, where, detail in problems:
-        if severity in {"fails", "wrong"}:
-            return DecisionMismatch(where, "a file that a device runs", detail, kind)
+    for problem in problems:
+        if problem.severity in {"fails", "wrong"}:
+            return DecisionMismatch(problem.where, "a file that a device runs", problem.detail, problem.kind)
     return None
 
 
-def _copies(spec: ProgramSpec, copies: dict[str, dict[str, int]], places: dict[str, list[str]]) -> Mismatch | None:
+def _copies(spec: ProgramSpec, copies: Mapping[str, Mapping[str, int]], places: Mapping[str, Place]) -> Mismatch | None:
     refused = {name for name, reasons in violations(spec).items() if reasons}
     for table, counts in copies.items():
         readers = _readers(spec, table)
         if {s.name for s in readers if isinstance(s, Lookup | PackedLookup)} & refused:
             continue  # how a refused lookup carries its table is the lowering's choice
-        others = [s for s in readers if isinstance(s, Read) or (isinstance(s, Linear) and places[s.name][1] != _LINEAR)]
+        others = [
+            s for s in readers if isinstance(s, Read) or (isinstance(s, Linear) and places[s.name].operator != _LINEAR)
+        ]
         packed = counts.get("packed linear_weight", 0) + counts.get("packed flat", 0)
         packed -= counts["original"] if any(isinstance(s, PackedLookup) for s in readers) and packed > 1 else 0
         if packed != 1:

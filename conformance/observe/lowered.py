@@ -5,7 +5,6 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from executorch.exir import EdgeProgramManager, to_edge
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
-from conformance.harness.observation import Decision, Graph
+from conformance.harness.observation import Decision, FileContent, Graph, Place
 from conformance.program.build import BuiltProgram
 from conformance.program.tensors import Array
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
-from conformance.pte.producer import Producer, producer
+from conformance.pte.producer import producer
 from conformance.pte.run import run_pte
 from reference.arithmetic.bfloat16 import BFLOAT16
 from reference.program.spec import Linear, PackedLookup, ProgramSpec
@@ -29,22 +28,10 @@ from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat
 _FLOATS = ("float32", "float16")
 
 
-def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> dict[str, str]:
-    """What the file holds, for ``conformance.judging.lowered.judge_lower``.
-
-    Returns:
-        Facts: "places" (JSON: step -> [place, operator]), "copies" (JSON: table tensor -> form -> how often its bytes
-        are in the file), "problems" (JSON: the audit's problems), "notes" (JSON: its notes), "size".
-    """
-    found = audit(file)
-    return {
-        **built.facts,
-        "places": json.dumps({s: [p.place, p.operator] for s, p in places(built, file).items()}),
-        "copies": json.dumps(copies(built.spec, data)),
-        "problems": json.dumps([[p.severity, p.kind, p.where, p.detail] for p in found.problems]),
-        "notes": json.dumps(found.notes),
-        "size": str(file.size),
-    }
+def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> FileContent:
+    """What the file holds, for ``conformance.judging.lowered.judge_lower``."""
+    report = audit(file)
+    return FileContent(file.size, places(built, file), copies(built.spec, data), report.problems, report.notes)
 
 
 def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
@@ -52,28 +39,27 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
 
     Returns:
         Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
-        the program that was not rewritten on the same inputs; facts "places", and what the lookups' shaders declared.
+        the program that was not rewritten on the same inputs; facts of what the lookups' shaders declared.
     """
-    ran = run_pte(file, built.inputs)
-    found = places(built, file)
-    outputs = {step: ran.outputs[position] for step, position in built.outputs.items()}
+    result = run_pte(file, built.inputs)
+    computed_by = places(built, file)
+    outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
     decisions = tuple(
-        Decision(step.name, found[step.name] == Producer("vulkan", LOOKUP, found[step.name].delegate))
-        for step in built.spec.lookups()
+        Decision(step.name, computed_by[step.name] == Place("vulkan", LOOKUP)) for step in built.spec.lookups()
     )
-    facts = {**built.facts, "places": json.dumps({s: [p.place, p.operator] for s, p in found.items()})}
+    facts = dict(built.facts)
     for name in ("execution_modes", "precise", "device", "driver"):
-        said = dict.fromkeys(lookup[name] for lookup in ran.lookups)
-        facts[name] = "; ".join(said)
-    storages = {lookup["io_storage"] for lookup in ran.lookups}
+        facts[name] = "; ".join(dict.fromkeys(lookup[name] for lookup in result.lookups))
+    storages = {lookup["io_storage"] for lookup in result.lookups}
     facts["io_storage"] = "texture3d" if "texture3d" in storages else "buffer"
-    return Graph(decisions, outputs, _source_outputs(built), facts=facts)
+    return Graph(decisions, outputs, _source_outputs(built), facts=facts, places=computed_by)
 
 
-def places(built: BuiltProgram, file: PteFile) -> dict[str, Producer]:
+def places(built: BuiltProgram, file: PteFile) -> dict[str, Place]:
     """What computes each step's output, by step name."""
     method = file.method("forward")
-    return {step: producer(method, method.plan.outputs[position]) for step, position in built.outputs.items()}
+    producers = {step: producer(method, method.plan.outputs[position]) for step, position in built.outputs.items()}
+    return {step: Place(p.place, p.operator) for step, p in producers.items()}
 
 
 def copies(spec: ProgramSpec, data: bytes) -> dict[str, dict[str, int]]:

@@ -133,7 +133,7 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
     folder.mkdir(exist_ok=True)
     path = folder / f"{file.digest[:16]}.pte"
     path.write_bytes(data)
-    return File(str(path), file.digest, observe_file(built, file, data))
+    return File(str(path), file.digest, observe_file(built, file, data), built.facts)
 
 
 def fused_table(question: EndToEnd, rewrite: "Rewrite") -> FusedTable | Refused:

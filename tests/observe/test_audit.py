@@ -15,10 +15,11 @@ from torchao.quantization.granularity import PerGroup
 
 from conformance.audit import report
 from conformance.audit.audit import audit
-from conformance.audit.report import Audit, Part, Problem, TableRow
+from conformance.audit.report import Audit, Part, TableRow
 from conformance.cli.main import main
 from conformance.explain.explain import explain
 from conformance.explain.report import CHANGES, to_json
+from conformance.harness.observation import Problem
 from conformance.pte import operators
 from conformance.pte.file import read_pte
 from conformance.sources.git import git

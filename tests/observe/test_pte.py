@@ -2,9 +2,9 @@
 
 import copy
 import functools
-import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from conformance.audit.audit import audit
 from conformance.case.case import Case
 from conformance.case.catalogue import load
 from conformance.harness.errors import CannotRun, DeviceWouldFail
-from conformance.harness.observation import File, Graph
+from conformance.harness.observation import File, Graph, Place, decode, encode
 from conformance.judging.judge import judge
 from conformance.observe.lowered import observe_file, observe_run, places
 from conformance.program.build import BuiltProgram, build
@@ -67,12 +67,14 @@ PLAIN_RUN = "run/control"
 
 
 def judged_run(name: str, data: bytes) -> Verdict:
-    return judge(case_named(name), observe_run(built(name), read_pte(data)), "planted")
+    return judge(case_named(name), decode(encode(observe_run(built(name), read_pte(data)))), "planted")
 
 
 def judged_lower(name: str, data: bytes) -> Verdict:
     file = read_pte(data)
-    return judge(case_named(name), File("", file.digest, observe_file(built(name), file, data)), "planted")
+    observation = File("", file.digest, observe_file(built(name), file, data))
+    assert decode(encode(observation)) == observation
+    return judge(case_named(name), decode(encode(observation)), "planted")
 
 
 def table(name: str) -> tuple[str, Any]:
@@ -246,9 +248,9 @@ class TestPlanted:
 
     def test_a_lookup_that_left_the_delegate(self) -> None:
         file = read_pte(lowered(PLAIN))
-        facts = observe_file(built(PLAIN), file, lowered(PLAIN))
-        facts["places"] = json.dumps({"lookup0": ["cpu", "quantized_decomposed.embedding_byte.out"]})
-        verdict = judge(case_named(PLAIN), File("", file.digest, facts), "planted")
+        content = observe_file(built(PLAIN), file, lowered(PLAIN))
+        moved = replace(content, places={"lookup0": Place("cpu", "quantized_decomposed.embedding_byte.out")})
+        verdict = judge(case_named(PLAIN), File("", file.digest, moved), "planted")
         assert verdict.signature == "LOWER/decision/missed_delegation"
 
 

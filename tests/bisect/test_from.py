@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conformance.bisect import from_reports
-from conformance.bisect.search import SearchEnded, ask, unanimous
+from conformance.bisect.search import SearchEnded, ask
 from conformance.case.case import Case, Table
 from conformance.case.catalogue import load, select
 from conformance.case.operands import table_values
@@ -23,10 +23,27 @@ from tests.support.git_histories import HELPER, SUBJECT, SWAPPED, linear
 
 
 def header_of(tmp_path: Path, name: str, outcome: str, **header: Any) -> Path:
+    """A report of two cases, one with that outcome and one that fails in all reports."""
     writer = Writer(tmp_path / name / "verdicts.jsonl", {"subject": "impl", "revision": "r1", **header})
     writer.add(Verdict("pack/flat/d2", "PACK", "x", outcome, "PACK/layout/x" if outcome == "FAIL" else ""))
+    writer.add(Verdict("pack/flat/every-pair", "PACK", "x", "FAIL", "PACK/layout/x"))
     writer.close()
     return tmp_path / name
+
+
+def test_two_reports_of_other_revisions_become_searches_over_commits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = header_of(tmp_path, "old", "PASS", subject="executorch-src:/r@aaa")
+    assert from_reports.show(old, header_of(tmp_path, "new", "FAIL", subject="executorch-src:/r@bbb")) == 0
+    said = capsys.readouterr().out
+    assert "bisect commit pack/flat/d2 --repo /r --good aaa --bad bbb" in said
+    assert "every-pair" not in said
+    assert "1 cases went red" in said
+    assert from_reports.show(old, old) == 1
+    suite = [header_of(tmp_path, "a", "PASS"), header_of(tmp_path, "b", "FAIL", revision="r2")]
+    assert main.main(["bisect", "--from", *map(str, suite)]) == 0
+    assert "--repo . --good r1 --bad r2 -- python -m conformance run --case pack/flat/d2" in capsys.readouterr().out
 
 
 def test_two_reports_of_other_versions_become_searches_over_releases(
@@ -106,13 +123,6 @@ def test_where_a_subject_file_comes_from(tmp_path: Path) -> None:
     assert runner.subject_origin("impl") == {}
 
 
-def test_other_bits_are_no_agreement() -> None:
-    answers = [Verdict("a/case", "PACK", "x", "PASS", digest=digest) for digest in ("1f", "1f", "2e")]
-    assert unanimous("a/case", answers[:2]) == answers[0]
-    with pytest.raises(SearchEnded, match=r"a/case is flaky: 3 runs do not agree: .*PASS \(result 2e\)"):
-        unanimous("a/case", answers)
-
-
 def test_the_bits_of_an_answer_count(tmp_path: Path) -> None:
     """A stand-in for a worker whose subject is right each time, and says something else each time."""
     (case,) = select(load(), ids=["pack/flat/d2"])
@@ -128,5 +138,7 @@ def test_the_bits_of_an_answer_count(tmp_path: Path) -> None:
     worker = Moody()
     assert ask(worker, case, 1).outcome == "PASS"  # type: ignore[arg-type]  # a worker in all that is asked of it
     assert ask(worker, case, 2).outcome == "PASS"  # type: ignore[arg-type]  # the same
-    with pytest.raises(SearchEnded, match="runs do not agree: PASS"):
+    with pytest.raises(
+        SearchEnded, match=r"d2 is flaky: 2 runs do not agree: PASS \(result \w{10}\), PASS \(result \w{10}\)"
+    ):
         ask(worker, case, 2)  # type: ignore[arg-type]  # the same

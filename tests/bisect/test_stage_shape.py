@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from conformance.bisect import from_reports
 from conformance.bisect.sizes import legal, program_sizes, resized, size_of
 from conformance.bisect.stages import culprit, siblings
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
@@ -15,7 +14,7 @@ from conformance.case.operands import operands, table_values
 from conformance.case.single_table import SingleTable, single_table
 from conformance.cli import main
 from conformance.results import replay
-from conformance.results.verdict import Verdict, Writer
+from conformance.results.verdict import Verdict
 from reference.program.evaluate import evaluate
 from reference.program.fusibility import violations
 from reference.program.spec import Values
@@ -208,26 +207,3 @@ def test_legal_sizes_are_those_of_the_contract() -> None:
     kernel = Case("test/kernel", "KERNEL", "7", "a test", Dispatch(group_size=48, embed_dim=96))
     assert legal(kernel, "embed_dim", 200) == [96, 192]
     assert size_of(resized(kernel, "indices", 9), "indices") == 9
-
-
-def test_two_reports_become_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def report(name: str, subject: str, outcome: str, revision: str = "r1") -> Path:
-        writer = Writer(tmp_path / name / "verdicts.jsonl", {"subject": subject, "revision": revision})
-        writer.add(Verdict("pack/flat/d2", "PACK", subject, outcome, "PACK/layout/x" if outcome == "FAIL" else ""))
-        writer.add(Verdict("pack/flat/every-pair", "PACK", subject, "FAIL", "PACK/layout/x"))
-        writer.close()
-        return tmp_path / name
-
-    old = report("a", "executorch-src:/r@aaa", "PASS")
-    assert from_reports.show(old, report("b", "executorch-src:/r@bbb", "FAIL")) == 0
-    said = capsys.readouterr().out
-    assert "bisect commit pack/flat/d2 --repo /r --good aaa --bad bbb" in said
-    assert "every-pair" not in said
-    assert "1 cases went red" in said
-    assert (
-        main.main(["bisect", "--from", str(report("c", "impl", "PASS")), str(report("d", "impl", "FAIL", "r2"))]) == 0
-    )
-    assert "--repo . --good r1 --bad r2 -- python -m conformance run --case pack/flat/d2" in capsys.readouterr().out
-    assert from_reports.show(report("e", "impl", "PASS"), report("f", "impl", "FAIL")) == 0
-    assert "bisect stage pack/flat/d2 --subject impl" in capsys.readouterr().out
-    assert from_reports.show(old, old) == 1

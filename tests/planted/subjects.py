@@ -4,12 +4,12 @@ A class is one bug. ``stage`` is where it has to be caught and ``signatures`` wh
 loads it as ``path.py:Class``, in a child process of its own, so that patching the implementation affects nothing else.
 """
 
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 
@@ -130,19 +130,16 @@ class MissingCheck(MatchBug):
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
         from impl import matcher
-        from impl.fusion.rules import TableJudge
+        from impl.fusion import rules
 
-        whole: Callable[..., Iterator[Any]] = TableJudge.violations
+        def some(whole: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+            return lambda *arguments: (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
 
-        @functools.wraps(whole)
-        def some(*arguments: Any) -> Iterator[Any]:
-            return (v for v in whole(*arguments) if str(v[0]) not in self.reasons)
-
-        TableJudge.violations = some  # type: ignore[method-assign]  # that is the bug
-        try:
+        with (
+            mock.patch.object(rules.TableJudge, "violations", some(rules.TableJudge.violations)),
+            mock.patch.object(rules, "_lookup_violations", some(rules._lookup_violations)),
+        ):
             return matcher.fuse_q4_embeddings(program)
-        finally:
-            TableJudge.violations = whole  # type: ignore[method-assign]  # put back
 
 
 class NoZeroPointCheck(MissingCheck):

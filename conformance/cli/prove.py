@@ -131,7 +131,7 @@ def _arithmetic_of(given: argparse.Namespace, variant: str, domain_name: str) ->
         journal.remove()
     finally:
         target.close()
-    free = prove_arithmetic.unconstrained(domain, target.numerics)
+    free = sum(record.tally.unconstrained for record in journal.records)
     counts = {"refused": claim.refused, "not_strict": claim.not_strict, "unconstrained": free, "damaged": claim.damaged}
     return _report(out, proof, "pairs", domain.pairs, counts)
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from conformance.kits.judge import judge_kit
@@ -20,11 +21,7 @@ _TAIL = 500
 
 
 def words_of(command: str) -> list[str]:
-    """Return the words of a command such as 'runner {pte} {out} {inputs}'.
-
-    Raises:
-        ValueError: it lacks {pte} or {out}.
-    """
+    """Return the words of a command such as 'runner {pte} {out} {inputs}'; ValueError where it lacks {pte} or {out}."""
     words = shlex.split(command)
     if not words or "{pte}" not in command or "{out}" not in command:
         raise ValueError(f"--subject-command {command!r} needs {{pte}} and {{out}} (and may have {{inputs}})")
@@ -34,31 +31,29 @@ def words_of(command: str) -> list[str]:
 def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Mapping[str, str] | None) -> Verdict:
     """Call the command for one kit and judge what it leaves in ``out``, a new directory.
 
-    Raises:
-        ValueError: the command cannot be run at all, or the kit is malformed.
+    Raises ValueError where the command cannot be run at all, or the kit's model is not the one it was made with.
     """
     out.mkdir(parents=True)
+    read_file(kit.folder, kit.description.model)
     started = time.perf_counter()
-    trouble = _call(words, kit, out, seconds)
+    trouble = _call(_filled(words, kit, out), seconds)
     taken = round(time.perf_counter() - started, 4)
     if trouble:
-        return Verdict(kit.case.id, "RUN", "command", *trouble, seconds=taken)
+        return Verdict(kit.case.id, "RUN", "command", *trouble, seconds=taken, source=kit.case.contract)
     return replace(judge_kit(kit, out, "command", facts), seconds=taken)
 
 
-def _call(words: list[str], kit: Kit, out: Path, seconds: float) -> tuple[str, str, str] | None:
+def _filled(words: list[str], kit: Kit, out: Path) -> list[str]:
+    """The command's words for one kit."""
+    folder = kit.folder.resolve()
+    inputs = [str(folder / tensor.file) for tensor in kit.description.inputs]
+    model = str(folder / kit.description.model.file)
+    filled = [[word.replace("{pte}", model).replace("{out}", str(out))] for word in words]
+    return list(chain.from_iterable(inputs if word == ["{inputs}"] else word for word in filled))
+
+
+def _call(command: list[str], seconds: float) -> tuple[str, str, str] | None:
     """Call the runner; what went wrong as outcome, signature and reason, or None."""
-    read_file(kit.folder, kit.description.model)
-    values = {"{pte}": str((kit.folder / kit.description.model.file).resolve()), "{out}": str(out)}
-    inputs = [str((kit.folder / tensor.file).resolve()) for tensor in kit.description.inputs]
-    command: list[str] = []
-    for word in words:
-        if word == "{inputs}":
-            command += inputs
-            continue
-        for place, value in values.items():
-            word = word.replace(place, value)  # noqa: PLW2901 - a word with its places filled in
-        command.append(word)
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

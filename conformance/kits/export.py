@@ -30,11 +30,7 @@ class NotLowered(Exception):  # noqa: N818 - it names what the lowering did
 
 
 def folder_of(case: Case, folder: Path) -> Path:
-    """Return the directory in ``folder`` that a case's kit is written to.
-
-    Raises:
-        ValueError: it is there already.
-    """
+    """Return the directory in ``folder`` that a case's kit is written to; ValueError where it is there already."""
     target = folder / case.id.replace("/", "__")
     if target.exists():
         raise ValueError(f"{target}: is there already; export into an empty directory")
@@ -42,11 +38,7 @@ def folder_of(case: Case, folder: Path) -> Path:
 
 
 def lowering(name: str) -> Lower:
-    """Return the lowering of that name: "impl" or "executorch".
-
-    Raises:
-        ValueError: neither.
-    """
+    """Return the lowering of that name: "impl" or "executorch"."""
     from conformance.subjects import executorch, impl  # noqa: PLC0415 - they load torch
 
     known: dict[str, Lower] = {"impl": impl.lower, "executorch": executorch.lower}

@@ -55,11 +55,7 @@ class Profile:
 
 
 def read_profile(path: Path) -> dict[str, str]:
-    """Return a device profile, TOML or JSON, as the facts that ``compare.float_modes`` reads.
-
-    Raises:
-        ValueError: not such a file; names the field and what is allowed.
-    """
+    """Return a device profile, TOML or JSON, as the facts that ``compare.float_modes`` reads."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

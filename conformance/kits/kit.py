@@ -105,11 +105,7 @@ class Kit:
 
 
 def kits(folder: Path) -> tuple[Path, ...]:
-    """Return the directories of ``folder`` that hold a case, or ``folder`` itself if it does.
-
-    Raises:
-        ValueError: there is none; says what was looked for.
-    """
+    """Return the directories of ``folder`` that hold a kit, or ``folder`` itself; ValueError where there is none."""
     if (folder / "case.json").is_file():
         return (folder,)
     folders = tuple(sorted(p.parent for p in folder.glob("*/case.json"))) if folder.is_dir() else ()
@@ -152,11 +148,7 @@ def read_kit(folder: Path) -> Kit:
 
 
 def outputs_of(spec: ProgramSpec) -> tuple[Tensor, ...]:
-    """Return the outputs of a program that can be a kit, in order.
-
-    Raises:
-        ValueError: see ``strict_outputs``.
-    """
+    """Return the outputs of a program that can be a kit, in order; ValueError as ``strict_outputs``."""
     return tuple(
         Tensor(f"output_{position}.bin", "", dtype_name(array), array.shape, name)
         for position, (name, array) in enumerate(strict_outputs(spec).items())
@@ -206,11 +198,7 @@ def _check_no_zero_point(spec: ProgramSpec, step: Linear, tensors: Mapping[str, 
 
 
 def read_tensor(folder: Path, tensor: Tensor) -> Array:
-    """Return a tensor's array.
-
-    Raises:
-        WrongFile: see ``read_file``.
-    """
+    """Return a tensor's array; WrongFile as ``read_file``."""
     data = read_file(folder, tensor)
     return np.frombuffer(data, numpy_dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)
 

@@ -12,13 +12,7 @@ from conformance.pte.run import run_pte
 
 
 def play(folder: Path, outputs: Path) -> list[str]:
-    """Run one kit's model on its inputs and write ``output_N.bin`` into ``outputs``; returns the files' names.
-
-    Raises:
-        ValueError: the kit is malformed; names the field.
-        CannotRun: the model asks for something that cannot be executed; names it.
-        EnvironmentProblem: no Vulkan device or shader compiler.
-    """
+    """Run one kit's model on its inputs and write ``output_N.bin`` into ``outputs``; returns the files' names."""
     kit = read_kit(folder)
     model = read_file(folder, kit.description.model)
     ran = run_pte(model, [read_tensor(folder, tensor).copy() for tensor in kit.description.inputs])

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from conformance.proofs.domain import Domain
 from conformance.proofs.journal import Journal, Record
 from conformance.proofs.target import Array, Numerics, Target
 from conformance.serialize import unstructure
-from reference.arithmetic.accept import CODES, FloatModes, accept_products
+from reference.arithmetic.accept import CODES, accept_products
 from reference.arithmetic.accept_many import BLOCK, FIRST, Refused, Tally, judge_rows
 
 #: Scales of a chunk at most; 256 MiB of float32 results.
@@ -36,19 +36,6 @@ _PART = 1 << 16
 _THREADS, _MANY, _LARGE_BLOCK = 6, 3, 1 << 15
 
 
-@dataclass
-class _Chunk:
-    """A chunk on its way: computed, and being judged in parts."""
-
-    start: int
-    stop: int
-    slot: int
-    damage: str
-    began: float
-    seconds: dict[str, float]
-    parts: list[Future[tuple[Tally, float]]] = field(default_factory=list)
-
-
 def header(target: Target, domain: Domain, chunk: int, versions: Mapping[str, str]) -> dict[str, Any]:
     """What a journal of this proof begins with."""
     return {"target": unstructure(target.facts), "domain": domain.name, "chunk": chunk, "versions": dict(versions)}
@@ -58,60 +45,49 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
     """Compute and judge every chunk that the journal does not have, and write it there.
 
     ``chunk`` is what ``target.open_products`` returned, cut to the domain's segment; it divides the segment.
-
-    Raises:
-        What the target raises.
     """
     threads = threads or min(_THREADS, os.cpu_count() or 1)
     block = _LARGE_BLOCK if threads >= _MANY else BLOCK
-    modes, output_dtype = target.numerics.modes, target.numerics.output_dtype
     done = 16 * sum(record.stop - record.start for record in journal.records)
     last = time.perf_counter()
 
-    def finish(waiting: _Chunk) -> None:
+    def finish(record: Record, parts: list[Future[tuple[Tally, float]]]) -> None:
         nonlocal last
-        tallies, seconds = zip(*(part.result() for part in waiting.parts), strict=True)
+        tallies, seconds = zip(*(part.result() for part in parts), strict=True)
         now = time.perf_counter()
-        stages = Stages(**waiting.seconds, oracle=sum(seconds) / threads)
+        stages = replace(record.seconds, oracle=sum(seconds) / threads)
         tally = sum(tallies, Tally())
-        journal.add(
-            Record(waiting.start, waiting.stop, tally, waiting.damage, waiting.began, time.time(), now - last, stages)
-        )
+        journal.add(replace(record, tally=tally, ended=time.time(), working_s=now - last, seconds=stages))
         last = now
-        bar.update(16 * (waiting.stop - waiting.start))
+        bar.update(16 * (record.stop - record.start))
 
     bar = tqdm(total=domain.pairs, initial=done, unit=" pairs", unit_scale=True, disable=None, smoothing=0.1)
-    queue: deque[_Chunk] = deque()
+    queue: deque[tuple[Record, list[Future[tuple[Tally, float]]]]] = deque()
     with bar, ThreadPoolExecutor(threads) as pool:
         for number, (start, stop) in enumerate(journal.missing(domain.size, chunk)):
             if len(queue) == SLOTS:
-                finish(queue.popleft())
+                finish(*queue.popleft())
             before, began = dict(target.seconds), time.time()
             scales = domain.scales(start, stop)
-            got = target.products(number % SLOTS, scales)
-            spent = {stage: target.seconds[stage] - before[stage] for stage in before}
-            waiting = _Chunk(start, stop, number % SLOTS, got.damage, began, spent)
-            waiting.parts = [
-                pool.submit(_judge, scales[at : at + _PART], output_dtype, modes, got.bits[at : at + _PART], block)
+            result = target.products(number % SLOTS, scales)
+            spent = Stages(**{stage: target.seconds[stage] - before[stage] for stage in before})
+            parts = [
+                pool.submit(_judge, scales[at : at + _PART], target.numerics, result.out[at : at + _PART], block)
                 for at in range(0, stop - start, _PART)
             ]
-            queue.append(waiting)
+            queue.append((Record(start, stop, damage=result.damage, began=began, seconds=spent), parts))
         while queue:
-            finish(queue.popleft())
+            finish(*queue.popleft())
 
 
-def _judge(scales: Array, output_dtype: str, modes: FloatModes, bits: Array, block: int) -> tuple[Tally, float]:
+def _judge(scales: Array, numerics: Numerics, bits: Array, block: int) -> tuple[Tally, float]:
     started = time.thread_time()
-    tally = judge_rows(scales, output_dtype, modes, bits, block=block)
+    tally = judge_rows(scales, numerics.output_dtype, numerics.modes, bits, block=block)
     return tally, time.thread_time() - started
 
 
 def findings(records: Sequence[Record], numerics: Numerics, domain: Domain) -> tuple[ArithmeticClaim, tuple[str, ...]]:
-    """What the records add up to: the certificate's claim and its mismatches.
-
-    Raises:
-        ValueError: the records do not cover the domain exactly once.
-    """
+    """What the records add up to: the certificate's claim and its mismatches."""
     ordered = sorted(records, key=lambda record: record.start)
     edges = [0, *(record.stop for record in ordered)]
     if [record.start for record in ordered] != edges[:-1] or edges[-1] != domain.size:
@@ -145,10 +121,3 @@ def name_refused(refused: Refused, numerics: Numerics) -> str:
         f"scale 0x{refused.scale_bits:0{2 * scale.itemsize}X} ({scale[0]!s}) times q = {value[0]} "
         f"(code {refused.code}): got 0x{refused.got:0{digits}X}, allowed {allowed}"
     )
-
-
-def unconstrained(domain: Domain, numerics: Numerics) -> int:
-    """How many of the domain's results contract 3.5 leaves open: those of NaN and infinity that nothing preserves."""
-    infinite = np.array([np.inf], numerics.scale_dtype)
-    free = accept_products(CODES[-1:], infinite, numerics.output_dtype, numerics.modes).unconstrained[0]
-    return 16 * domain.not_finite if free else 0

@@ -158,8 +158,8 @@ def _rerun_sample(opened: Target, scales: Array, exact: list[list[Allowed]]) -> 
     result = opened.products(0, scales)
     if result.damage:
         raise Rejected(f"run again: {result.damage}")
-    nans = is_nan(result.bits, FORMATS[opened.numerics.output_dtype])
-    for (row, code), bits in np.ndenumerate(result.bits):
+    nans = is_nan(result.out, FORMATS[opened.numerics.output_dtype])
+    for (row, code), bits in np.ndenumerate(result.out):
         allowed = exact[row][code]
         if not (allowed.unconstrained or int(bits) in allowed.patterns or (allowed.any_nan and nans[row, code])):
             pattern = scales.view(f"u{scales.itemsize}")[row]
@@ -177,7 +177,7 @@ def _rerun_segment(opened: Target, domain: Domain, piece: int) -> Tally:
         result = opened.products(0, scales)
         if result.damage:
             raise Rejected(f"run again: {result.damage}")
-        tally += judge_rows(scales, opened.numerics.output_dtype, opened.numerics.modes, result.bits)
+        tally += judge_rows(scales, opened.numerics.output_dtype, opened.numerics.modes, result.out)
     return tally
 
 

@@ -48,17 +48,6 @@ class Domain:
         return 16 * self.size
 
     @property
-    def not_finite(self) -> int:
-        """How many of the scales are infinite or NaN."""
-        width, stored = (16, 10) if self.dtype == "float16" else (32, 23)
-        sign = 1 << (width - 1)
-        infinity = sign - (1 << stored)
-        if self.name == "boundary":
-            return int(np.count_nonzero((boundary_bits(self.dtype) & (sign - 1)) >= infinity))
-        spans = ((infinity, sign), (sign + infinity, 2 * sign))
-        return sum(max(0, min(self.stop, stop) - max(self.start, start)) for start, stop in spans)
-
-    @property
     def segment(self) -> int:
         """Scales of one piece of the certificate: a power of two, whatever the chunks are."""
         return max(_SEGMENT, 1 << (-(-self.size // _SEGMENTS) - 1).bit_length())
@@ -79,11 +68,7 @@ class Domain:
 
 
 def parse(text: str, dtype: str) -> Domain:
-    """The domain that ``--domain`` or ``--range`` names.
-
-    Raises:
-        ValueError: another dtype, or neither "all", "boundary" nor a range START:STOP within the dtype.
-    """
+    """The domain that ``--domain`` or ``--range`` names."""
     if dtype not in {"float16", "float32"}:
         raise ValueError(f"scales are float16 or float32, not {dtype}")
     end = 1 << (16 if dtype == "float16" else 32)

@@ -8,7 +8,6 @@ Source: docs/contract.md section 1; docs/proofs.md.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -28,14 +27,7 @@ PLACES: dict[str, Callable[[int, int, int], Place]] = {
     "blocks": block_place,
 }
 #: V and D of what is enumerated.
-SMALL = (
-    *((v, d) for v in (1, 7, 8, 9) for d in (32, 64)),
-    (15, 96),
-    (16, 160),
-    (17, 128),
-    (64, 256),
-    (9, 2048),
-)
+SMALL = (*((v, d) for v in (1, 7, 8, 9) for d in (32, 64)), (15, 96), (16, 160), (17, 128), (64, 256), (9, 2048))
 #: V and D of what is shown by arithmetic alone: beyond 2**31 nibbles, V about multiples of 8.
 LARGE = ((262153, 8192), (65543, 65536))
 _PADDING = 8
@@ -44,59 +36,43 @@ Packed = Callable[[Array], Array]
 
 
 def prove(subject: str) -> tuple[LayoutClaim, tuple[str, ...]]:
-    """The certificate's claim and mismatches.
-
-    Raises:
-        ValueError: no such subject.
-    """
-    wrong: dict[str, str] = {}
+    """The certificate's claim and mismatches."""
     cases: dict[str, str] = {}
-    for layout, storage, (rows, columns) in _small_cases():
-        name = _name(layout, storage, rows, columns)
-        pack = packer(subject, layout, storage)
-        if isinstance(pack, str):
+    mismatches: list[str] = []
+    for name, layout, storage, rows, columns in _cases():
+        if not storage:
+            wrong = by_arithmetic(layout, rows, columns)
+        elif isinstance(pack := packer(subject, layout, storage), str):
             cases[name] = f"{REFUSED}{pack}"
+            continue
         else:
-            wrong[name] = enumerate_packed(layout, rows, columns, pack)
-    for layout, (rows, columns) in itertools.product(PLACES, LARGE):
-        wrong[_name(layout, "by arithmetic", rows, columns)] = by_arithmetic(layout, rows, columns)
-    cases |= {name: REFUTED if line else PROVEN for name, line in wrong.items()}
-    return LayoutClaim(cases), tuple(f"{name}: {line}" for name, line in wrong.items() if line)
+            wrong = enumerate_packed(layout, rows, columns, pack)
+        cases[name] = REFUTED if wrong else PROVEN
+        mismatches += [f"{name}: {wrong}"] if wrong else []
+    return LayoutClaim(cases), tuple(mismatches)
 
 
-def check_subject(subject: str) -> None:
-    """Check that there is such a subject.
-
-    Raises:
-        ValueError: no; names the nearest ones.
-    """
-    if subject != "reference":
-        subjects.check_name(subject)
+def _cases() -> Iterator[tuple[str, str, str, int, int]]:
+    """Name, layout, storage ("" for one by arithmetic), V and D."""
+    for layout in PLACES:
+        for storage in ("buffer", "texture2d", "") if layout == "blocks" else ("buffer", ""):
+            for rows, columns in SMALL if storage else LARGE:
+                yield f"{layout} v{rows}-d{columns} {storage or 'by arithmetic'}", layout, storage, rows, columns
 
 
 def case_names() -> dict[str, int]:
     """Every case's name, and how many codes it enumerates."""
-    small = {_name(lay, storage, rows, columns): rows * columns for lay, storage, (rows, columns) in _small_cases()}
-    return small | {_name(lay, "by arithmetic", *size): 0 for lay, size in itertools.product(PLACES, LARGE)}
+    return {name: rows * columns if storage else 0 for name, _layout, storage, rows, columns in _cases()}
 
 
-def _small_cases() -> Iterator[tuple[str, str, tuple[int, int]]]:
-    for layout in PLACES:
-        for storage in ("buffer", "texture2d") if layout == "blocks" else ("buffer",):
-            for size in sorted(SMALL, key=math.prod):
-                yield layout, storage, size
-
-
-def _name(layout: str, how: str, rows: int, columns: int) -> str:
-    return f"{layout} v{rows}-d{columns} {how}"
+def check_subject(subject: str) -> None:
+    """Check that there is such a subject; ValueError, with the nearest names, where there is none."""
+    if subject != "reference":
+        subjects.check_name(subject)
 
 
 def packer(subject: str, layout: str, storage: str) -> Packed | str:
-    """The subject's function from int8 values [V, D] to packed bytes, or why it has none.
-
-    Raises:
-        ValueError: no such subject.
-    """
+    """The subject's function from int8 values [V, D] to packed bytes, or why it has none."""
     if subject == "reference":
         own: Packed = getattr(layouts, f"pack_{layout}")
         return own
@@ -128,22 +104,29 @@ def enumerate_packed(layout: str, rows: int, columns: int, pack: Packed) -> str:
     at = np.array([_index(place(n, k, columns)) for n in range(rows) for k in range(columns)])
     if len(np.unique(at)) != at.size or at.min() < 0 or at.max() >= nibbles:
         return "the layout's places are not distinct nibbles of the table"
+
+    def packed(codes: Array) -> Array:
+        """The nibbles of a packed table, the low one of a byte first."""
+        words = pack((codes - 8).astype(np.int8).reshape(rows, columns))
+        data = np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"))).reshape(-1).view(np.uint8)
+        return np.stack([data & 15, data >> 4], axis=1).reshape(-1)
+
     held = np.zeros(nibbles, np.int64)
     number = np.arange(at.size)
     for shift in range(0, (at.size - 1).bit_length(), 4):
-        codes = _nibbles(pack(_values(number >> shift & 15, rows, columns)))
+        codes = packed(number >> shift & 15)
         if codes.size != nibbles:
             return f"{codes.size} nibbles, not {nibbles}"
         held |= codes.astype(np.int64) << shift
-    complement = _nibbles(pack(_values(15 - (number & 15), rows, columns)))
+    complement = packed(15 - (number & 15))
     held[complement != 15 - (held & 15)] = -1  # it holds no code of the table
     wrong = np.flatnonzero(held[at] != number)
     if wrong.size:
         n, k = divmod(int(wrong[0]), columns)
         source = int(held[at][wrong[0]])
-        says = f"that of row {source // columns} column {source % columns}" if 0 <= source < at.size else "none of them"
+        code = f"that of row {source // columns} column {source % columns}" if 0 <= source < at.size else "none of them"
         byte, low = place(n, k, columns)
-        return f"the nibble of row {n} column {k} (byte {byte}, bit {low}) holds {says} ({wrong.size} are wrong)"
+        return f"the nibble of row {n} column {k} (byte {byte}, bit {low}) holds {code} ({wrong.size} are wrong)"
     padding = np.setdiff1d(np.arange(nibbles), at)
     if (complement[padding] != _PADDING).any() or (held[padding] != -1).any():
         return "a row past the table does not hold code 8"
@@ -159,10 +142,11 @@ def by_arithmetic(layout: str, rows: int, columns: int) -> str:
     number, which names every nibble once.
     """
     digits = _digits(layout, rows, columns)
-    zero = _nibble(layout, (0,) * len(digits), columns)
+    origin = (0,) * len(digits)
+    zero = _nibble(layout, origin, columns)
     weights = []
     for i, span in enumerate(digits):
-        steps = [_nibble(layout, _one(len(digits), i, value), columns) - zero for value in range(span)]
+        steps = [_nibble(layout, (*origin[:i], value, *origin[i + 1 :]), columns) - zero for value in range(span)]
         weight = steps[1] if span > 1 else 0
         if steps != [value * weight for value in range(span)]:
             return f"digit {i} does not add a fixed weight for each step"
@@ -196,10 +180,6 @@ def _nibble(layout: str, digits: tuple[int, ...], columns: int) -> int:
     return _index(PLACES[layout](row, 2 * pair + odd, columns))
 
 
-def _one(size: int, at: int, value: int) -> tuple[int, ...]:
-    return tuple(value if i == at else 0 for i in range(size))
-
-
 def _points(digits: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     yield from itertools.product(*({0, span - 1} for span in digits))
     random = np.random.Generator(np.random.PCG64(sum(digits)))
@@ -213,15 +193,4 @@ def _index(place: Place) -> int:
 
 
 def _padded_rows(layout: str, rows: int) -> int:
-    if layout != "blocks":
-        return rows
-    return block_bytes(rows, 4) // 2  # a row of four columns takes two bytes
-
-
-def _values(codes: Array, rows: int, columns: int) -> Array:
-    return (codes - 8).astype(np.int8).reshape(rows, columns)
-
-
-def _nibbles(packed: Array) -> Array:
-    data = np.ascontiguousarray(packed.astype(packed.dtype.newbyteorder("<"))).reshape(-1).view(np.uint8)
-    return np.stack([data & 15, data >> 4], axis=1).reshape(-1)
+    return block_bytes(rows, 4) // 2 if layout == "blocks" else rows  # a row of four columns takes two bytes

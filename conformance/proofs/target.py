@@ -47,19 +47,11 @@ class Numerics:
 
 
 @dataclass(frozen=True)
-class Products:
-    """One chunk's results: bit patterns [n, 16], and what was damaged or left unwritten ("" for nothing)."""
-
-    bits: Array
-    damage: str
-
-
-@dataclass(frozen=True)
-class LookupResult:
-    """One checked lookup: ``out`` indices.shape + [D], and what was damaged or left unwritten ("" for nothing)."""
+class Result:
+    """What a run of the operator returned, and what was damaged or left unwritten ("" for nothing)."""
 
     out: Array
-    damage: str
+    damage: str = ""
 
 
 class ExceedsLimit(ValueError):  # noqa: N818 - names the condition, as the kernel's errors do
@@ -78,16 +70,12 @@ class Target(Protocol):
         """Make ready for chunks; returns how many scales one may have: a power of two, at most ``most``."""
         ...
 
-    def products(self, slot: int, scales: Array) -> Products:
-        """Every code (0 to 15) times each scale; the bits stay valid until the slot is used again."""
+    def products(self, slot: int, scales: Array) -> Result:
+        """Every code (0 to 15) times each scale: bit patterns [n, 16], valid until the slot is used again."""
         ...
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
-        """The operator on int8 values [V, D] and scales [V, D/G].
-
-        Raises:
-            ExceedsLimit: the device cannot hold it.
-        """
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Result:
+        """The operator on int8 values [V, D] and scales [V, D/G]; ExceedsLimit where the device cannot hold it."""
         ...
 
     def close(self) -> None:
@@ -107,11 +95,7 @@ def open_target(subject: str, variant: str, *, device: str = "", shader: Path | 
 
 
 def variants(subject: str) -> tuple[str, ...]:
-    """The names of the subject's variants.
-
-    Raises:
-        ValueError: no such subject.
-    """
+    """The names of the subject's variants."""
     names: tuple[str, ...] = _module(subject).variants(subject)
     return names
 
@@ -119,9 +103,7 @@ def variants(subject: str) -> tuple[str, ...]:
 def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
     """The facts as any machine derives them, with the hashes that the shader has today, and what they settle.
 
-    Raises:
-        ValueError: no such subject, variant or shader.
-        EnvironmentProblem: the shader cannot be compiled here.
+    Errors are those of ``open_target``, but that no device is needed.
     """
     today: tuple[TargetFacts, Numerics] = _module(facts.subject).derived(facts)
     return today

@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from conformance.proofs import arithmetic, indexing, layout
+from conformance.proofs import indexing, layout
 from conformance.proofs import target as targets
 from conformance.proofs.certificate import KINDS, REFUSED, Certificate, write
-from conformance.proofs.domain import parse
-from conformance.proofs.target import TargetFacts
+from conformance.proofs.domain import Domain, boundary_bits, parse
+from conformance.proofs.target import Numerics, TargetFacts
 from conformance.serialize import structure
+from reference.arithmetic.accept import accept_products
 
 
 def sha256(value: Any) -> str:
@@ -76,7 +79,7 @@ def left_out(new: Certificate) -> dict[str, Any]:
     if kind == "arithmetic":
         domain = parse(claim.domain, numerics.scale_dtype)
         elements = domain.pairs
-        derived |= {"counts.pairs": elements, "counts.lawless": arithmetic.unconstrained(domain, numerics)}
+        derived |= {"counts.pairs": elements, "counts.lawless": unconstrained(domain, numerics)}
         derived["segments.scales"] = domain.segment
     else:
         known = (indexing if kind == "indexing" else layout).case_names()
@@ -91,6 +94,18 @@ def left_out(new: Certificate) -> dict[str, Any]:
     derived["timing.pairs_per_s"] = rate(elements, times.working_s)
     derived |= {f"timing.stages.{name}.pairs_per_s": rate(elements, seconds) for name, seconds in stages.items()}
     return derived
+
+
+def unconstrained(domain: Domain, numerics: Numerics) -> int:
+    """How many of the domain's results contract 3.5 leaves open: those of NaN and infinity that nothing preserves."""
+    one, infinite = np.array([1], np.int8), np.array([np.inf], domain.dtype)
+    if not accept_products(one, infinite, numerics.output_dtype, numerics.modes).unconstrained[0]:
+        return 0
+    sign, infinity = (0x8000, 0x7C00) if domain.dtype == "float16" else (1 << 31, 0x7F800000)
+    if domain.name == "boundary":
+        return 16 * int(np.count_nonzero((boundary_bits(domain.dtype) & (sign - 1)) >= infinity))
+    spans = ((infinity, sign), (sign + infinity, 2 * sign))
+    return 16 * sum(max(0, min(domain.stop, stop) - max(domain.start, start)) for start, stop in spans)
 
 
 def rate(elements: int, seconds: float) -> int:

@@ -7,6 +7,8 @@ Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +16,11 @@ import numpy as np
 
 from conformance.harness.observation import EnvironmentProblem
 from conformance.judging.compare import float_modes
-from conformance.proofs.target import Array, ExceedsLimit, LookupResult, Numerics, Products, TargetFacts
+from conformance.proofs.target import Array, ExceedsLimit, Numerics, Result, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
 from conformance.pte.device import new_device
 from conformance.pte.spirv import is_precise
-from impl.errors import (
-    DeviceLacksFeature,
-    DeviceLimitExceeded,
-    ShaderCompileError,
-    ShaderToolMissing,
-)
+from impl.errors import DeviceLacksFeature, DeviceLimitExceeded, ShaderCompileError, ShaderToolMissing
 from impl.kernel import VARIANTS, Device, KernelResult, Variant, embedding_shader, run_embedding, variant_named
 from impl.shader import compiler
 from reference.table.layouts import pack_blocks, pack_flat
@@ -56,46 +53,38 @@ def open_target(_subject: str, variant: str, device: str, shader: Path | None) -
 
 
 def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
-    """What the facts' shader is and compiles to here, with the float modes that the facts declare.
-
-    Raises:
-        ValueError: no such variant or shader file, or it does not compile.
-        EnvironmentProblem: no compiler, and not in the cache.
-    """
+    """What the facts' shader is and compiles to here, with the float modes that the facts declare."""
     source, variant = ROOT / facts.shader, variant_named(facts.variant)
     if not source.is_file():
         raise ValueError(f"no shader file {facts.shader}")
-    try:
+    with _translated():
         shader = compiler.compile_shader(source, variant.defines, tuple(filter(None, facts.execution_modes.split(","))))
+    today, numerics = _described(variant, source, shader)
+    return replace(today, device=facts.device, driver=facts.driver), numerics
+
+
+def _described(variant: Variant, source: Path, shader: compiler.Shader) -> tuple[TargetFacts, Numerics]:
+    """The facts, but for the device's, and what the shader's own bytes declare (contract 3.4)."""
+    resolved, modes = source.resolve(), ",".join(shader.float_modes)
+    path = str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved)
+    glsl = hashlib.sha256(source.read_bytes()).hexdigest()
+    precise = "1" if is_precise(shader.spirv) else "0"
+    declared = float_modes({"execution_modes": modes, "precise": precise, "io_storage": variant.io_storage})
+    facts = TargetFacts("impl", variant.name, modes, path, glsl, shader.sha256)
+    return facts, Numerics(variant.scale_dtype, variant.output_dtype, declared)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The kernel's errors as those of a target."""
+    try:
+        yield
+    except (ShaderToolMissing, DeviceLacksFeature) as error:
+        raise EnvironmentProblem(str(error)) from error
     except ShaderCompileError as error:
         raise ValueError(str(error)) from error
-    except ShaderToolMissing as error:
-        raise EnvironmentProblem(str(error)) from error
-    return _facts(variant, source, shader, facts.device, facts.driver), _numerics(variant, shader)
-
-
-def _facts(variant: Variant, source: Path, shader: compiler.Shader, device: str, driver: str) -> TargetFacts:
-    resolved = source.resolve()
-    return TargetFacts(
-        subject="impl",
-        variant=variant.name,
-        execution_modes=",".join(shader.float_modes),
-        shader=str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved),
-        glsl_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-        spirv_sha256=shader.sha256,
-        device=device,
-        driver=driver,
-    )
-
-
-def _numerics(variant: Variant, shader: compiler.Shader) -> Numerics:
-    """What the shader's own bytes declare (contract 3.4)."""
-    declared = {
-        "execution_modes": ",".join(shader.float_modes),
-        "precise": "1" if is_precise(shader.spirv) else "0",
-        "io_storage": variant.io_storage,
-    }
-    return Numerics(variant.scale_dtype, variant.output_dtype, float_modes(declared))
+    except DeviceLimitExceeded as error:
+        raise ExceedsLimit(str(error)) from error
 
 
 class DeviceTarget:
@@ -103,14 +92,10 @@ class DeviceTarget:
 
     def __init__(self, device: Device, variant: Variant, source: Path) -> None:
         self._device, self._variant = device, variant
-        try:
+        with _translated():
             self._shader = embedding_shader(device.info, variant, source)
-        except ShaderToolMissing as error:
-            raise EnvironmentProblem(str(error)) from error
-        except ShaderCompileError as error:
-            raise ValueError(str(error)) from error
-        self.facts = _facts(variant, source, self._shader, device.info.name, device.info.driver)
-        self.numerics = _numerics(variant, self._shader)
+        facts, self.numerics = _described(variant, source, self._shader)
+        self.facts = replace(facts, device=device.info.name, driver=device.info.driver)
         self.seconds = {"device": 0.0, "transfer": 0.0}
         self._stream: Stream | None = None
         self._table: tuple[Array, Array] | None = None
@@ -132,7 +117,7 @@ class DeviceTarget:
                 chunk //= 2
         return chunk
 
-    def products(self, slot: int, scales: Array) -> Products:
+    def products(self, slot: int, scales: Array) -> Result:
         """Streamed where output and indices are buffers, else through the checked path."""
         if self._stream is not None:
             return self._stream.products(slot, scales)
@@ -142,33 +127,20 @@ class DeviceTarget:
         padded.reshape(-1)[: scales.size] = scales
         result = self._run(packed, padded, GROUP, indices)
         bits = result.out.reshape(-1, 16)[: scales.size]
-        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(result))
+        return Result(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), _damage(result))
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Result:
         """Pack with the reference's layouts and run checked: poison, guard bands, two runs."""
         packed = (pack_flat if self._variant.weight_layout == "flat" else pack_blocks)(values)
         result = self._run(packed, scales, group_size, indices)
-        return LookupResult(result.out, _damage(result))
+        return Result(result.out, _damage(result))
 
     def _run(self, packed: Array, scales: Array, group_size: int, indices: Array) -> KernelResult:
-        started = time.perf_counter()
-        try:
-            return run_embedding(
-                self._device,
-                self._variant,
-                packed,
-                scales,
-                group_size,
-                indices,
-                vocab_size=scales.shape[0],
-                shader=self._shader,
-            )
-        except DeviceLimitExceeded as error:
-            raise ExceedsLimit(str(error)) from error
-        except DeviceLacksFeature as error:
-            raise EnvironmentProblem(str(error)) from error
-        finally:
-            self.seconds["device"] += time.perf_counter() - started
+        started, table = time.perf_counter(), (packed, scales, group_size, indices)
+        with _translated():
+            result = run_embedding(self._device, self._variant, *table, vocab_size=scales.shape[0], shader=self._shader)
+        self.seconds["device"] += time.perf_counter() - started
+        return result
 
     def close(self) -> None:
         """Free everything and close the device."""

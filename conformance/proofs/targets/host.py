@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance.harness.observation import EnvironmentProblem
-from conformance.proofs.target import Array, LookupResult, Numerics, Products, TargetFacts
+from conformance.proofs.target import Array, Numerics, Result, TargetFacts
 from reference.arithmetic.accept import HOST
 from reference.q4_embedding_ref import embedding_q4gsw
 from reference.table.layouts import pack_flat, pack_linear_weight
@@ -70,16 +70,16 @@ class HostTarget:
         self._packed = self._pack(np.broadcast_to(codes, (self._indices.size, _COLUMNS)))
         return chunk
 
-    def products(self, slot: int, scales: Array) -> Products:  # noqa: ARG002 - as above
+    def products(self, slot: int, scales: Array) -> Result:  # noqa: ARG002 - as above
         """One eager call."""
         padded = np.zeros((self._indices.size, _PER_ROW), scales.dtype)
         padded.reshape(-1)[: scales.size] = scales
         bits = self._call(self._packed, padded, _GROUP, self._indices).reshape(-1, 16)[: scales.size]
-        return Products(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"), "")
+        return Result(np.ascontiguousarray(bits).view(f"u{bits.itemsize}"))
 
-    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> LookupResult:
+    def lookup(self, values: Array, scales: Array, group_size: int, indices: Array) -> Result:
         """One eager call."""
-        return LookupResult(self._call(self._pack(values), scales, group_size, indices), "")
+        return Result(self._call(self._pack(values), scales, group_size, indices))
 
     def _call(self, packed: Array, scales: Array, group_size: int, indices: Array) -> Array:
         started = time.perf_counter()

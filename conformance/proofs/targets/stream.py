@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.proofs.target import Array, Products
+from conformance.proofs.target import Array, Result
 from impl.dispatch.grid import guard_bytes
 from impl.dispatch.job import Operand
 from impl.dispatch.request import check_request
@@ -48,8 +48,7 @@ def table(variant: Variant, scales: int) -> tuple[Array, Array]:
 class Stream:
     """A variant with buffers for output and indices, opened for chunks of ``chunk`` scales in ``slots`` slots.
 
-    Raises:
-        DeviceLimitExceeded: the device cannot hold such a chunk.
+    Raises DeviceLimitExceeded where the device cannot hold such a chunk.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Stream:
         vk = self._device.vk
         vk.vkCmdCopyBuffer(commands, source.handle, target.handle, 1, [vk.VkBufferCopy(size=size)])
 
-    def products(self, slot: int, scales: Array) -> Products:
+    def products(self, slot: int, scales: Array) -> Result:
         """See ``conformance.proofs.target.Target``."""
         nan, finite = _POISON[self._variant.output_dtype]
         bits, damage = self._run(self._hosts[slot], scales, nan)
@@ -135,7 +134,7 @@ class Stream:
                 at = int(np.flatnonzero((bits != again).reshape(-1))[0])
                 unsigned = scales.view(f"u{scales.itemsize}")
                 damage = f"scale {unsigned[at // 16]:#x}, code {at % 16}: not written, or two runs differ"
-        return Products(bits, damage)
+        return Result(bits, damage)
 
     def _run(self, host: Buffer, scales: Array, poison: int) -> tuple[Array, str]:
         vk, whole = self._device.vk, self._bytes + 2 * self._guard

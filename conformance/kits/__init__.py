@@ -1,1 +1,1 @@
-"""Cases as files, for runtimes that are elsewhere."""
+"""Cases as files, for runtimes that are elsewhere: docs/kits.md, docs/contract.md section 3."""

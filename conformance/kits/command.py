@@ -1,7 +1,4 @@
-"""Calling a runtime that is a command: once a kit, without a shell, with a time limit.
-
-Source: docs/kits.md, "A runner on this machine".
-"""
+"""Calling a runtime that is a command: once a kit, without a shell, with a time limit."""
 
 import os
 import shlex

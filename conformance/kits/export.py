@@ -1,7 +1,4 @@
-"""Writes kits: builds a case's program, lowers it, and puts down everything that a runtime and the judge need.
-
-Source: docs/kits.md; docs/contract.md section 3.
-"""
+"""Writes kits: builds a case's program, lowers it, and puts down everything that a runtime and the judge need."""
 
 import hashlib
 import shutil

@@ -2,15 +2,13 @@
 
 A kit is judged as its RUN case is. Where the runtime computed an output nobody saw: every lookup that may fuse, and
 every linear, is judged as a delegate's.
-
-Source: docs/kits.md; docs/contract.md section 3.
 """
 
 import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conformance.judging import compare
@@ -50,8 +48,8 @@ class Profile:
     def facts(self) -> dict[str, str]:
         """The facts that ``compare.float_modes`` reads, and a verdict shows."""
         modes, precise = ",".join(self.execution_modes), "1" if self.precise else "0"
-        facts = {"device": self.device, "driver": self.driver, "io_storage": self.io_storage}
-        return {name: fact for name, fact in facts.items() if fact} | {"execution_modes": modes, "precise": precise}
+        facts = {**vars(self), "execution_modes": modes, "precise": precise}
+        return {name: fact for name, fact in facts.items() if fact}
 
 
 def read_profile(path: Path) -> dict[str, str]:
@@ -82,16 +80,18 @@ def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Mapping[str, str] | 
         delegated = {name for name, reasons in violations(kit.program).items() if not reasons}
         delegated |= {step.name for step in kit.program.steps if isinstance(step, Linear)}
         mismatch, strict = judge_outputs(kit.program, arrays, modes, delegated, {})
-    return Verdict(
-        case=kit.case.id,
-        stage="RUN",
-        subject=subject,
-        outcome=FAIL if mismatch else PASS,
-        signature=signature("RUN", mismatch) if mismatch else "",
-        reason=mismatch.line() if mismatch else "",
-        mismatch=as_data(mismatch) if mismatch else None,
+    known = dict(facts or {"arithmetic": "host"})
+    verdict = Verdict(
+        kit.case.id,
+        "RUN",
+        subject,
+        PASS,
         strict=strict,
         digest=digest.hexdigest(),
-        facts=dict(facts or {"arithmetic": "host"}),
+        facts=known,
         source=kit.case.contract,
     )
+    if mismatch is None:
+        return verdict
+    wrong, reason = signature("RUN", mismatch), mismatch.line()
+    return replace(verdict, outcome=FAIL, signature=wrong, reason=reason, mismatch=as_data(mismatch))

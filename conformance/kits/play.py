@@ -1,7 +1,4 @@
-"""The command-line runner that plays kits: delegates on our Vulkan kernel, the rest on the wheel's CPU runtime.
-
-Source: docs/kits.md.
-"""
+"""The command-line runner that plays kits: delegates on our Vulkan kernel, the rest on the wheel's CPU runtime."""
 
 from pathlib import Path
 

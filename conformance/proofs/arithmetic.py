@@ -2,8 +2,6 @@
 
 One thread feeds the target; while it computes and moves a chunk, the others judge the chunk before. A chunk
 counts once all of it is judged, and then it is in the journal.
-
-Source: docs/contract.md section 3; docs/proofs.md.
 """
 
 import os
@@ -22,7 +20,6 @@ from conformance.proofs.certificate import ArithmeticClaim, Stages, Timing
 from conformance.proofs.domain import Domain
 from conformance.proofs.journal import Journal, Record
 from conformance.proofs.target import Array, Numerics, Target
-from conformance.serialize import unstructure
 from reference.arithmetic.accept import CODES, accept_products
 from reference.arithmetic.accept_many import BLOCK, FIRST, Refused, Tally, judge_rows
 
@@ -38,7 +35,9 @@ _THREADS, _MANY, _LARGE_BLOCK = 6, 3, 1 << 15
 
 def header(target: Target, domain: Domain, chunk: int, versions: Mapping[str, str]) -> dict[str, Any]:
     """What a journal of this proof begins with."""
-    return {"target": unstructure(target.facts), "domain": domain.name, "chunk": chunk, "versions": dict(versions)}
+    facts = {f"target.{name}": fact for name, fact in vars(target.facts).items()}
+    known = {f"versions.{name}": version for name, version in versions.items()}
+    return {"domain": domain.name, "chunk": chunk, **facts, **known}
 
 
 def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threads: int | None = None) -> None:

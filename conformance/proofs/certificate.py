@@ -7,6 +7,7 @@ times, so that two runs agree, ``digest`` one over everything.
 Source: docs/formats.md, "Certificates".
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from conformance.serialize import register_tagged, structure, unstructure
 
 VERSION = 2
 PROVEN, REFUTED = "proven", "refuted"
+_ABSENT = "not installed"
 #: How a case's outcome begins where the device cannot hold it; what follows names the limit.
 REFUSED = "refused: "
 
@@ -127,17 +129,15 @@ def timing(began: float, ended: float, working_s: float, stages: Mapping[str, fl
 def versions(subject: str) -> dict[str, str]:
     """The versions that a proof of the subject depends on."""
     packages = ["numpy", *{"impl": ["vulkan"], "executorch": ["torch", "executorch"]}.get(subject, [])]
-    known = {"python": platform.python_version()}
+    known = {"python": platform.python_version(), **dict.fromkeys(packages, _ABSENT)}
     for name in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             known[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            known[name] = "not installed"
     if subject == "impl":
-        known["glslc"] = "not installed"
+        printed = ""
         if shutil.which("glslc"):
             printed = subprocess.run(["glslc", "--version"], capture_output=True, text=True, check=True).stdout
-            known["glslc"] = printed.split("\n", 1)[0]
+        known["glslc"] = printed.partition("\n")[0] or _ABSENT
     return known
 
 
@@ -157,20 +157,12 @@ def _sha256(value: Any) -> str:
 
 
 def write(path: Path, certificate: Certificate) -> None:
-    """Write it, whole or not at all.
-
-    Raises:
-        Unwritable: says why.
-    """
+    """Write it, whole or not at all."""
     write_whole({path: json.dumps(sealed(certificate), indent=1, sort_keys=True) + "\n"})
 
 
 def read(path: Path) -> Certificate:
-    """A certificate whose form and seals are right; the claim itself is ``conformance.proofs.check``'s.
-
-    Raises:
-        Rejected: says in one line what is wrong.
-    """
+    """A certificate whose form and seals are right, or Rejected; the claim itself is ``conformance.proofs.check``'s."""
     try:
         data = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:

@@ -5,8 +5,6 @@ scales eleven bits a run (codes are 9, so that q is 1; eleven bits are exact in 
 number of the position that each element read. One more run complements the lowest four bits: what reads a
 constant, such as a padding row, cannot follow. Which index was read shows by writing the index's own position
 into the indices, digit by digit, where row v's scales all hold v.
-
-Source: docs/contract.md sections 1, 2 and 7; docs/proofs.md.
 """
 
 import math
@@ -100,23 +98,15 @@ class _Garbled(Exception):  # noqa: N818 - what the outputs are
 
 
 def wrong_reads(target: Target, shape: Shape) -> list[str]:
-    """The first element that reads the wrong code, scale or index, each in one line; empty where none does.
-
-    Raises:
-        ExceedsLimit: the target refuses the sizes.
-    """
+    """The first element that reads the wrong code, scale or index, each in one line; empty where none does."""
     indices = place_indices(shape)
     rows = indices.astype(np.int64).reshape(-1)[:, None]
     columns, groups = np.arange(shape.embed_dim), np.arange(shape.embed_dim) // shape.group_size
+    own = np.repeat(np.arange(rows.size)[:, None], columns.size, axis=1)
     reads = (
         ("code", _codes_read, rows * shape.embed_dim + columns, (shape.vocab_size, shape.embed_dim)),
         ("scale", _scales_read, rows * shape.groups + groups, (shape.vocab_size, shape.groups)),
-        (
-            "index",
-            _indices_read,
-            np.broadcast_to(np.arange(rows.size)[:, None], (rows.size, columns.size)),
-            shape.indices,
-        ),
+        ("index", _indices_read, own, shape.indices),
     )
     lines: list[str] = []
     for what, read, right, table in reads:

@@ -2,8 +2,6 @@
 
 The first line is the header: what is being proven, with what. Each further line is one finished chunk. A line that
 was cut off counts as not written.
-
-Source: docs/proofs.md, "Journal".
 """
 
 import json
@@ -70,7 +68,7 @@ class Journal:
         for name in sorted({*header, *self.header}):
             there, here = header.get(name), self.header.get(name)
             if there != here:
-                raise JournalRefused(f"{self.path} is of another proof: {_difference(name, there, here)}")
+                raise JournalRefused(f"{self.path} is of another proof: {name} is {there!r} there, {here!r} here")
         try:
             records = [structure(Record, chunk, f"chunk {number}") for number, chunk in enumerate(chunks)]
         except ValueError as error:
@@ -92,11 +90,3 @@ class Journal:
     def remove(self) -> None:
         """Delete it, once the certificate is written."""
         self.path.unlink()
-
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    """What differs; of two tables, the first field that does."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(k for k in sorted({*there, *here}) if there.get(k) != here.get(k))
-        return _difference(f"{name}.{key}", there.get(key), here.get(key))
-    return f"{name} is {there!r} there, {here!r} here"

@@ -3,8 +3,6 @@
 By enumeration for small tables: every code's number is written into the codes four bits a run, packed by the
 subject, and read back from every nibble. By exact integers for tables beyond 2**31 nibbles: a nibble's place
 is a mixed-radix number whose digits are quotients and remainders of row and column.
-
-Source: docs/contract.md section 1; docs/proofs.md.
 """
 
 import itertools

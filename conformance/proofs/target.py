@@ -2,8 +2,6 @@
 
 ``conformance/proofs/targets`` implements it: Vulkan devices (our shader, or one given by path), the wheel's eager
 operator, and the reference itself. Only they import torch, the Vulkan binding or ``impl``.
-
-Source: docs/proofs.md.
 """
 
 import importlib

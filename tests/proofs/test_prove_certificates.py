@@ -190,7 +190,7 @@ def test_a_fast_oracle_that_is_wrong_is_found_by_fractions(monkeypatch: pytest.M
         check.check(path, rerun=False)
 
 
-HEADER = {"kind": "arithmetic", "target": {"device": "one", "spirv_sha256": "a"}, "chunk": 4}
+HEADER = {"target.device": "one", "target.spirv_sha256": "a", "chunk": 4}
 
 
 def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        ({**HEADER, "target": {"device": "two", "spirv_sha256": "a"}}, "target.device is 'one' there, 'two' here"),
-        ({**HEADER, "target": {"device": "one", "spirv_sha256": "b"}}, "target.spirv_sha256 is 'a' there, 'b' here"),
+        ({**HEADER, "target.device": "two"}, "target.device is 'one' there, 'two' here"),
+        ({**HEADER, "target.spirv_sha256": "b"}, "target.spirv_sha256 is 'a' there, 'b' here"),
         ({**HEADER, "chunk": 8}, "chunk is 4 there, 8 here"),
     ],
 )

@@ -1,8 +1,6 @@
 """Proof target "impl": a variant of the embedding shader (ours, or one given by path) on a Vulkan device.
 
 Needs neither torch nor executorch.
-
-Source: docs/contract.md sections 3.4 and 7; docs/proofs.md.
 """
 
 import hashlib

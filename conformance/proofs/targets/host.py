@@ -1,7 +1,4 @@
-"""Proof targets on the host: "executorch" (the wheel's eager operator) and "reference" (our own numpy operator).
-
-Source: docs/contract.md sections 2 and 3.5; docs/proofs.md.
-"""
+"""Proof targets on the host: "executorch" (the wheel's eager operator) and "reference" (our own numpy operator)."""
 
 import platform
 import time

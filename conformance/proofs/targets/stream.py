@@ -6,8 +6,6 @@ the next chunk runs.
 The table has 512 columns in groups of 16 that hold the codes 0 to 15, and the indices are 0, 1, 2, ...: the
 output is 16 products a scale, in the order of the scales. Every output is filled with poison before the
 dispatch and has guard bands on both sides (contract 7.4).
-
-Source: docs/contract.md sections 1, 2 and 7; docs/proofs.md.
 """
 
 import time

@@ -3,6 +3,7 @@
 Source: docs/contract.md; each oracle names its section.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -69,42 +70,50 @@ class Finding:
     strict: bool | None = None
 
 
+def verdict_on(
+    case: Case,
+    subject: str,
+    outcome: str,
+    mismatch: Mismatch | None = None,
+    *,
+    reason: str = "",
+    strict: bool | None = None,
+    digest: str = "",
+    facts: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Return a verdict on ``subject``'s answer to ``case``; a mismatch gives its signature and reason."""
+    return Verdict(
+        case=case.id,
+        stage=case.stage,
+        subject=subject,
+        outcome=outcome,
+        signature=signature(case.stage, mismatch) if mismatch else "",
+        reason=mismatch.line() if mismatch else reason,
+        mismatch=as_data(mismatch) if mismatch else None,
+        strict=strict,
+        digest=digest,
+        facts=dict(facts or {}),
+        source=case.contract,
+    )
+
+
 def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
     facts = dict(getattr(observation, "facts", {}))
     digest = (
         hashlib.sha256(encode(timeless(observation))).hexdigest() if isinstance(observation, Arrays | Graph) else ""
     )
-
-    def verdict(
-        outcome: str, mismatch: Mismatch | None = None, reason: str = "", strict: bool | None = None
-    ) -> Verdict:
-        found = signature(case.stage, mismatch) if mismatch else ""
-        data = as_data(mismatch) if mismatch else None
-        return Verdict(
-            case=case.id,
-            stage=case.stage,
-            subject=subject,
-            outcome=outcome,
-            signature=found,
-            reason=reason,
-            mismatch=data,
-            strict=strict,
-            digest=digest,
-            facts=facts,
-            source=case.contract,
-        )
-
+    verdict = functools.partial(verdict_on, case, subject, digest=digest, facts=facts)
     if isinstance(observation, Unsupported):
         return verdict(UNSUPPORTED, reason=observation.reason)
     if isinstance(observation, Raised):
         raised = RaisedMismatch(observation.type, observation.message, observation.signal, observation.type)
-        return verdict(ERROR if observation.type in TROUBLE else FAIL, raised, raised.line())
+        return verdict(ERROR if observation.type in TROUBLE else FAIL, raised)
     if isinstance(observation, Refused):
         if _may_refuse(case.question, observation):
             return verdict(PASS, reason=f"refused: {observation.detail}")
         refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
-        return verdict(FAIL, refused, refused.line())
+        return verdict(FAIL, refused)
     oracles: dict[str, Callable[[Any, Any], Finding]]
     oracles = {
         "QUANTIZE": _quantize,
@@ -122,11 +131,9 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
         wrong = RaisedMismatch(
             "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
         )
-        return verdict(ERROR, wrong, wrong.line())
+        return verdict(ERROR, wrong)
     finding = oracle(case.question, observation)
-    if finding.mismatch is None:
-        return verdict(PASS, strict=finding.strict)
-    return verdict(FAIL, finding.mismatch, finding.mismatch.line(), finding.strict)
+    return verdict(FAIL if finding.mismatch else PASS, finding.mismatch, strict=finding.strict)
 
 
 def _may_refuse(question: Question, refused: Refused) -> bool:

@@ -8,13 +8,14 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.judging import compare
+from conformance.judging.judge import verdict_on
 from conformance.judging.lowered import judge_outputs
 from conformance.kits.kit import Array, Kit, WrongFile, read_tensor
-from conformance.results.mismatch import DtypeShapeMismatch, Mismatch, as_data, signature
+from conformance.results.mismatch import DtypeShapeMismatch, Mismatch
 from conformance.results.verdict import FAIL, PASS, Verdict
 from conformance.serialize import structure
 from reference.arithmetic.accept import HOST
@@ -80,18 +81,5 @@ def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Mapping[str, str] | 
         delegated = {name for name, reasons in violations(kit.program).items() if not reasons}
         delegated |= {step.name for step in kit.program.steps if isinstance(step, Linear)}
         mismatch, strict = judge_outputs(kit.program, arrays, modes, delegated, {})
-    known = dict(facts or {"arithmetic": "host"})
-    verdict = Verdict(
-        kit.case.id,
-        "RUN",
-        subject,
-        PASS,
-        strict=strict,
-        digest=digest.hexdigest(),
-        facts=known,
-        source=kit.case.contract,
-    )
-    if mismatch is None:
-        return verdict
-    wrong, reason = signature("RUN", mismatch), mismatch.line()
-    return replace(verdict, outcome=FAIL, signature=wrong, reason=reason, mismatch=as_data(mismatch))
+    known, outcome = facts or {"arithmetic": "host"}, FAIL if mismatch else PASS
+    return verdict_on(kit.case, subject, outcome, mismatch, strict=strict, digest=digest.hexdigest(), facts=known)

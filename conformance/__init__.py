@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
 from conformance.case.operands import Operands, operands, table_values
+from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.observation import (
     Arrays,
     Decision,
-    EnvironmentProblem,
     File,
     Graph,
     Observation,

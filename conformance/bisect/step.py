@@ -104,7 +104,7 @@ def _judge_file(search: Search, files: Path) -> Verdict:
     case = case_from_toml(search.case)
     file, _, name = search.what[0].rpartition(":")
     if not (files / file).is_file():
-        return judge(case, Raised("Untestable", f"the commit has no {file}"), file)
+        return judge(case, Raised("Untestable", f"the commit has no {file}", trouble=True), file)
     with Worker(f"{files / file}:{name}", search.seconds, files) as worker:
         observation = worker.run(case)
     if isinstance(observation, Raised) and observation.loading:

@@ -17,7 +17,7 @@ from conformance.bisect.search import Search, SearchEnded, Step
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.subject import check_name
 from conformance.harness.worker import CASE_SECONDS
 from conformance.results import replay

@@ -18,7 +18,7 @@ from conformance.case.case import LEVELS, Case
 from conformance.case.catalogue import load, select
 from conformance.cli import report
 from conformance.files import DISK, Unwritable, check_writable, new_folder, unwritable
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.worker import CASE_SECONDS
 from conformance.kits.command import run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile

@@ -16,7 +16,7 @@ from conformance.cli import models
 from conformance.cli import report as cli_report
 from conformance.cli import versions as cli_versions
 from conformance.files import DISK, new_folder, unwritable
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.subject import check_name
 from conformance.harness.worker import CASE_SECONDS, Worker
 from conformance.results import replay

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conformance.files import DISK, check_writable, unwritable
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.proofs import arithmetic as prove_arithmetic
 from conformance.proofs import certificate
 from conformance.proofs import check as prove_check

@@ -12,13 +12,18 @@ import signal
 import struct
 import sys
 import traceback
+from types import FrameType
 from typing import BinaryIO
 
 from conformance.case.toml import case_from_toml
-from conformance.harness.observation import EnvironmentProblem, Observation, Raised, Unsupported, Untestable, encode
+from conformance.harness.errors import EnvironmentProblem, Untestable
+from conformance.harness.observation import Observation, Raised, Unsupported, encode
 from conformance.harness.subject import Subject, load
 
 _PR_SET_PDEATHSIG = 1
+_SUITE = frozenset({"__main__", "conformance", "reference"})
+#: Packages in which nothing is the implementation under test, though it may raise there.
+_BENEATH = frozenset({"torch", "functorch", "torchgen", "numpy", "sympy", "mpmath"})
 
 
 def answer(subject: Subject, toml: str) -> Observation:
@@ -28,10 +33,37 @@ def answer(subject: Subject, toml: str) -> Observation:
         reason = subject.supports(case)
         return Unsupported(reason) if reason is not None else subject.run(case)
     except (EnvironmentProblem, Untestable) as problem:
-        return Raised(type(problem).__name__, str(problem))
+        return Raised(type(problem).__name__, str(problem), trouble=True)
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
         traceback.print_exc()
-        return Raised(type(error).__name__, str(error))
+        return Raised(type(error).__name__, str(error), raised_at(error))
+
+
+def raised_at(error: BaseException) -> str:
+    """Return module.function of the innermost frame of the implementation under test, "" where there is none.
+
+    Where only torch and what is beneath it raised, it is the function of theirs that the suite called. The suite's own
+    exceptions are about a file or a device, and name no place.
+    """
+    if type(error).__module__.partition(".")[0] in _SUITE:
+        return ""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    stacks = [[frame for frame, _ in traceback.walk_tb(link.__traceback__)] for link in reversed(chain)]
+    for stack in stacks:
+        for frame in reversed(stack):
+            if _root(frame) not in _SUITE | _BENEATH | sys.stdlib_module_names:
+                return _place(frame)
+    return next((_place(f) for f in stacks[-1] if _root(f) not in _SUITE | sys.stdlib_module_names), "")
+
+
+def _root(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "__main__")).partition(".")[0]
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname.replace('<locals>.', '')}"
 
 
 def read_frame(stream: BinaryIO) -> bytes | None:
@@ -73,13 +105,14 @@ def main(arguments: list[str]) -> None:
                 except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
                     traceback.print_exc()
                     message = f"subject {name} cannot be loaded: {error!r}"
-                    write_frame(replies, encode(Raised("EnvironmentProblem", message, loading=True)))
+                    write_frame(replies, encode(Raised("EnvironmentProblem", message, trouble=True, loading=True)))
                     continue
             reply = answer(subject, frame.decode())
             try:
                 data = encode(reply)
             except Exception as error:  # noqa: BLE001 - a subject may return anything
-                data = encode(Raised("BadObservation", f"{type(reply).__name__} cannot be encoded: {error!r}"))
+                message = f"{type(reply).__name__} cannot be encoded: {error!r}"
+                data = encode(Raised("BadObservation", message, trouble=True))
             write_frame(replies, data)
             if not settled:
                 gc.freeze()  # what was imported stays: walking torch's modules again and again would cost a tenth

@@ -1,7 +1,12 @@
-"""What can be wrong with a model file, as one-line exceptions.
+"""What is wrong outside of the implementation under test, as one-line exceptions: the machine, a file, a request."""
 
-Source: docs/contract.md section 6.
-"""
+
+class EnvironmentProblem(Exception):  # noqa: N818 - it names the state of the machine
+    """The machine lacks something, such as a driver; the verdict is ERROR."""
+
+
+class Untestable(Exception):  # noqa: N818 - it names the state of what was given
+    """What was given as the subject cannot be tried at all, as a source tree that does not import (bisect: 125)."""
 
 
 class BadFile(ValueError):  # noqa: N818 - it names the file's state

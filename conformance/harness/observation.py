@@ -106,22 +106,27 @@ class File:
 
 @dataclass(frozen=True)
 class Refused:
-    """The subject declined the whole case, with its reason."""
+    """The subject declined the whole case, with its reason; ``limit`` names the device's limit that it exceeds."""
 
     reason: str
     detail: str = ""
+    limit: str = ""
 
 
 @dataclass(frozen=True)
 class Raised:
-    """The subject raised, died or hung. ``signal`` names the signal that killed it, if one did.
+    """The subject raised, died or hung.
 
-    ``loading``: the subject itself could not be loaded.
+    ``where``: module.function of the implementation under test that raised. ``signal``: what killed the process, if
+    a signal did. ``trouble``: it is the machine's or the harness's, and no failure of the subject; ``loading``: the
+    subject itself could not be loaded.
     """
 
     type: str
     message: str
+    where: str = ""
     signal: str = ""
+    trouble: bool = False
     loading: bool = False
 
 
@@ -147,14 +152,6 @@ _TYPES: dict[str, Any] = {t.__name__: t for t in (Arrays, Graph, File, Refused, 
 _STRUCTURED: dict[str, Any] = {"places": Mapping[str, Place], "content": FileContent}
 _MAX_HEADER = 64 << 20
 _MAX_ARRAY = 4 << 30
-
-
-class EnvironmentProblem(Exception):  # noqa: N818 - it is not the subject's error but the machine's
-    """A subject's adapter raises this when the machine lacks something; the verdict is ERROR."""
-
-
-class Untestable(Exception):  # noqa: N818 - it is not the subject's error either
-    """What was given as the subject cannot be tried at all, as a source tree that does not import (bisect: 125)."""
 
 
 def encode(observation: Observation) -> bytes:

@@ -72,12 +72,12 @@ class Worker:
             observation = decode(self._read(length, deadline))
         except TimeoutError:
             tail = self._kill()
-            return Raised("Timeout", f"{tail}\nno answer within {limit:g} s", "SIGKILL")
+            return Raised("Timeout", f"{tail}\nno answer within {limit:g} s", signal="SIGKILL", trouble=True)
         except (EOFError, BrokenPipeError):
             return self._died()
         except ValueError as error:
             self._kill()
-            return Raised("BadObservation", str(error))
+            return Raised("BadObservation", str(error), trouble=True)
         self._warm = True
         return observation
 
@@ -147,7 +147,8 @@ class Worker:
         code = self._child.returncode
         tail = self._kill()
         name = signal.Signals(-code).name if code is not None and code < 0 else ""
-        return Raised("Died", f"{tail}\nthe subject's process ended with {name or f'exit code {code}'}", name)
+        message = f"{tail}\nthe subject's process ended with {name or f'exit code {code}'}"
+        return Raised("Died", message, signal=name, trouble=True)
 
     def _kill(self, *, closed: bool = False) -> str:
         """Kill the child's whole session, forget it, and return the tail of what it printed."""

@@ -45,8 +45,8 @@ from reference.program.values import tensor_values, values_array
 from reference.table import layouts
 from reference.table.quantize import quantize_hqq, quantize_no_clipping, quantize_symmetric
 
-#: ``Raised.type`` of what is the machine's or the harness's trouble, not a wrong result.
-TROUBLE = ("EnvironmentProblem", "Untestable", "Timeout", "Died", "BadObservation")
+#: The reason in the signature of a refusal for which the subject gives none.
+NO_REASON = "no_reason"
 _PACKERS = {
     "flat": layouts.pack_flat,
     "linear_weight": layouts.pack_linear_weight,
@@ -107,12 +107,14 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     if isinstance(observation, Unsupported):
         return verdict(UNSUPPORTED, reason=observation.reason)
     if isinstance(observation, Raised):
-        raised = RaisedMismatch(observation.type, observation.message, observation.signal, observation.type)
-        return verdict(ERROR if observation.type in TROUBLE else FAIL, raised)
+        reason = f"{observation.type}@{observation.where}" if observation.where else observation.type
+        raised = RaisedMismatch(observation.type, observation.message, observation.signal, reason)
+        return verdict(ERROR if observation.trouble else FAIL, raised)
     if isinstance(observation, Refused):
         if _may_refuse(case.question, observation):
             return verdict(PASS, reason=f"refused: {observation.detail}")
-        refused = RaisedMismatch("Refused", f"{observation.reason}: {observation.detail}", "", observation.reason)
+        message = f"{observation.reason}: {observation.detail}"
+        refused = RaisedMismatch("Refused", message, "", observation.reason or NO_REASON)
         return verdict(FAIL, refused)
     oracles: dict[str, Callable[[Any, Any], Finding]]
     oracles = {
@@ -139,8 +141,7 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
 def _may_refuse(question: Question, refused: Refused) -> bool:
     """Whether refusing is right: a limit of the device by its name (contract 7.5), or force_fp16 (3.7)."""
     if isinstance(question, Dispatch):
-        limit = question.exceeds_limit
-        return bool(limit) and refused.reason == "device_limit" and limit in refused.detail
+        return refused.reason == "device_limit" and refused.limit == question.exceeds_limit != ""
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"
 
 
@@ -184,7 +185,7 @@ def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
             return DecisionMismatch(lookup, f"refused ({why})", "fused", f"undue_fusion:{min(reasons)}")
         if not decision.fused and not reasons:
             said = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
-            return DecisionMismatch(lookup, "fused", said, f"missed_fusion:{decision.reason}")
+            return DecisionMismatch(lookup, "fused", said, f"missed_fusion:{decision.reason or NO_REASON}")
         if decision.reason and decision.reason not in reasons:
             return DecisionMismatch(lookup, f"refused ({why})", f"refused ({decision.reason})", "wrong_reason")
     return None

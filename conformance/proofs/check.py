@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.proofs import arithmetic, certificate, indexing, layout, target
 from conformance.proofs.certificate import PROVEN, REFUSED, ArithmeticClaim, CasesClaim, IndexingClaim, Rejected
 from conformance.proofs.domain import Domain, parse

@@ -6,7 +6,7 @@ validation layer, and every message of the layer raises. Needs neither torch nor
 
 import os
 
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from impl.errors import VulkanUnavailable
 from impl.gpu.device import list_devices
 from impl.gpu.info import choose_device

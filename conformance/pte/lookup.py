@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkGraph, VkStorageType, VkTensor
 
-from conformance.harness.errors import CannotRun, DeviceWouldFail, UnservedGroupSize
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import CannotRun, DeviceWouldFail, EnvironmentProblem, UnservedGroupSize
 from conformance.pte.device import open_device
 from conformance.pte.file import DTYPES
 from conformance.pte.spirv import is_precise

@@ -15,7 +15,7 @@ from conformance.case.case import LEVELS, STAGES, Case
 from conformance.case.catalogue import load, nearest, select
 from conformance.cli import report as cli_report
 from conformance.files import Unwritable, new_folder
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.subject import check_name
 from conformance.harness.worker import CASE_SECONDS, Worker
 from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, XFAIL, Verdict

@@ -12,7 +12,8 @@ import functools
 from pathlib import Path
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Table
-from conformance.harness.observation import Observation, Untestable
+from conformance.harness.errors import Untestable
+from conformance.harness.observation import Observation
 from conformance.sources.tree import GENERATOR, GLSL, SourceTree, copy_of, source_tree
 from conformance.subjects import executorch, overlay
 from conformance.subjects.stages import answer, unlowerable

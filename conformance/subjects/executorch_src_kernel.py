@@ -9,7 +9,8 @@ from typing import Literal
 
 from conformance.case.case import Dispatch, EndToEnd, Table
 from conformance.case.operands import table_values
-from conformance.harness.observation import Arrays, EnvironmentProblem, Observation, Refused, Unsupported, Untestable
+from conformance.harness.errors import EnvironmentProblem, Untestable
+from conformance.harness.observation import Arrays, Observation, Refused, Unsupported
 from conformance.pte.device import open_device
 from conformance.pte.spirv import bindings, is_precise
 from conformance.sources.tree import HOST

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from conformance.case import case as cases
 from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
-from conformance.harness.observation import Arrays, EnvironmentProblem, Graph, Observation, Refused
+from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.observation import Arrays, Graph, Observation, Refused
 from conformance.pte.device import open_device
 from conformance.pte.spirv import is_precise
 from conformance.subjects.stages import (
@@ -139,7 +140,7 @@ def run_kernel(
     except (ShaderToolMissing, DeviceLacksFeature) as error:
         raise EnvironmentProblem(str(error)) from error
     except DeviceLimitExceeded as error:
-        return Refused("device_limit", str(error))
+        return Refused("device_limit", str(error), error.limit)
     facts = facts_of(result, question, precise=is_precise(shader.spirv))
     return Arrays({"out": result.out}, {**table.facts, **facts})
 

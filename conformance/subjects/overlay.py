@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from conformance.harness.observation import Untestable
+from conformance.harness.errors import Untestable
 from conformance.sources.tree import ROOTS
 
 _GENERATED = "exir/_serialize/generated"

@@ -129,7 +129,7 @@ def test_the_first_stage_that_is_wrong_is_the_culprit() -> None:
     def verdict(stage: str, signature: str) -> Verdict:
         return Verdict("x/y", stage, "s", "FAIL" if signature else "PASS", signature)
 
-    decided = [verdict("MATCH", "MATCH/decision/missed_fusion:"), verdict("PACK", "PACK/layout/x")]
+    decided = [verdict("MATCH", "MATCH/decision/missed_fusion:no_reason"), verdict("PACK", "PACK/layout/x")]
     assert culprit(decided) == decided[0]
     bits = [
         verdict("MATCH", "MATCH/array/values"),

@@ -37,7 +37,11 @@ def has_packed(case: Case) -> bool:
 
 
 def bad(kind: str) -> Callable[[Case], Observation]:
-    return lambda case: Raised(kind, "a miniature's mistake") if has_packed(case) else impl.run_match(case.program)
+    return lambda case: (
+        Raised(kind, "a miniature's mistake", trouble=kind == "Died")
+        if has_packed(case)
+        else impl.run_match(case.program)
+    )
 
 
 def test_the_player_passes_and_leaves_no_journal(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ class FusesNothing(MatchBug):
     """Refuses every lookup, which is safe and useless."""
 
     near = "synthetic/torchao/v"
-    signatures = ("MATCH/decision/missed_fusion:",)
+    signatures = ("MATCH/decision/missed_fusion:no_reason",)
 
     def fuse(self, program: Any) -> tuple[Any, Any]:
         from impl.matcher import FusionReport

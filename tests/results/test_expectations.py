@@ -11,9 +11,10 @@ from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, X
 from tests.runs.test_cli import MINIATURES, conformance, suite
 
 CASES = load()
+RAISED = "PACK/raised/KeyError@subject_misbehaving.Raises.bad"
 ENTRY = """[[known]]
 defect = "one-row-raises"
-signature = ["PACK/raised/KeyError"]
+signature = ["PACK/raised/KeyError@subject_misbehaving.Raises.bad"]
 case = ["pack/*/v1", "pack/worked-bytes/*"]
 reason = "a miniature's mistake"
 link = "https://example.org/1"
@@ -33,7 +34,7 @@ def verdict(outcome: str, signature: str = "", case: str = "pack/flat/v1") -> Ve
 @pytest.mark.parametrize(
     ("outcome", "signature", "becomes"),
     [
-        (FAIL, "PACK/raised/KeyError", XFAIL),
+        (FAIL, RAISED, XFAIL),
         (FAIL, "PACK/layout/codes", FAIL),
         (PASS, "", XPASS),
         (ERROR, "PACK/raised/Timeout", ERROR),
@@ -48,7 +49,7 @@ def test_strict_both_ways(tmp_path: Path, outcome: str, signature: str, becomes:
 
 def test_another_failure_says_what_was_expected(tmp_path: Path) -> None:
     found = loaded(tmp_path, ENTRY).apply(verdict(FAIL, "PACK/layout/codes"))
-    assert "expected PACK/raised/KeyError (one-row-raises) instead" in found.reason
+    assert f"expected {RAISED} (one-row-raises) instead" in found.reason
 
 
 def test_other_versions_are_expected_to_pass(tmp_path: Path) -> None:
@@ -65,11 +66,11 @@ def test_other_versions_are_expected_to_pass(tmp_path: Path) -> None:
         ('"https://example.org/1"', '""', "link is empty"),
         ("pack/*/v1", "pack/*/v1000", "case pattern 'pack/*/v1000' matches no case"),
         ("one-row-raises", "One row", "defect 'One row' must be a short name"),
-        ("PACK/raised/KeyError", "PACK/raised/EnvironmentProblem", "not one that a subject's failure can have"),
-        ("PACK/raised/KeyError", "raised", "not one that a subject's failure can have"),
-        ('"PACK/raised/KeyError"', '"PACK/raised/A", "PACK/raised/B"', "two signatures of one stage"),
-        ("PACK/raised/KeyError", "MATCH/raised/KeyError", "no signature is of stage PACK"),
-        ('["PACK/raised/KeyError"]', "[]", "at least one of them"),
+        (RAISED, "PACK/raised/EnvironmentProblem", "not one that a subject's failure can have"),
+        (RAISED, "raised", "not one that a subject's failure can have"),
+        (f'"{RAISED}"', '"PACK/raised/A", "PACK/raised/B"', "two signatures of one stage"),
+        (RAISED, "MATCH/raised/KeyError", "no signature is of stage PACK"),
+        (f'["{RAISED}"]', "[]", "at least one of them"),
         ("[[known]]", "[[know]]", "has include and [[known]] entries and nothing else"),
         ("[[known]]", "[[known]", "line"),
     ],

@@ -86,7 +86,8 @@ def test_both_ways_of_running_write_all_files(tmp_path: Path) -> None:
         for page in (tmp_path / "cli" / "report.html", tmp_path / "pytest" / "report.html")
     )
     assert by_cli == by_pytest
-    assert 'name="signature" value="PACK/raised/KeyError"' in (tmp_path / "pytest" / "junit.xml").read_text()
+    named = 'name="signature" value="PACK/raised/KeyError@subject_misbehaving.Raises.bad"'
+    assert named in (tmp_path / "pytest" / "junit.xml").read_text()
 
 
 def test_a_page_is_made_anew_from_the_verdicts(tmp_path: Path) -> None:

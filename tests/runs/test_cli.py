@@ -85,13 +85,13 @@ def test_a_failure_replays_from_its_file_alone_in_an_empty_directory(tmp_path: P
     report = tmp_path / "r"
     done = conformance("run", "--subject", f"{MINIATURES}:Raises", *PACK, "--report", str(report))
     assert done.returncode == 1
-    assert "PACK/raised/KeyError" in done.stdout
+    assert "PACK/raised/KeyError@subject_misbehaving.Raises.bad" in done.stdout
     elsewhere = tmp_path / "empty"
     elsewhere.mkdir()
     shutil.copy(report / "replay" / "pack__flat__v1.toml", elsewhere / "case.toml")
     again = conformance("replay", "case.toml", cwd=elsewhere)
     assert again.returncode == 1
-    assert "recorded signature: PACK/raised/KeyError (the same failure)" in again.stdout
+    assert "recorded signature: PACK/raised/KeyError@subject_misbehaving.Raises.bad (the same failure)" in again.stdout
     mended = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Good", cwd=elsewhere)
     assert mended.returncode == 0
     assert "not the recorded failure" in mended.stdout

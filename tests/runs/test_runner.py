@@ -36,7 +36,7 @@ def test_a_good_subject_passes() -> None:
 @pytest.mark.parametrize(
     ("miniature", "outcome", "signature"),
     [
-        ("Raises", FAIL, "PACK/raised/KeyError"),
+        ("Raises", FAIL, "PACK/raised/KeyError@subject_misbehaving.Raises.bad"),
         ("LacksDriver", ERROR, "PACK/raised/EnvironmentProblem"),
         ("Aborts", ERROR, "PACK/raised/Died"),
         ("Segfaults", ERROR, "PACK/raised/Died"),

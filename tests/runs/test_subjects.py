@@ -9,7 +9,8 @@ import torch
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table
 from conformance.case.single_table import SingleTable, single_table
-from conformance.harness.observation import Arrays, EnvironmentProblem, Graph, Observation, Raised, Refused
+from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.observation import Arrays, Graph, Observation, Raised, Refused
 from conformance.harness.subject import load
 from conformance.judging.judge import judge
 from conformance.observe.snapshot import differences, graph_text, source_snapshot
@@ -82,7 +83,7 @@ def test_impl_matches_and_a_planted_fusion_is_used_and_found() -> None:
 
     assert (
         verdict(case, impl.run_match(case.program, lambda program: (program, Nothing)))
-        == "MATCH/decision/missed_fusion:"
+        == "MATCH/decision/missed_fusion:no_reason"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.judging.compare import float_modes
 from conformance.proofs.target import Array, ExceedsLimit, Numerics, Result, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.harness.observation import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem
 from conformance.proofs.target import Array, Numerics, Result, TargetFacts
 from reference.arithmetic.accept import HOST
 from reference.q4_embedding_ref import embedding_q4gsw

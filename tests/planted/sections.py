@@ -108,7 +108,7 @@ class RefusesWithoutTheLimit(IgnoresLimit):
 
     def run(self, case: Case) -> Observation:
         found = Planted.run(self, case)
-        return replace(found, detail="too large") if isinstance(found, Refused) else found
+        return replace(found, detail="too large", limit="") if isinstance(found, Refused) else found
 
 
 class ShaderPlaneOrder(ShaderBug):

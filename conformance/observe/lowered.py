@@ -13,7 +13,7 @@ from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
 from conformance.harness.observation import Decision, FileContent, Graph, Place
-from conformance.program.build import BuiltProgram
+from conformance.program.build import BuiltProgram, small_programs
 from conformance.program.tensors import Array
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
@@ -111,7 +111,8 @@ def _source_outputs(built: BuiltProgram) -> dict[str, Any]:
     linears = [s.name for s in built.spec.steps if isinstance(s, Linear)]
     if not linears:
         return {}
-    edge = to_edge(built.exported)
+    with small_programs():
+        edge = to_edge(built.exported)
     folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=set())
     manager = EdgeProgramManager({"forward": folded}, None, edge.compile_config).to_executorch()
     outputs = run_pte(bytes(manager.buffer), built.inputs).outputs

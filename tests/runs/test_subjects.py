@@ -19,6 +19,7 @@ from conformance.pte import device
 from conformance.pte.device import device_lines, open_device
 from conformance.pte.spirv import is_precise
 from conformance.subjects import executorch, impl
+from conformance.subjects.stages import LoweringRefused, observe_lowering
 from impl.errors import VulkanUnavailable
 from impl.kernel import embedding_shader
 from reference.program.spec import Values
@@ -233,3 +234,20 @@ def test_stages_that_a_subject_lacks_are_unsupported_with_a_reason() -> None:
     assert load("impl").supports(case) is None
     assert isinstance(Raised("x", "y"), Observation)
     assert isinstance(impl.run_match(match().program), Graph)
+
+
+def test_a_lowering_meets_torch_as_it_is() -> None:
+    """The suite replaces functions of torch for its own exports only."""
+    from torch._export.utils import _collect_all_valid_cia_ops
+    from torch._ops import OperatorBase
+    from torch.export import decomp_utils
+
+    registering, inside = OperatorBase.py_impl, []
+
+    def lower(program: Any, options: Any) -> bytes:
+        inside.extend([OperatorBase.py_impl, decomp_utils._collect_all_valid_cia_ops])
+        raise LoweringRefused("any", "reason")
+
+    case = Case("test/lower", "LOWER", "6", "a test", Program(single_table(SingleTable(route="export"))))
+    assert observe_lowering(case, lower) == Refused("any", "reason")
+    assert inside == [registering, _collect_all_valid_cia_ops]

@@ -23,6 +23,7 @@ from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.observation import (
     Arrays,
     Decision,
+    Facts,
     File,
     Graph,
     Observation,
@@ -45,6 +46,7 @@ __all__ = [
     "Dispatch",
     "EndToEnd",
     "EnvironmentProblem",
+    "Facts",
     "File",
     "Graph",
     "LoweringRefused",

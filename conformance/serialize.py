@@ -61,7 +61,7 @@ def register_tagged(union: Any, kinds: Mapping[str, type], tag: str) -> None:
 
 def register_as_is(kind: Any) -> None:
     """Take values of ``kind`` as they are: something else has structured them."""
-    _CONVERTER.register_structure_hook(kind, lambda value, _: value)
+    _CONVERTER.register_structure_hook_func(lambda other: bool(other == kind), lambda value, _: value)
 
 
 def _exactly(kind: type) -> None:

@@ -19,6 +19,7 @@ from conformance.case.catalogue import load, select
 from conformance.cli import report
 from conformance.files import DISK, Unwritable, check_writable, new_folder, unwritable
 from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.observation import Facts
 from conformance.harness.worker import CASE_SECONDS
 from conformance.kits.command import run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile
@@ -143,7 +144,7 @@ def _play_one(given: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(profile: Path | None) -> dict[str, str] | None:
+def _facts(profile: Path | None) -> Facts | None:
     return None if profile is None else read_profile(profile)
 
 

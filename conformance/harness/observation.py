@@ -5,26 +5,61 @@ a JSON header followed by raw array bytes: nothing in it can run code, and sizes
 anything is allocated. bfloat16 arrays travel as the structured dtype ``reference.arithmetic.bfloat16`` uses.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from conformance.serialize import structure, unstructure
+from conformance.serialize import register_as_is, structure, unstructure
+from reference.arithmetic.bfloat16 import dtype_name
 
-Facts = Mapping[str, str]
 ArrayMap = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What the shaders declare of their arithmetic: SPIR-V's execution modes with their width, as "RoundingModeRTE 32".
+
+    ``precise``: every result is decorated NoContraction. ``io_storage``: of indices and output.
+    """
+
+    execution_modes: tuple[str, ...] = ()
+    precise: bool = False
+    io_storage: str = "buffer"
+
+
+@dataclass(frozen=True)
+class Facts(Declared):
+    """How an answer was made, and what the fences around it say. A subject may give a plain mapping of these names.
+
+    ``arithmetic`` "host" asks for the strict set. ``damage``: what was written outside the output. ``unwritten`` and
+    ``unstable``: the first element of the output that no invocation wrote, and that two runs wrote differently.
+    ``binding``: the line of the host code that binds the shader. ``provenance``: what made the program, by the
+    subject's or builder's own names. ``build_seconds``: what making it took, of which the subject is innocent.
+    """
+
+    arithmetic: str = ""
+    device: str = ""
+    driver: str = ""
+    binding: str = ""
+    spirv_sha256: str = ""
+    damage: str = ""
+    unwritten: int | None = None
+    unstable: int | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    build_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Arrays:
-    """Stages PACK, PREPACK, KERNEL: named arrays, and facts such as the declared execution modes."""
+    """Stages QUANTIZE, PACK, PREPACK and KERNEL: named arrays, and how they were made."""
 
     arrays: ArrayMap
-    facts: Facts = field(default_factory=dict)
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True)
@@ -82,7 +117,9 @@ class Graph:
     reference operator. ``source_outputs``: what the same runtime computes for the program that was
     not rewritten. ``changed``: names of what the subject touched in the source program (graph,
     signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
-    ``places``, at RUN: what computes each step.
+    ``failed``: why a step could not be computed. ``places``, at RUN: what computes each step.
+    At EXPORT, ``forms``: each quantized step's operator with its arguments that are no tensors; ``tables``: that of the
+    dequantize behind a lookup; ``dynamic``: the symbolic dimensions of a user input.
     """
 
     decisions: tuple[Decision, ...]
@@ -90,8 +127,12 @@ class Graph:
     source_outputs: ArrayMap
     changed: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
-    facts: Facts = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, str] = field(default_factory=dict)
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True)
@@ -101,7 +142,7 @@ class File:
     path: str
     digest: str
     content: FileContent
-    facts: Facts = field(default_factory=dict)
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True)
@@ -137,34 +178,33 @@ class Unsupported:
     reason: str
 
 
-#: The fact that says how long building and exporting the program took, in seconds. It is no part of what was answered.
-BUILDING = "build_seconds"
-
-
-def timeless(observation: Arrays | Graph) -> Arrays | Graph:
-    """Return the observation without the facts that differ from run to run."""
-    return replace(observation, facts={name: fact for name, fact in observation.facts.items() if name != BUILDING})
-
-
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported
-_TYPES: dict[str, Any] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
-#: Fields that are written and read by their types.
-_STRUCTURED: dict[str, Any] = {"places": Mapping[str, Place], "content": FileContent}
+_TYPES: dict[str, type[Observation]] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
+_ARRAYS = ("arrays", "outputs", "source_outputs")
 _MAX_HEADER = 64 << 20
 _MAX_ARRAY = 4 << 30
+register_as_is(np.ndarray[Any, Any])
+
+
+def digest(observation: Arrays | Graph) -> str:
+    """Return the SHA-256 of what was answered: names, types and bits of arrays, and decisions. Facts are no part."""
+    hashed = hashlib.sha256()
+    for kind in _ARRAYS:
+        for name, array in sorted(getattr(observation, kind, {}).items()):
+            hashed.update(f"{kind} {name} {dtype_name(array)} {array.shape}\n".encode())
+            hashed.update(np.ascontiguousarray(array).tobytes())
+    for decision in getattr(observation, "decisions", ()):
+        hashed.update(f"{decision.lookup} {decision.fused} {decision.reason}\n".encode())
+    return hashed.hexdigest()
 
 
 def encode(observation: Observation) -> bytes:
     """Return ``observation`` as bytes: uint64 header length, JSON header, then the arrays' bytes."""
     blobs: list[bytes] = []
-    body: dict[str, Any] = {}
-    for name, value in vars(observation).items():
-        if name in {"arrays", "outputs", "source_outputs"}:
-            body[name] = {key: _put_array(array, blobs) for key, array in value.items()}
-        elif name in _STRUCTURED:
-            body |= {name: unstructure(value)} if value else {}
-        else:
-            body[name] = [vars(d) for d in value] if name == "decisions" else value
+    body = {
+        name: {key: _put_array(array, blobs) for key, array in value.items()} if name in _ARRAYS else unstructure(value)
+        for name, value in vars(observation).items()
+    }
     header = json.dumps({"kind": type(observation).__name__, "body": body}).encode()
     return b"".join([struct.pack("<Q", len(header)), header, *blobs])
 
@@ -177,25 +217,16 @@ def decode(data: bytes) -> Observation:
     """
     if len(data) < 8 or (length := struct.unpack_from("<Q", data)[0]) > min(_MAX_HEADER, len(data) - 8):  # noqa: PLR2004 - 8 bytes of length
         raise ValueError("observation: truncated header")
+    arrays = memoryview(data)[8 + length :]
     try:
         header = json.loads(data[8 : 8 + length])
         kind, body = _TYPES[header["kind"]], header["body"]
-        arrays = memoryview(data)[8 + length :]
-        for name in ("arrays", "outputs", "source_outputs"):
+        for name in _ARRAYS:
             if name in body:
                 body[name] = {key: _get_array(meta, arrays) for key, meta in body[name].items()}
-        if "decisions" in body:
-            body["decisions"] = tuple(Decision(**d) for d in body["decisions"])
-        for name, structured in _STRUCTURED.items():
-            if name in body:
-                body[name] = structure(structured, body[name], name)
-        for name in ("changed", "unstable"):
-            if name in body:
-                body[name] = tuple(body[name])
-        result: Observation = kind(**body)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"observation: malformed ({error!r})") from error
-    return result
+    return structure(kind, body, "observation")
 
 
 def _put_array(array: np.ndarray[Any, Any], blobs: list[bytes]) -> dict[str, Any]:

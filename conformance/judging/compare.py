@@ -6,11 +6,11 @@ There is no tolerance: an element is right when its bits are in the set that the
 Source: docs/contract.md section 3; docs/adr/0002.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from conformance.harness.observation import Declared
 from conformance.results.mismatch import ArrayMismatch, DtypeShapeMismatch, LayoutMismatch
 from conformance.results.picture import draw
 from reference.arithmetic.accept import AcceptSet, FloatModes
@@ -89,12 +89,8 @@ def _codes(packed: Array, layout: str) -> Array:
     return (unpack_flat if layout == "flat" else unpack_linear_weight)(packed)
 
 
-def float_modes(facts: Mapping[str, str]) -> FloatModes:
-    """Return what ``facts`` say of the arithmetic: "execution_modes" declared in the SPIR-V, "precise", "io_storage".
-
-    A mode is written as SPIR-V names it, with its width: ``RoundingModeRTE 32``.
-    """
-    modes = {m.strip() for m in facts.get("execution_modes", "").split(",")}
+def float_modes(declared: Declared) -> FloatModes:
+    """Return the modes of contract 3.4 that are declared."""
     names = {
         "rte": "RoundingModeRTE",
         "rtz": "RoundingModeRTZ",
@@ -102,9 +98,12 @@ def float_modes(facts: Mapping[str, str]) -> FloatModes:
         "denorm_flush": "DenormFlushToZero",
         "signed_zero_inf_nan_preserve": "SignedZeroInfNanPreserve",
     }
-    declared = {f"{field}{width}": f"{mode} {width}" in modes for field, mode in names.items() for width in (16, 32)}
-    image16 = facts.get("io_storage") == "texture3d"
-    return FloatModes(**declared, precise=facts.get("precise") == "1", image_output16=image16)
+    modes = {
+        f"{field}{width}": f"{mode} {width}" in declared.execution_modes
+        for field, mode in names.items()
+        for width in (16, 32)
+    }
+    return FloatModes(**modes, precise=declared.precise, image_output16=declared.io_storage == "texture3d")
 
 
 def _recognise(got: Array, expected: Array, values: Array, layout: str) -> tuple[str, str]:

@@ -23,17 +23,18 @@ def judge_export(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
 
 def _forms(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
     for step, form in export_forms(spec).items():
-        got = graph.facts.get(f"form:{step}", "no such node")
+        got = graph.forms.get(step, "no such node")
         if got != form:
             return DecisionMismatch(step, form, got, "form")
     for lookup, form in export_tables(spec).items():
-        got = graph.facts.get(f"table:{lookup}", "no such node")
+        got = graph.tables.get(lookup, "no such node")
         if got != form:
             return DecisionMismatch(lookup, f"to read {form}", f"to read {got}", "table")
     for name, dimensions in export_dynamic(spec).items():
-        got = graph.facts.get(f"dynamic:{name}", "no such input")
-        if got != str(list(dimensions)):
-            return DtypeShapeMismatch(name, f"symbolic in {list(dimensions)}", f"symbolic in {got}", "dynamic")
+        symbolic = graph.dynamic.get(name)
+        if symbolic != tuple(dimensions):
+            got = "no such input" if symbolic is None else f"symbolic in {list(symbolic)}"
+            return DtypeShapeMismatch(name, f"symbolic in {list(dimensions)}", got, "dynamic")
     return None
 
 
@@ -55,7 +56,7 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
     linear = {s.name: s for s in spec.steps if isinstance(s, Linear)}
     for name in spec.outputs():
         if name not in graph.outputs:
-            why = graph.facts.get(f"failed:{name}", "missing")
+            why = graph.failed.get(name, "missing")
             return DtypeShapeMismatch(name, "an array", why, "missing")
         found: Mismatch | None = None
         if name in linear:

@@ -4,8 +4,7 @@ Source: docs/contract.md; each oracle names its section.
 """
 
 import functools
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +14,14 @@ from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantizatio
 from conformance.case.operands import operands, table_values
 from conformance.harness.observation import (
     Arrays,
+    Facts,
     File,
     Graph,
     Observation,
     Raised,
     Refused,
     Unsupported,
-    encode,
-    timeless,
+    digest,
 )
 from conformance.judging import compare, export, lowered
 from conformance.results.mismatch import (
@@ -36,6 +35,7 @@ from conformance.results.mismatch import (
     signature,
 )
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
+from conformance.serialize import unstructure
 from reference.arithmetic.accept import HOST, AcceptSet, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
 from reference.program.evaluate import evaluate
@@ -79,7 +79,7 @@ def verdict_on(
     reason: str = "",
     strict: bool | None = None,
     digest: str = "",
-    facts: Mapping[str, str] | None = None,
+    facts: Facts | None = None,
 ) -> Verdict:
     """Return a verdict on ``subject``'s answer to ``case``; a mismatch gives its signature and reason."""
     return Verdict(
@@ -92,18 +92,16 @@ def verdict_on(
         mismatch=as_data(mismatch) if mismatch else None,
         strict=strict,
         digest=digest,
-        facts=dict(facts or {}),
+        facts=unstructure(facts) if facts else {},
         source=case.contract,
     )
 
 
 def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     """Return the verdict on ``observation``, an answer of ``subject`` to ``case``."""
-    facts = dict(getattr(observation, "facts", {}))
-    digest = (
-        hashlib.sha256(encode(timeless(observation))).hexdigest() if isinstance(observation, Arrays | Graph) else ""
-    )
-    verdict = functools.partial(verdict_on, case, subject, digest=digest, facts=facts)
+    facts = observation.facts if isinstance(observation, Arrays | Graph | File) else None
+    answer = digest(observation) if isinstance(observation, Arrays | Graph) else ""
+    verdict = functools.partial(verdict_on, case, subject, digest=answer, facts=facts)
     if isinstance(observation, Unsupported):
         return verdict(UNSUPPORTED, reason=observation.reason)
     if isinstance(observation, Raised):
@@ -201,7 +199,8 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
     for name in spec.outputs():
         want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
         if name not in graph.outputs:
-            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
+            why = graph.failed.get(name, "missing")
+            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", why, "missing")
         wrong: ArrayMismatch | DtypeShapeMismatch | None
         wrong = compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0))
         if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(want) == "float32":
@@ -250,18 +249,20 @@ def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Finding:
         return Finding(wrong)
     if broken := _fences("out", got, facts):
         return Finding(broken)
-    modes = HOST if facts.get("arithmetic") == "host" else compare.float_modes(facts)
+    modes = HOST if facts.arithmetic == "host" else compare.float_modes(facts)
     allowed = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, modes)
     strict = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, HOST)
     return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
 
 
-def _fences(name: str, got: Any, facts: Mapping[str, str]) -> Mutated | ArrayMismatch | None:
+def _fences(name: str, got: Any, facts: Facts) -> Mutated | ArrayMismatch | None:
     """Contract 7.4: the guard bands are whole, and every element of the output was written."""
-    if facts.get("guards", "intact") != "intact":
-        return Mutated(f"guard band ({facts['guards']})", "guard_band")
-    if unwritten := facts.get("unwritten"):
-        index = tuple(int(i) for i in np.unravel_index(int(unwritten), got.shape))
+    if facts.damage:
+        return Mutated(f"guard band ({facts.damage})", "guard_band")
+    # An element whose two runs differ was not reliably written either.
+    unwritten = facts.unstable if facts.unwritten is None else facts.unwritten
+    if unwritten is not None:
+        index = tuple(int(i) for i in np.unravel_index(unwritten, got.shape))
         return ArrayMismatch(name, index, "never written", ("any allowed value",), 1, got.size, "unwritten")
     return None
 

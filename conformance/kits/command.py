@@ -5,11 +5,11 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from conformance.harness.observation import Facts
 from conformance.kits.judge import judge_kit
 from conformance.kits.kit import Kit, read_file
 from conformance.results.verdict import ERROR, FAIL, Verdict
@@ -25,7 +25,7 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Mapping[str, str] | None) -> Verdict:
+def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Facts | None) -> Verdict:
     """Call the command for one kit and judge what it leaves in ``out``, a new directory.
 
     Raises ValueError where the command cannot be run at all, or the kit's model is not the one it was made with.

@@ -7,10 +7,10 @@ every linear, is judged as a delegate's.
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.harness.observation import Declared, Facts
 from conformance.judging import compare
 from conformance.judging.judge import verdict_on
 from conformance.judging.lowered import judge_outputs
@@ -27,12 +27,9 @@ _STORAGES = ("buffer", "texture3d")
 
 
 @dataclass(frozen=True)
-class Profile:
-    """What a runtime's shaders declare, as SPIR-V names it with its width: ``RoundingModeRTE 32``."""
+class Profile(Declared):
+    """What a runtime's shaders declare, and where it ran."""
 
-    execution_modes: tuple[str, ...] = ()
-    precise: bool = False
-    io_storage: str = "buffer"
     device: str = ""
     driver: str = ""
 
@@ -44,26 +41,20 @@ class Profile:
                 raise ValueError(f"execution mode {mode!r} is not one of {', '.join(_MODES)}, each with 16 or 32")
         if self.io_storage not in _STORAGES:
             raise ValueError(f"io_storage {self.io_storage!r} is not {' or '.join(_STORAGES)}")
-        compare.float_modes(self.facts())
-
-    def facts(self) -> dict[str, str]:
-        """The facts that ``compare.float_modes`` reads, and a verdict shows."""
-        modes, precise = ",".join(self.execution_modes), "1" if self.precise else "0"
-        facts = {**vars(self), "execution_modes": modes, "precise": precise}
-        return {name: fact for name, fact in facts.items() if fact}
+        compare.float_modes(self)
 
 
-def read_profile(path: Path) -> dict[str, str]:
+def read_profile(path: Path) -> Facts:
     """Return a device profile, TOML or JSON, as the facts that ``compare.float_modes`` reads."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path}: not a device profile ({error})") from error
-    return structure(Profile, data, str(path)).facts()
+    return Facts(**vars(structure(Profile, data, str(path))))
 
 
-def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Mapping[str, str] | None = None) -> Verdict:
+def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Facts | None = None) -> Verdict:
     """Return the verdict on the files in ``outputs``; without ``facts`` only the strict host set is right."""
     mismatch: Mismatch | None = None
     strict, digest = False, hashlib.sha256()
@@ -81,5 +72,5 @@ def judge_kit(kit: Kit, outputs: Path, subject: str, facts: Mapping[str, str] | 
         delegated = {name for name, reasons in violations(kit.program).items() if not reasons}
         delegated |= {step.name for step in kit.program.steps if isinstance(step, Linear)}
         mismatch, strict = judge_outputs(kit.program, arrays, modes, delegated, {})
-    known, outcome = facts or {"arithmetic": "host"}, FAIL if mismatch else PASS
+    known, outcome = facts or Facts(arithmetic="host"), FAIL if mismatch else PASS
     return verdict_on(kit.case, subject, outcome, mismatch, strict=strict, digest=digest.hexdigest(), facts=known)

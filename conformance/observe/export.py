@@ -30,30 +30,26 @@ def observe_export(built: BuiltProgram) -> Graph:
     """Return the form of every quantized step, the values that it reads, and the program's outputs.
 
     Returns:
-        ``outputs``: by step name. ``source_outputs``: what the steps read, by "STEP.operand". facts has "form:STEP",
-        the operator with its arguments that are no tensors, "table:LOOKUP", that of the dequantize behind a lookup, and
-        "dynamic:INPUT", the dimensions of a user input that are symbolic, and the builder's own.
+        ``outputs``: by step name. ``source_outputs``: what the steps read, by "STEP.operand". The builder's facts.
     """
     values = run_program(built.program, built.inputs)
     outputs, failed = outputs_by_step(built, built.program, values)
-    facts = {**built.facts, **{f"failed:{step}": why for step, why in failed.items()}}
     nodes = {n.name: n for n in built.program.graph.nodes}
-    facts |= _dynamic(built, nodes)
-    operands: dict[str, Array] = {}
+    forms, tables, operands = dict[str, str](), dict[str, str](), dict[str, Array]()
     for step in built.spec.steps:
         if isinstance(step, Linear | Read) or step.name not in built.nodes:
             continue
         node = nodes[built.nodes[step.name]]
         node = node if isinstance(step, Dequantize) else _through(node)
-        form, read = _form(node)
-        facts[f"form:{step.name}"] = form
+        forms[step.name], read = _form(node)
         if (table := read.get("table")) is not None:
-            facts[f"table:{step.name}"] = _form(_through(table))[0]
+            tables[step.name] = _form(_through(table))[0]
         for name, operand in read.items():
             value = values.get(operand.name) if name != "table" else None
             if isinstance(value, torch.Tensor):
                 operands[f"{step.name}.{name}"] = to_numpy(value)
-    return Graph((), outputs, operands, facts=facts)
+    dynamic = _dynamic(built, nodes)
+    return Graph((), outputs, operands, (), (), failed, {}, forms, tables, dynamic, built.facts)
 
 
 def _form(node: Any) -> tuple[str, dict[str, Any]]:
@@ -74,13 +70,13 @@ def _form(node: Any) -> tuple[str, dict[str, Any]]:
     return " ".join(words), read
 
 
-def _dynamic(built: BuiltProgram, nodes: dict[str, Any]) -> dict[str, str]:
+def _dynamic(built: BuiltProgram, nodes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Which dimensions of each user input's placeholder are no plain numbers."""
     dynamic = {}
     for tensor in user_inputs(built.spec):
         for name in built.placeholders[tensor.name]:
             sizes = nodes[name].meta["val"].shape
-            dynamic[f"dynamic:{tensor.name}"] = str([d for d, size in enumerate(sizes) if not isinstance(size, int)])
+            dynamic[tensor.name] = tuple(d for d, size in enumerate(sizes) if not isinstance(size, int))
     return dynamic
 
 

@@ -5,6 +5,7 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,17 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
     decisions = tuple(
         Decision(step.name, computed_by[step.name] == Place("vulkan", LOOKUP)) for step in built.spec.lookups()
     )
-    facts = dict(built.facts)
-    for name in ("execution_modes", "precise", "device", "driver"):
-        facts[name] = "; ".join(dict.fromkeys(lookup[name] for lookup in result.lookups))
-    storages = {lookup["io_storage"] for lookup in result.lookups}
-    facts["io_storage"] = "texture3d" if "texture3d" in storages else "buffer"
+    facts = built.facts
+    for shader in result.lookups[:1]:
+        modes = (m for m in shader.execution_modes if all(m in other.execution_modes for other in result.lookups))
+        facts = replace(
+            facts,
+            execution_modes=tuple(modes),
+            precise=all(other.precise for other in result.lookups),
+            io_storage=max(other.io_storage for other in result.lookups),  # "texture3d" allows more than "buffer"
+            device=shader.device,
+            driver=shader.driver,
+        )
     return Graph(decisions, outputs, _source_outputs(built), facts=facts, places=computed_by)
 
 

@@ -32,9 +32,8 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
 
     Returns:
         Decisions for every lookup of the spec; outputs of the rewritten and of the source program by step
-        name (one that could not be computed is left out, and facts["failed:STEP"] says why); what was
-        changed of the source; what a second run on the result changed. facts has the builder's facts, and
-        the number of fused nodes.
+        name (one that could not be computed is left out, and ``failed`` says why); what was
+        changed of the source; what a second run on the result changed; the builder's facts.
 
     Raises:
         ValueError: the source program itself cannot be computed: the spec or the builder is at fault.
@@ -53,15 +52,14 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     values = run_program(rewritten, built.inputs)
     _check_metadata(rewritten, values)
     outputs, failed = outputs_by_step(built, rewritten, values)
-    facts = {**built.facts, "fused_nodes": str(sum(op_name(n) == FUSED for n in rewritten.graph.nodes))}
-    facts |= {f"failed:{step}": why for step, why in failed.items()}
     return Graph(
         decisions=decisions(built, rewritten, answers or {}),
         outputs=outputs,
         source_outputs=source_outputs,
         changed=changed,
         unstable=_second_run(rewritten, rewrite),
-        facts=facts,
+        failed=failed,
+        facts=built.facts,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from conformance.harness.observation import BUILDING
+from conformance.harness.observation import Facts
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
 from reference.program.spec import Dequantize, Lookup, ProgramSpec
 from reference.program.values import tensor_values
@@ -32,7 +32,7 @@ class BuiltProgram:
         module: the caller's module (None on route "synthetic").
         exported: what torch.export made, in the ATen dialect (None on route "synthetic").
         facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply; and
-            how long building took (``conformance.harness.observation.BUILDING``).
+            how long building took.
     """
 
     spec: ProgramSpec
@@ -43,7 +43,7 @@ class BuiltProgram:
     placeholders: Mapping[str, tuple[str, ...]]
     module: Any = None
     exported: Any = None
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
 
 
 def build(spec: ProgramSpec) -> BuiltProgram:
@@ -54,7 +54,7 @@ def build(spec: ProgramSpec) -> BuiltProgram:
     """
     started = time.perf_counter()
     built = _build(spec)
-    return replace(built, facts={**built.facts, BUILDING: f"{time.perf_counter() - started:.4f}"})
+    return replace(built, facts=replace(built.facts, build_seconds=round(time.perf_counter() - started, 4)))
 
 
 def _build(spec: ProgramSpec) -> BuiltProgram:
@@ -65,7 +65,7 @@ def _build(spec: ProgramSpec) -> BuiltProgram:
         from conformance.program.synthetic import synthetic_program  # noqa: PLC0415 - loads executorch, which takes seconds
 
         synthetic = synthetic_program(spec, values)
-        facts = {"route": "synthetic"}
+        facts = Facts(provenance={"route": "synthetic"})
         return BuiltProgram(
             spec, synthetic.program, inputs, outputs, synthetic.nodes, synthetic.placeholders, facts=facts
         )
@@ -80,17 +80,17 @@ def _through_export(
     from conformance.program.module import make_module  # noqa: PLC0415 - with it
 
     embeddings: dict[str, Any] | None = None
-    facts = {"route": spec.route}
+    provenance = {"route": spec.route}
     if spec.route == "torchao":
-        from conformance.program.torchao import provenance, quantized_embeddings, unwrap_all  # noqa: PLC0415 - takes seconds
+        from conformance.program.torchao import provenance_of, quantized_embeddings, unwrap_all  # noqa: PLC0415 - takes seconds
 
         embeddings = quantized_embeddings(spec)
-        facts |= provenance(embeddings)
+        provenance |= provenance_of(embeddings)
     parts = _part_pointers(embeddings or {})
     module = make_module(spec, values, embeddings)
     if spec.unwrap and embeddings:
         unwrap_all(module)
-        facts["unwrapped_by"] = "torchao.utils.unwrap_tensor_subclass"
+        provenance["unwrapped_by"] = "torchao.utils.unwrap_tensor_subclass"
     # torch.export does not accept a renorm of its own making as a core operator: the caller has to name it.
     renorm = [torch.ops.aten.embedding_renorm.default]
     with warnings.catch_warnings(), small_programs():
@@ -100,13 +100,15 @@ def _through_export(
         )
         edge = to_edge(exported, compile_config=EdgeCompileConfig(_core_aten_ops_exception_list=renorm))
     program = edge.exported_program()
-    facts |= {
+    provenance |= {
         "exported_by": f"torch.export.export(strict={spec.strict})",
         "edge_by": "executorch.exir.to_edge",
     }
     nodes = step_nodes(spec, program)
     placeholders = _placeholders(spec, program, parts)
-    return BuiltProgram(spec, program, inputs, outputs, nodes, placeholders, module, exported, facts)
+    return BuiltProgram(
+        spec, program, inputs, outputs, nodes, placeholders, module, exported, Facts(provenance=provenance)
+    )
 
 
 _listed: dict[frozenset[str], Any] = {}

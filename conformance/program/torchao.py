@@ -92,7 +92,7 @@ def unwrap_all(module: Any) -> None:
         unwrap_tensor_subclass(module)
 
 
-def provenance(embeddings: dict[str, Any]) -> dict[str, str]:
+def provenance_of(embeddings: dict[str, Any]) -> dict[str, str]:
     """What the quantized weights are, read off the objects themselves."""
     weights = [e.weight for e in embeddings.values()]
     return {

@@ -28,6 +28,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
 )
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail, one_line
+from conformance.harness.observation import Facts
 from conformance.program.tensors import to_numpy, torch_dtype
 from conformance.pte.file import DTYPES, VulkanDelegate
 from conformance.pte.lookup import LOOKUP, lookup_call, run_lookup
@@ -43,11 +44,9 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "floordiv": operator.floordiv,
 }
 _SAME_BITS_ONLY = (torch.int64, torch.float64)
-#: Facts of one lookup that ran: the delegate's name, variant, declared modes, device.
-LookupFacts = dict[str, str]
 
 
-def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[LookupFacts]]:
+def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[Facts]]:
     """Execute a delegate.
 
     Args:
@@ -61,7 +60,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
     values: dict[int, Any] = {}
     for value, argument in zip(graph.input_ids, inputs, strict=True):
         values[value] = _staged(delegate, value, argument)
-    facts: list[LookupFacts] = []
+    facts: list[Facts] = []
     for call in graph.chain:
         if call.name not in registered_operators():
             raise DeviceWouldFail(f"{delegate.name}: the Vulkan runtime registers no operator {call.name}")
@@ -72,7 +71,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
             except CannotRun as error:
                 raise type(error)(f"{delegate.name}: {error}") from error
             values[call.args[-1]] = torch.from_numpy(result)
-            facts.append({"delegate": delegate.name, **of_call})
+            facts.append(of_call)
         else:
             _run_eager(delegate, call, values)
     return [_read(delegate, values, value) for value in graph.output_ids], facts

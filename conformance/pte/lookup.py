@@ -6,7 +6,6 @@ What the runtime chooses (block storage of the prepacked table) is chosen as it 
 Source: docs/contract.md 6.1, 7.1, 7.2.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkGraph, VkStorageType, VkTensor
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail, EnvironmentProblem, UnservedGroupSize
+from conformance.harness.observation import Facts
 from conformance.pte.device import open_device
 from conformance.pte.file import DTYPES
 from conformance.pte.spirv import is_precise
@@ -104,9 +104,7 @@ def constant_array(tensor: VkTensor, constants: tuple[bytes, ...]) -> Array:
     return np.frombuffer(constants[tensor.constant_id], DTYPES[tensor.datatype.name]).reshape(tensor.dims)
 
 
-def run_lookup(
-    graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array
-) -> tuple[Array, Mapping[str, str]]:
+def run_lookup(graph: VkGraph, args: list[int], constants: tuple[bytes, ...], indices: Array) -> tuple[Array, Facts]:
     """Run one lookup; returns its output, and what the shader declared and how it was bound.
 
     Raises:
@@ -142,15 +140,8 @@ def run_lookup(
     for problem in (result.damage, _at("never written", result.unwritten), _at("unstable", result.unstable)):
         if problem:
             raise CannotRun(f"{LOOKUP} ({variant.name}): {problem}")
-    facts = {
-        "variant": variant.name,
-        "execution_modes": ",".join(result.float_modes),
-        "precise": "1" if is_precise(shader.spirv) else "0",
-        "io_storage": io_storage,
-        "weight_storage": weight_storage,
-        "device": result.device,
-        "driver": result.driver,
-    }
+    precise = is_precise(shader.spirv)
+    facts = Facts(tuple(result.float_modes), precise, io_storage, device=result.device, driver=result.driver)
     return result.out, facts
 
 

@@ -16,9 +16,10 @@ import torch
 from executorch.exir.schema import Bool, DelegateCall, Double, FreeCall, Int, KernelCall, String, Tensor
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail
+from conformance.harness.observation import Facts
 from conformance.program.tensors import to_numpy, to_torch
 from conformance.pte.cpu import run_calls
-from conformance.pte.delegate import LookupFacts, run_delegate
+from conformance.pte.delegate import run_delegate
 from conformance.pte.file import Method, PteFile, read_pte
 
 #: torch's dtypes by ScalarType's names.
@@ -41,7 +42,7 @@ class RunResult:
     """What a method returned (numpy arrays and numbers, in order), and facts of every lookup that ran."""
 
     outputs: tuple[Any, ...]
-    lookups: tuple[LookupFacts, ...]
+    lookups: tuple[Facts, ...]
 
 
 def run_pte(source: PteFile | Path | str | bytes, inputs: Sequence[Any], method: str = "forward") -> RunResult:
@@ -61,7 +62,7 @@ def run_pte(source: PteFile | Path | str | bytes, inputs: Sequence[Any], method:
     file = source if isinstance(source, PteFile) else read_pte(source)
     called = file.method(method)
     values = _inputs(called, inputs)
-    lookups: list[LookupFacts] = []
+    lookups: list[Facts] = []
     stretches = list(_stretches(called))
     for position, stretch in enumerate(stretches):
         if isinstance(stretch, DelegateCall):
@@ -126,7 +127,7 @@ def _stretches(method: Method) -> Iterator[Any]:
         yield stretch
 
 
-def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -> list[LookupFacts]:
+def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -> list[Facts]:
     delegate = method.delegates[call.delegate_index]
     count = len(delegate.graph.input_ids)
     results, facts = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]])

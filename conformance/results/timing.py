@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from conformance.case.case import STAGES
-from conformance.harness.observation import BUILDING
 from conformance.results.verdict import UNSUPPORTED, Verdict
 
-#: The fact of a verdict that says how long its child's first case of the stage took.
-FIRST = "first_seconds"
+#: Facts of a verdict: how long building its program took, and its child's first case of the stage.
+BUILDING, FIRST = "build_seconds", "first_seconds"
 _MOST = 1e12
 
 
@@ -81,6 +80,6 @@ def _number(verdict: Verdict, name: str) -> float:
     """A fact that is a number; 0 where it is not: a stream may come from anywhere."""
     try:
         number = float(verdict.facts[name])
-    except ValueError:
+    except (TypeError, ValueError):
         return 0.0
     return number if 0 <= number < _MOST else 0.0

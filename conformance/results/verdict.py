@@ -41,7 +41,7 @@ class Verdict:
     digest: str = ""
     seconds: float = 0.0
     replay: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     defect: str = ""
     source: str = ""
 
@@ -175,6 +175,7 @@ def _checked(verdict: Verdict) -> Verdict:
         raise ValueError(f"outcome is {verdict.outcome!r}, not one of {', '.join(OUTCOMES)}")
     if not (math.isfinite(verdict.seconds) and verdict.seconds >= 0):
         raise ValueError(f"seconds is {verdict.seconds}")
-    if not all(isinstance(fact, str) for fact in verdict.facts.values()):
-        raise ValueError(f"facts is {dict(verdict.facts)!r}, not texts alone")
+    for name in ("device", "driver", "binding"):
+        if not isinstance(verdict.facts.get(name, ""), str):
+            raise ValueError(f"facts is {dict(verdict.facts)!r}: {name} is no text")
     return verdict

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.files import make_folder, write_whole
-from conformance.harness.observation import BUILDING
 from conformance.harness.worker import Worker
 from conformance.results import replay, timing
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Verdict
@@ -92,7 +91,7 @@ def run_shard(
         if seen[FAIL]:
             return verdict.signature  # it is being shrunk
         seconds += verdict.seconds
-        building += 0.0 if worker.first else float(verdict.facts.get(BUILDING, 0))
+        building += 0.0 if worker.first else float(verdict.facts.get(timing.BUILDING, 0))
         digests.update(verdict.digest.encode())
         if verdict.outcome == UNSUPPORTED:
             reasons.append(verdict.reason)
@@ -104,7 +103,7 @@ def run_shard(
     found = search(check, seed=shard.seed, shard=shard.number, count=shard.programs, ignore=known)
     journal.unlink(missing_ok=True)
     facts = {"programs": str(seen.total()), "seed": str(shard.seed), "known_failures": str(seen[XFAIL]), **first}
-    facts[BUILDING] = f"{building:.4f}"
+    facts[timing.BUILDING] = f"{building:.4f}"
     whole = Verdict(shard.id, STAGE, worker.subject, PASS, seconds=round(seconds, 4), facts=facts, source="5.3")
     if found is not None:
         smallest = run.run_case(worker, found.case, report, versions)

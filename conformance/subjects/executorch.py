@@ -13,6 +13,7 @@ import functools
 import traceback
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
-from conformance.harness.observation import Arrays, Graph, Observation, Refused
+from conformance.harness.observation import Arrays, Facts, Graph, Observation, Refused
 from conformance.subjects.stages import FusedTable, answer, fused_table, observe_rewriting, unlowerable
 from reference.program.spec import ProgramSpec
 from reference.table.layouts import pack_flat, pack_linear_weight
@@ -91,15 +92,15 @@ def run_kernel(question: Dispatch | EndToEnd) -> Arrays | Refused:
     if isinstance(question, Dispatch):
         own, linear = operands(question), question.weight_layout != "flat"
         packed = (pack_linear_weight if linear else pack_flat)(own.values)
-        table = FusedTable(packed, linear, own.scales, own.group_size, own.indices, {})
+        table = FusedTable(packed, linear, own.scales, own.group_size, own.indices, Facts())
     else:
         table = fused_table(question, lambda program: (fuse_patterns(program), None))
     if isinstance(table, Refused):
         return table
     packed, scales, indices = (torch.from_numpy(a) for a in (table.packed, table.scales, table.indices))
     result = torch.ops.et_vk.embedding_q4gsw(packed, scales, table.group_size, indices, table.linear_weight)
-    facts = {"arithmetic": "host", "device": "CPU", "driver": f"torch {torch.__version__}"}
-    return Arrays({"out": result.numpy()}, {**table.facts, **facts})
+    facts = replace(table.facts, arithmetic="host", device="CPU", driver=f"torch {torch.__version__}")
+    return Arrays({"out": result.numpy()}, facts)
 
 
 def fuse_patterns(program: Any) -> Any:

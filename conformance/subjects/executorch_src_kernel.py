@@ -4,6 +4,7 @@ Source: docs/contract.md sections 7.1 and 7.2.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,8 +84,8 @@ def run_kernel_case(question: Dispatch | EndToEnd, shaders: Mapping[str, Shader]
         return Unsupported(f"{error}; the tree's host code, which would have to say so, is not run here")
     except DeviceLacksFeature as error:
         raise EnvironmentProblem(str(error)) from error
-    facts = facts_of(result, question, precise=is_precise(shader.spirv))
-    return Arrays({"out": result.out}, {**table.facts, **facts, "binding": host_line(folder)})
+    facts = facts_of(table, result, question, precise=is_precise(shader.spirv))
+    return Arrays({"out": result.out}, replace(facts, binding=host_line(folder)))
 
 
 def host_line(folder: Path) -> str:

@@ -7,6 +7,7 @@ Source: docs/contract.md sections 3.4 and 7.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from conformance.case import case as cases
 from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
 from conformance.harness.errors import EnvironmentProblem
-from conformance.harness.observation import Arrays, Graph, Observation, Refused
+from conformance.harness.observation import Arrays, Facts, Graph, Observation, Refused
 from conformance.pte.device import open_device
 from conformance.pte.spirv import is_precise
 from conformance.subjects.stages import (
@@ -91,7 +92,7 @@ def run_pack(table: Table, pack: Pack | None = None, prepare: Pack | None = None
             result = run_prepack(open_device(), prepare(values), _STORAGES[table.storage])
         except ShaderToolMissing as error:
             raise EnvironmentProblem(str(error)) from error
-        return Arrays({"blocks": result.out}, _written(result))
+        return Arrays({"blocks": result.out}, Facts(**_written(result)))
     if table.layout == "blocks":
         return Arrays({"blocks": (pack or packer.pack_blocks)(prepare(values))})
     own = {"flat": packer.pack_flat, "linear_weight": packer.pack_linear_weight}[table.layout]
@@ -141,8 +142,7 @@ def run_kernel(
         raise EnvironmentProblem(str(error)) from error
     except DeviceLimitExceeded as error:
         return Refused("device_limit", str(error), error.limit)
-    facts = facts_of(result, question, precise=is_precise(shader.spirv))
-    return Arrays({"out": result.out}, {**table.facts, **facts})
+    return Arrays({"out": result.out}, facts_of(table, result, question, precise=is_precise(shader.spirv)))
 
 
 def variant_of(question: cases.Variant) -> Variant:
@@ -154,29 +154,21 @@ def variant_of(question: cases.Variant) -> Variant:
 def drawn(question: Dispatch, pack: Pack) -> FusedTable:
     """The question's own arrays, its values packed to linear-weight bytes with ``pack``."""
     own = operands(question)
-    return FusedTable(pack(own.values), True, own.scales, own.group_size, own.indices, {})  # noqa: FBT003 - its layout
+    return FusedTable(pack(own.values), True, own.scales, own.group_size, own.indices, Facts())  # noqa: FBT003 - its layout
 
 
-def facts_of(result: KernelResult, variant: cases.Variant, *, precise: bool) -> dict[str, str]:
+def facts_of(table: FusedTable, result: KernelResult, variant: cases.Variant, *, precise: bool) -> Facts:
     """What the judge needs of a dispatch: declared modes, fences, and on what it ran."""
-    return {
-        "execution_modes": ",".join(result.float_modes),
-        "precise": "1" if precise else "0",
-        "io_storage": variant.io_storage,
-        "spirv_sha256": result.spirv_sha256,
+    return replace(
+        table.facts,
+        execution_modes=tuple(result.float_modes),
+        precise=precise,
+        io_storage=variant.io_storage,
+        spirv_sha256=result.spirv_sha256,
         **_written(result),
-    }
+    )
 
 
-def _written(result: KernelResult) -> dict[str, str]:
+def _written(result: KernelResult) -> dict[str, Any]:
     """What the fences and the poison around and in the output show, and where it ran."""
-    facts = {
-        "device": result.device,
-        "driver": result.driver,
-        "guards": "intact" if result.guards_intact else result.damage,
-        "unwritten": "" if result.unwritten is None else str(result.unwritten),
-    }
-    # An element whose two runs differ was not reliably written either; the fact tells them apart.
-    if result.unstable is not None:
-        facts |= {"unstable": str(result.unstable), "unwritten": facts["unwritten"] or str(result.unstable)}
-    return facts
+    return {name: getattr(result, name) for name in ("device", "driver", "damage", "unwritten", "unstable")}

@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
 from conformance.case.operands import operands
-from conformance.harness.observation import Arrays, File, Graph, Observation, Refused
+from conformance.harness.observation import Arrays, Facts, File, Graph, Observation, Refused
 from reference.program.spec import ProgramSpec
 
 if TYPE_CHECKING:  # loading it loads torch
@@ -44,7 +44,7 @@ class FusedTable:
     scales: Array
     group_size: int
     indices: Array
-    facts: Mapping[str, str]
+    facts: Facts
 
 
 def answer(
@@ -74,7 +74,8 @@ def run_quantize(question: Quantization) -> Arrays:
 
     weight = quantize_embedding(question)
     parts = {name: to_numpy(getattr(weight, name)) for name in ("qdata", "scale", "zero_point")}
-    return Arrays(parts, {"tensor_type": type(weight).__name__, "quantized_by": "torchao.quantization.quantize_"})
+    made_by = {"tensor_type": type(weight).__name__, "quantized_by": "torchao.quantization.quantize_"}
+    return Arrays(parts, Facts(provenance=made_by))
 
 
 def run_export(spec: ProgramSpec) -> Graph:

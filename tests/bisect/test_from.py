@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conformance.bisect import from_reports
@@ -133,7 +134,8 @@ def test_the_bits_of_an_answer_count(tmp_path: Path) -> None:
         def run(self, asked: Case) -> Observation:
             self.said += 1
             assert isinstance(asked.question, Table)
-            return Arrays({"packed": pack_flat(table_values(asked.question))}, facts={"said": str(self.said > 4)})
+            packed = pack_flat(table_values(asked.question))
+            return Arrays({"packed": packed, "counted": np.array(self.said > 4)})
 
     worker = Moody()
     assert ask(worker, case, 1).outcome == "PASS"  # type: ignore[arg-type]  # a worker in all that is asked of it

@@ -128,10 +128,10 @@ def test_the_torchao_route_means_the_same(parameters: dict[str, Any]) -> None:
     quantized = build(spec)
     by_hand = dataclasses.replace(spec, route="synthetic", unwrap=False, strict=False)
     same_bits(computed(quantized), computed(build(by_hand)))
-    assert quantized.facts["tensor_type"] == "IntxUnpackedToInt8Tensor"
-    assert quantized.facts["quantized_by"].startswith("torchao.")
-    assert quantized.facts["exported_by"].startswith("torch.export.export")
-    assert quantized.facts["edge_by"] == "executorch.exir.to_edge"
+    assert quantized.facts.provenance["tensor_type"] == "IntxUnpackedToInt8Tensor"
+    assert quantized.facts.provenance["quantized_by"].startswith("torchao.")
+    assert quantized.facts.provenance["exported_by"].startswith("torch.export.export")
+    assert quantized.facts.provenance["edge_by"] == "executorch.exir.to_edge"
     assert quantized.module is not None
     eager = {n: to_numpy(t) for n, t in zip(spec.outputs(), quantized.module(*quantized.inputs), strict=True)}
     exported = computed(quantized)

@@ -54,7 +54,6 @@ def test_a_program_left_alone() -> None:
     graph = observe_match(built_of(lookups=2, reads=("weight", "table")), unchanged)
     assert [d.fused for d in graph.decisions] == [False, False]
     assert (graph.changed, graph.unstable) == ((), ())
-    assert graph.facts["fused_nodes"] == "0"
     for name, array in graph.source_outputs.items():
         assert graph.outputs[name].tobytes() == array.tobytes()
 
@@ -215,7 +214,7 @@ def test_a_node_that_fails_costs_what_depends_on_it_only() -> None:
 
     graph = observe_match(built_of(reads=("weight",)), after_fusing(wrong_group))
     assert set(graph.outputs) == {"read_weight"}
-    assert "group_size: 5 does not divide" in graph.facts["failed:lookup0"]
+    assert "group_size: 5 does not divide" in graph.failed["lookup0"]
     assert graph.decisions[0].fused
 
 

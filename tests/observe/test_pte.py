@@ -105,7 +105,7 @@ class TestTheGoodFile:
         for step, position in built(MIXED).outputs.items():
             assert ran.outputs[position].dtype == expected[step].dtype
             np.testing.assert_array_equal(ran.outputs[position], expected[step])
-        assert [lookup["io_storage"] for lookup in ran.lookups] == ["texture3d"]
+        assert [lookup.io_storage for lookup in ran.lookups] == ["texture3d"]
 
     def test_one_lookup_is_delegated_and_the_other_on_the_cpu(self) -> None:
         found = places(built(MIXED), read_pte(lowered(MIXED)))
@@ -125,7 +125,7 @@ class TestTheGoodFile:
                 graph.values[value].value.storage_type = VkStorageType.BUFFER
 
         ran = run_pte(edited(PLAIN, to_buffers), built(PLAIN).inputs)
-        assert "buffer" in ran.lookups[0]["io_storage"]
+        assert "buffer" in ran.lookups[0].io_storage
         np.testing.assert_array_equal(ran.outputs[0], evaluate(spec_of(PLAIN))["lookup0"])
 
 

@@ -102,17 +102,17 @@ def test_impl_reports_what_the_judge_needs() -> None:
     observation = impl.run_kernel(case.question)
     assert isinstance(observation, Arrays)
     facts = observation.facts
-    assert facts["tensor_type"] == "IntxUnpackedToInt8Tensor"
-    assert facts["route"] == "torchao"
-    assert (facts["guards"], facts["unwritten"], facts["io_storage"], facts["precise"]) == ("intact", "", "buffer", "1")
-    assert len(facts["spirv_sha256"]) == 64
-    assert facts["device"]
-    assert facts["driver"]
+    assert facts.provenance["tensor_type"] == "IntxUnpackedToInt8Tensor"
+    assert facts.provenance["route"] == "torchao"
+    assert (facts.damage, facts.unwritten, facts.io_storage, facts.precise) == ("", None, "buffer", True)
+    assert len(facts.spirv_sha256) == 64
+    assert facts.device
+    assert facts.driver
     modes = open_device().info.float_modes
-    assert facts["execution_modes"] == ",".join(sorted(modes))
+    assert facts.execution_modes == tuple(sorted(modes))
     bare = impl.run_kernel(Dispatch(float_modes="none"))
     assert isinstance(bare, Arrays)
-    assert bare.facts["execution_modes"] == ""
+    assert bare.facts.execution_modes == ()
 
 
 def test_indices_outside_the_table_reach_the_shader() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.observation import Declared
 from conformance.judging.compare import float_modes
 from conformance.proofs.target import Array, ExceedsLimit, Numerics, Result, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
@@ -66,8 +67,7 @@ def _described(variant: Variant, source: Path, shader: compiler.Shader) -> tuple
     resolved, modes = source.resolve(), ",".join(shader.float_modes)
     path = str(resolved.relative_to(ROOT) if resolved.is_relative_to(ROOT) else resolved)
     glsl = hashlib.sha256(source.read_bytes()).hexdigest()
-    precise = "1" if is_precise(shader.spirv) else "0"
-    declared = float_modes({"execution_modes": modes, "precise": precise, "io_storage": variant.io_storage})
+    declared = float_modes(Declared(tuple(shader.float_modes), is_precise(shader.spirv), variant.io_storage))
     facts = TargetFacts("impl", variant.name, modes, path, glsl, shader.sha256)
     return facts, Numerics(variant.scale_dtype, variant.output_dtype, declared)
 

@@ -45,12 +45,7 @@ def lowering(name: str) -> Lower:
 
 
 def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str]) -> Path:
-    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it.
-
-    Raises:
-        ValueError: the case cannot be a kit, or its directory is there already; says why.
-        NotLowered: the lowering raised.
-    """
+    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it."""
     spec = case.program
     if spec is None or spec.route == "synthetic":
         raise ValueError("only programs of torch.export can be kits")

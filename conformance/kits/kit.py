@@ -115,11 +115,7 @@ def kits(folder: Path) -> tuple[Path, ...]:
 
 
 def read_kit(folder: Path) -> Kit:
-    """Return the kit in ``folder``.
-
-    Raises:
-        ValueError: names the file, the field, its value and what is allowed.
-    """
+    """Return the kit in ``folder``; ValueError names the file, the field, its value and what is allowed."""
     where = folder / "case.json"
     try:
         data = json.loads(read_file(folder, KitFile("case.json"), _MAX_TEXT))
@@ -156,15 +152,16 @@ def outputs_of(spec: ProgramSpec) -> tuple[Tensor, ...]:
 def strict_outputs(spec: ProgramSpec) -> dict[str, Array]:
     """Return what a host makes of the program, a linear's exact sums rounded once, by step in order.
 
-    Raises:
-        ValueError: the program cannot be a kit, because an output cannot be judged; names the step and why.
+    ValueError, with the step and why, where an output cannot be judged: such a program cannot be a kit.
     """
     _check_size(spec)
     expected, tensors = evaluate(spec), tensor_values(spec)
     outputs = {}
     for step in spec.steps:
         if isinstance(step, Linear):
-            _check_no_zero_point(spec, step, tensors)
+            zero = spec.dequantize(step.table).zero_point
+            if zero and not (to_float(tensors[zero]) == 0).all():  # the exact sums would be another program's
+                raise ValueError(f"step {step.name}: a linear whose zero point {zero} is not 0 cannot be in a kit")
             outputs[step.name] = exact_linear(spec, step, tensors, nearest=True)[0].astype(np.float32)
         elif step.name in expected:
             outputs[step.name] = expected[step.name]
@@ -185,16 +182,6 @@ def _check_size(spec: ProgramSpec) -> None:
         raise ValueError(f"the program has {elements} elements; a kit has at most {_MAX_BYTES // 8}")
 
 
-def _check_no_zero_point(spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array]) -> None:
-    """Refuse a table whose values are not its codes times its scales: the exact sums would be another program's."""
-    name = spec.dequantize(step.table).zero_point
-    if name and not (to_float(tensors[name]) == 0).all():
-        raise ValueError(
-            f"step {step.name}: {step.table}'s zero point {name} is not zero everywhere, and the bound of a dot "
-            f"product knows none; it cannot be in a kit"
-        )
-
-
 def read_tensor(folder: Path, tensor: Tensor) -> Array:
     """Return a tensor's array; WrongFile as ``read_file``."""
     data = read_file(folder, tensor)
@@ -202,11 +189,7 @@ def read_tensor(folder: Path, tensor: Tensor) -> Array:
 
 
 def read_file(folder: Path, file: KitFile, most: int = _MAX_BYTES) -> bytes:
-    """Return the bytes of a kit's file, whose size is checked before it is read.
-
-    Raises:
-        WrongFile: it is missing, a link, of another size, or not the file that the kit was made with.
-    """
+    """Return the bytes of a kit's file, whose size is checked before it is read; WrongFile where it is another file."""
     path = folder / file.file
     if path.is_symlink() or not path.is_file():
         raise WrongFile(path, "missing", "no such file")

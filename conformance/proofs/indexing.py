@@ -180,7 +180,7 @@ def _lookup(target: Target, shape: Shape, values: Array, scales: Array, indices:
     out = result.out.astype(np.float64).reshape(-1, shape.embed_dim)
     wrong = ~((out == np.rint(out)) & (out >= span[0]) & (out <= span[1]))
     if wrong.any():
-        place = _place(shape, int(np.argmax(wrong)))
+        place = _at(int(np.argmax(wrong)), (*shape.indices, shape.embed_dim))
         raise _Garbled(f"out{place} is {out[wrong][0]!s}, which no position of the table gives")
     return out.astype(np.int64)
 
@@ -194,12 +194,8 @@ def _compare(shape: Shape, read: Array, right: Array, what: str, table: tuple[in
     number = int(read.reshape(-1)[at])
     known = 0 <= number < math.prod(table)
     where = f"{what} {_at(number, table)}" if known else f"something that is no {what} of the table"
-    place = _at(int(right.reshape(-1)[at]), table)
-    return [f"out{_place(shape, at)} reads {where}, not {what} {place} ({count} of {wrong.size} wrong)"]
-
-
-def _place(shape: Shape, at: int) -> str:
-    return _at(at, (*shape.indices, shape.embed_dim))
+    element, place = _at(at, (*shape.indices, shape.embed_dim)), _at(int(right.reshape(-1)[at]), table)
+    return [f"out{element} reads {where}, not {what} {place} ({count} of {wrong.size} wrong)"]
 
 
 def _at(number: int, table: tuple[int, ...]) -> str:

@@ -40,10 +40,8 @@ class Record:
 class Journal:
     """Finished chunks of one proof.
 
-    Raises:
-        JournalRefused: without ``resume`` a journal is there already; with it, what is there is no journal, or its
-            header is not ``header``: another device, driver, shader, domain or chunk. Nothing is merged.
-        Unwritable: says why.
+    JournalRefused where one is there already, without ``resume``; with it, where what is there is no journal or its
+    header is not ``header``: another device, driver, shader, domain or chunk. Nothing is merged.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:

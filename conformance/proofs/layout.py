@@ -63,12 +63,6 @@ def case_names() -> dict[str, int]:
     return {name: rows * columns if storage else 0 for name, _layout, storage, rows, columns in _cases()}
 
 
-def check_subject(subject: str) -> None:
-    """Check that there is such a subject; ValueError, with the nearest names, where there is none."""
-    if subject != "reference":
-        subjects.check_name(subject)
-
-
 def packer(subject: str, layout: str, storage: str) -> Packed | str:
     """The subject's function from int8 values [V, D] to packed bytes, or why it has none."""
     if subject == "reference":

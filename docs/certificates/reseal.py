@@ -8,6 +8,7 @@ suite's own code, and has to be what the file says: nothing that was stored is l
 import hashlib
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def verify_seals(old: dict[str, Any]) -> None:
         raise ValueError("was changed: its digest is not that of its content")
     no_times = {name: value for name, value in old.items() if name not in {"timing", "evidence", "digest"}}
     if old["evidence"] != sha256(no_times):
-        raise ValueError("was changed: its evidence is not that of what was found")
+        raise ValueError("was changed: its evidence is not that of what was observed")
 
 
 def convert(old: dict[str, Any]) -> Certificate:
@@ -89,7 +90,8 @@ def left_out(new: Certificate) -> dict[str, Any]:
         derived["counts.wrong"] = len(new.mismatches)
     derived |= {f"target.{name}": value for name, value in target.items()}
     stages = vars(times.stages)
-    derived |= {"command": " ".join(words), "timing.elapsed_s": round(times.elapsed_s, 3)}
+    elapsed = datetime.fromisoformat(times.finished) - datetime.fromisoformat(times.started)
+    derived |= {"command": " ".join(words), "timing.elapsed_s": round(elapsed.total_seconds(), 3)}
     derived["timing.binds"] = max(sorted(stages), key=stages.__getitem__)
     derived["timing.pairs_per_s"] = rate(elements, times.working_s)
     derived |= {f"timing.stages.{name}.pairs_per_s": rate(elements, seconds) for name, seconds in stages.items()}

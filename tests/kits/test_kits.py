@@ -100,9 +100,9 @@ def test_right_outputs_pass_and_every_flipped_bit_fails(tmp_path: Path, capsys: 
         data[at // 8] ^= 1 << at % 8
         path.write_bytes(data)
         assert judged(folder, out) == 1, at
-        said = capsys.readouterr().out
-        assert "RUN/array/" in said
-        assert "1 of 64" in said
+        message = capsys.readouterr().out
+        assert "RUN/array/" in message
+        assert "1 of 64" in message
 
 
 def test_what_a_device_may_do_is_accepted_with_its_profile_only(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_what_a_device_may_do_is_accepted_with_its_profile_only(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('execution_modes = ["RoundingModeUp 32"]', "execution mode 'RoundingModeUp 32' is not one of"),
         ('execution_modes = "RoundingModeRTE 32"', "execution_modes: expected a list"),
@@ -140,13 +140,13 @@ def test_what_a_device_may_do_is_accepted_with_its_profile_only(tmp_path: Path) 
         ("precise", "not a device profile"),
     ],
 )
-def test_a_wrong_profile_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+def test_a_wrong_profile_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     folder = by_hand(tmp_path)
     profile = tmp_path / "profile.toml"
     profile.write_text(text)
     assert judged(folder, answer(folder, tmp_path / "out"), "--device-profile", str(profile)) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -189,9 +189,9 @@ HOSTILE: list[tuple[tuple[Any, ...], Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "said"), HOSTILE, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("path", "value", "message"), HOSTILE, ids=lambda x: str(x)[:40])
 def test_a_malformed_field_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: tuple[Any, ...], value: Any, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: tuple[Any, ...], value: Any, message: str
 ) -> None:
     folder = by_hand(tmp_path)
     out = answer(folder, tmp_path / "out")
@@ -203,7 +203,7 @@ def test_a_malformed_field_is_named(
     (folder / "case.json").write_text(json.dumps(about))
     assert judged(folder, out) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -232,7 +232,7 @@ def test_a_case_that_is_not_the_kits_or_that_cannot_be_judged_is_named(
             "outside [0, 2)",
         ),
         (replace(LOOKUP, steps=(LOOKUP.steps[0], Lookup("lookup0", "dq", "i", max_norm=1.0))), "it cannot be in a kit"),
-        (linear(1.0), "step head: dq's zero point z is not zero everywhere"),
+        (linear(1.0), "step head: a linear whose zero point z is not 0"),
     ):
         reseal(folder, case_to_toml(Case("hand/written", "RUN", "3.2", "a wrong bit", Program(spec))))
         assert judged(folder, out) == 2, message
@@ -262,7 +262,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "message"),
     [
         ("sh -c 'cp {pte} {out}/output_0.bin'", 1, "RUN/dtype_shape/size"),
         ("sh -c 'echo no GPU; exit 3' {pte} {out}", 1, "exit code 3: no GPU"),
@@ -273,7 +273,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_a_runner_is_called_with_a_time_limit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, code: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
 ) -> None:
     folder = by_hand(tmp_path)
     words = ["kit", "run", "--kits", str(folder), "--subject-command", command, "--case-seconds", "0.5"]
@@ -281,7 +281,7 @@ def test_a_runner_is_called_with_a_time_limit(
     assert main.main(words) == code
     assert time.monotonic() - started < 20
     printed = capsys.readouterr()
-    assert said in printed.out + printed.err
+    assert message in printed.out + printed.err
 
 
 def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,7 +317,7 @@ def test_every_kind_of_wrong_output_is_found(tmp_path: Path, capsys: pytest.Capt
     tensors = (
         *LOOKUP.tensors,
         TensorSpec("w2", "int8", (2, 32), Values("pairs")),
-        TensorSpec("s2", "float32", (2, 16), Values("scales", 3)),
+        TensorSpec("s2", "float32", (2, 16), Values("constant", value=1e-41)),
         TensorSpec("x", "float32", (3, 32), Values("weights", 4), "input"),
     )
     steps = (*LOOKUP.steps, refused, Lookup("lookup1", "two", "i"), Linear("head", "dq", "x"), Read("raw", "w"))
@@ -348,6 +348,11 @@ def test_every_kind_of_wrong_output_is_found(tmp_path: Path, capsys: pytest.Capt
         printed = capsys.readouterr().out
         assert f"  {name}[" in printed
         assert f"({signature})" in printed
+    silent = tmp_path / "silent.toml"
+    silent.write_text("execution_modes = []\n")
+    assert write() == 0
+    (out / "output_1.bin").write_bytes(bytes(outputs[1][1].nbytes))
+    assert judged(folder, out.parent, "--device-profile", str(silent)) == 1, "flushed, and not in a delegate"
 
 
 def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
@@ -406,16 +411,16 @@ def test_a_case_that_is_not_exported_costs_only_itself_and_has_a_verdict(
     assert "1 of 3 cases written" in printed.out
 
     assert main.main(["kit", "run", *chosen, *command, "--report", str(tmp_path / "new")]) == 1
-    found = {v.case: v for v in verdict_stream(tmp_path / "new").verdicts}
-    assert {name: (v.outcome, v.signature) for name, v in found.items()} == {
+    verdicts = {v.case: v for v in verdict_stream(tmp_path / "new").verdicts}
+    assert {name: (v.outcome, v.signature) for name, v in verdicts.items()} == {
         "run/control": ("ERROR", "RUN/raised/ValueError"),
         "run/g2-refused": ("ERROR", "RUN/raised/NotLowered"),
         "run/tied-after": ("FAIL", "RUN/dtype_shape/missing"),
     }
-    assert "impl does not lower it" in found["run/g2-refused"].reason
+    assert "impl does not lower it" in verdicts["run/g2-refused"].reason
     assert main.main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
     capsys.readouterr()
-    assert main.main(shlex.split(found["run/g2-refused"].replay)[3:]) == 1
+    assert main.main(shlex.split(verdicts["run/g2-refused"].replay)[3:]) == 1
     assert "RUN/raised/NotLowered" in capsys.readouterr().out
     assert main.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 2, "one of them is there already"
 
@@ -424,7 +429,7 @@ def test_a_linear_on_a_table_with_a_zero_point_is_refused() -> None:
     """The bound's exact sums are of codes times scales: with a zero point they would be another program's."""
     assert outputs_of(linear())[0].shape == (2, 4)
     for zero_point in (1.0, float("nan")):
-        with pytest.raises(ValueError, match="step head: dq's zero point z is not zero everywhere"):
+        with pytest.raises(ValueError, match="step head: a linear whose zero point z is not 0"):
             outputs_of(linear(zero_point))
 
 
@@ -450,8 +455,8 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
 
     kits, out = tmp_path / "kits", tmp_path / "out"
     cases = ("run/control", "run/g2-refused", "run/tied-after")
-    code, said = run("kit", "export", str(kits), *(word for case in cases for word in ("--case", case)))
-    assert code == 0, said
+    code, message = run("kit", "export", str(kits), *(word for case in cases for word in ("--case", case)))
+    assert code == 0, message
     assert (kits / "README.md").is_file()
     assert (kits / "run__control/model.bpte").stat().st_size > (kits / "run__control/model.pte").stat().st_size
     kit = read_kit(kits / "run__tied-after")
@@ -460,10 +465,10 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
     assert again[0] == 2
     assert "is there already" in again[1]
     own = f"{PYTHON} -m conformance kit play-one {{pte}} {{out}} {{inputs}}"
-    code, said = run("kit", "run", "--kits", str(kits / "run__g2-refused"), "--subject-command", own)
-    assert code == 0, said
-    code, said = run("kit", "play", str(kits), str(out))
-    assert code == 0, said
+    code, message = run("kit", "run", "--kits", str(kits / "run__g2-refused"), "--subject-command", own)
+    assert code == 0, message
+    code, message = run("kit", "play", str(kits), str(out))
+    assert code == 0, message
     assert run("judge", str(kits), str(out))[0] == 0
     for name in ("run__control", "run__g2-refused"):
         wrong = tmp_path / f"wrong-{name}"
@@ -471,6 +476,6 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
         data = bytearray((wrong / name / "output_0.bin").read_bytes())
         data[len(data) // 2] ^= 1
         (wrong / name / "output_0.bin").write_bytes(data)
-        code, said = run("judge", str(kits), str(wrong))
+        code, message = run("judge", str(kits), str(wrong))
         assert code == 1
-        assert "passed:2 failed:1" in said
+        assert "passed:2 failed:1" in message

@@ -54,9 +54,9 @@ def test_one_ulp_of_one_scale_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     shader = planted("one_ulp", tmp_path)
     words = ("--variant", BUFFER, "--range", "0x3EA00000:0x3EB00000", "--shader", shader, "--out", tmp_path)
     assert prove("arithmetic", *words) == 1
-    said = capsys.readouterr().out
-    assert "scale 0x3EAAAAAB (0.33333334) times q = -4 (code 4): got 0xBFAAAAAC, allowed 0xBFAAAAAB" in said
-    assert "refused 4," in said  # codes 0, 4, 8 and 12 come first of their four columns
+    printed = capsys.readouterr().out
+    assert "scale 0x3EAAAAAB (0.33333334) times q = -4 (code 4): got 0xBFAAAAAC, allowed 0xBFAAAAAB" in printed
+    assert "refused 4," in printed  # codes 0, 4, 8 and 12 come first of their four columns
     assert stored(tmp_path).result == "refuted"
 
 
@@ -75,10 +75,10 @@ def test_one_ulp_of_one_scale_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_wrong_addresses_are_named(bug: str, variant: str, says: str, tmp_path: Path) -> None:
     target = prove_target.open_target("impl", variant, shader=planted(bug, tmp_path))
     try:
-        found = wrong_reads(target, Shape(9, 64, 32, (9,)))
+        lines = wrong_reads(target, Shape(9, 64, 32, (9,)))
     finally:
         target.close()
-    assert any(says in line for line in found), found
+    assert any(says in line for line in lines), lines
 
 
 def test_our_addresses_are_right() -> None:
@@ -177,6 +177,6 @@ def test_arithmetic_refutes_what_is_no_bijection(wrong: object, says: str, monke
 )
 def test_bad_usage_is_one_line(words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prove(*words, *(("--out", tmp_path) if len(words) > 1 else ())) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1

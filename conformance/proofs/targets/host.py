@@ -4,7 +4,9 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,10 @@ def open_target(subject: str, variant: str, _device: str, shader: Path | None) -
     if shader is not None:
         raise ValueError(f"subject {subject} runs on the host and takes no shader")
     facts, numerics = derived(TargetFacts(subject, variant))
-    operator, driver = _wheel() if subject == "executorch" else _reference(numerics.output_dtype)
+    if subject == "executorch":
+        operator, driver = _wheel()
+    else:
+        operator, driver = partial(embedding_q4gsw, output_dtype=numerics.output_dtype), f"numpy {np.__version__}"
     return HostTarget(operator, replace(facts, device=f"CPU {platform.machine()}", driver=driver), numerics)
 
 
@@ -80,20 +85,13 @@ class HostTarget:
 
     def _call(self, packed: Array, scales: Array, group_size: int, indices: Array) -> Array:
         started = time.perf_counter()
-        result = self._operator(packed, scales, group_size, indices, self._linear)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = self._operator(packed, scales, group_size, indices, self._linear)
         self.seconds["device"] += time.perf_counter() - started
         return result
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def _reference(output_dtype: str) -> tuple[Operator, str]:
-    def operator(packed: Array, scales: Array, group_size: int, indices: Array, linear: bool) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return embedding_q4gsw(packed, scales, group_size, indices, linear, output_dtype)
-
-    return operator, f"numpy {np.__version__}"
 
 
 def _wheel() -> tuple[Operator, str]:
@@ -103,9 +101,9 @@ def _wheel() -> tuple[Operator, str]:
     except ImportError as error:
         raise EnvironmentProblem(f"subject executorch needs torch and executorch: {error}") from error
 
-    def operator(packed: Array, scales: Array, group_size: int, indices: Array, linear: bool) -> Array:
-        arguments = (torch.from_numpy(packed), torch.from_numpy(scales), group_size, torch.from_numpy(indices), linear)
-        result: Array = torch.ops.et_vk.embedding_q4gsw(*arguments).numpy()
+    def operator(*arguments: Any) -> Array:
+        tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        result: Array = torch.ops.et_vk.embedding_q4gsw(*tensors).numpy()
         return result
 
     return operator, f"torch {torch.__version__}"

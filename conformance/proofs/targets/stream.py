@@ -65,7 +65,7 @@ class Stream:
         self._job = embedding_job(device.info, request, shader)
         cache: PipelineCache = device.keep("pipelines", lambda: PipelineCache(device))
         self._pipeline = cache.get(shader, self._job.kinds, len(self._job.push), self._job.constants)
-        self._made: list[Buffer | Image] = []
+        self._resources: list[Buffer | Image] = []
         try:
             self._inputs = [self._input(operand) for operand in self._job.operands]
             whole = self._bytes + 2 * self._guard
@@ -76,9 +76,9 @@ class Stream:
             raise
 
     def _buffer(self, size: int, *, host: bool) -> Buffer:
-        made = Buffer(self._device, size, host=host)
-        self._made.append(made)
-        return made
+        buffer = Buffer(self._device, size, host=host)
+        self._resources.append(buffer)
+        return buffer
 
     def _input(self, operand: Operand) -> Resource:
         """Put an input on the device, for good but for the scales."""
@@ -87,7 +87,7 @@ class Stream:
         staging.bytes[:] = operand.data.reshape(-1).view(np.uint8)
         if operand.texture is not None:
             image = Image(self._device, operand.texture.extent, operand.texture.texels, storage=False, flat=True)
-            self._made.append(image)
+            self._resources.append(image)
             with self._commands("transfer") as commands:
                 image.fill(commands, staging.handle, 0)
             return image.resource()
@@ -160,6 +160,6 @@ class Stream:
 
     def close(self) -> None:
         """Free all buffers and images; the device stays open."""
-        for made in reversed(self._made):
-            made.close()
-        self._made.clear()
+        for resource in reversed(self._resources):
+            resource.close()
+        self._resources.clear()

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 
 from bench.common import parser, write_json
+from conformance.case.case import Case
 from conformance.case.toml import case_from_toml, case_to_toml
-from conformance.generate.programs import CHOICES, program_of
-from conformance.generate.search import generated_case
+from conformance.generate.search import search
 from conformance.judging.judge import judge
 from conformance.subjects import impl
-from reference.program.spec import Values
-from reference.program.values import values_array
 
 REQUIRED_RATE = 60.0
 
@@ -32,10 +30,19 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seed", type=int, default=0)
     options = command.parse_args(argv)
     torch.set_num_threads(1)
-    choices = values_array(Values("bits", options.seed), "uint8", (options.programs + 20, CHOICES))
-    rows = [row.tobytes() for row in choices]
-    for row in rows[-20:]:
-        impl.run_match(program_of(row))  # imports and caches
+
+    def run(case: Case) -> Any:
+        assert case.program is not None  # noqa: S101 - each generated case has one
+        return impl.run_match(case.program)
+
+    def draw(seed: str) -> None:
+        search(lambda case: cases.append(case) or "", seed=seed, count=options.programs)
+
+    cases: list[Case] = []
+    draw("imports and caches")
+    for case in cases[:20]:
+        run(case)
+    cases.clear()
     seconds: dict[str, float] = {}
 
     def timed(part: str, work: Callable[[Any], Any], over: Iterable[Any]) -> list[Any]:
@@ -44,9 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         seconds[part] = time.process_time() - start
         return results
 
-    cases = timed("draw", lambda row: generated_case(program_of(row)), rows[: options.programs])
+    timed("draw", draw, [str(options.seed)])
     timed("to the child and back", lambda case: case_from_toml(case_to_toml(case)), cases)
-    seen = timed("build, fuse twice, observe", lambda case: impl.run_match(case.program), cases)
+    seen = timed("build, fuse twice, observe", run, cases)
     pairs = zip(cases, seen, strict=True)
     outcomes = timed("judge", lambda pair: judge(*pair, "impl").outcome, pairs)
     for part, taken in seconds.items():

@@ -1,1 +1,1 @@
-"""Generated programs: drawn, searched, shrunk."""
+"""Generated programs: drawn and shrunk by Hypothesis."""

@@ -1,269 +1,158 @@
-"""The graph space: programs drawn choice by choice, as ProgramSpecs and never as graphs.
+"""The space of generated programs, as a Hypothesis strategy of ProgramSpecs (never of graphs).
 
-``program(pick)`` makes every decision through ``pick``, which chooses from a sequence whose first element
-is the simplest; Hypothesis drives it (``programs()``). Each lookup is drawn from choices that keep it
-fusible, and then up to two of ``DEFECTS`` are put into it, each of which breaks a condition of contract 5.3.
-
-Source: docs/contract.md sections 4 and 5.
+Each lookup is drawn from choices that keep it fusible; then up to two of ``DEFECTS`` are put into it, each of which
+breaks a condition of contract 5.3. The simplest option of every choice comes first, so that Hypothesis shrinks a
+failing program to the smallest that fails. A new kind of step is a function and a row of ``STEPS``.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from conformance.generate.tensors import Shelf, constant_ops, indices, scales, zero_point
-from conformance.generate.tensors import weight as new_weight
-from reference.program.spec import (
-    IDENTITY_OPS,
-    OPAQUE_OPS,
-    Dequantize,
-    Linear,
-    Lookup,
-    PackedLookup,
-    ProgramSpec,
-    QuantizedTable,
-    Read,
-    Step,
-    Values,
+from conformance.generate.tensors import OPS, Draft, float_table, indices, scales, table, zero_point
+from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read, Values
+
+_ANY = ("group_size", "output_dtype", "indices_rank")
+_ON_TABLE = ("table_ops", "max_norm")
+_ON_TENSORS = (
+    *("weight_source", "weight_ops", "qrange", "qrange", "embed_dim", "embed_dim", "empty_table"),
+    *("scale_source", "scale_ops", "scale_dtype", "scale_shape", "zero_point_source", "zero_point_values"),
 )
-
-Pick = Callable[[Sequence[Any]], Any]
-
-#: What can be put into a lookup to break it, by its kind. The names are those of contract 5.4's subjects.
+_ON_SPLIT = (
+    *("weight_dtype", "weight_dtype", "weight_values", "group_size", "block_rows", "scale_dtype", "zero_point_ops"),
+)
+#: What can be put into a lookup to break it, by its kind; what has many values of its own is there twice.
 DEFECTS = {
-    "split": (
-        "weight_source",
-        "weight_ops",
-        "weight_dtype",
-        "weight_dtype",  # twice, like others that have many values of their own
-        "weight_values",
-        "qrange",
-        "qrange",
-        "group_size",
-        "group_size",
-        "embed_dim",
-        "embed_dim",
-        "block_rows",
-        "empty_table",
-        "scale_source",
-        "scale_ops",
-        "scale_dtype",
-        "scale_dtype",
-        "scale_shape",
-        "zero_point_source",
-        "zero_point_ops",
-        "zero_point_values",
-        "output_dtype",
-        "indices_rank",
-        "table_ops",
-        "max_norm",
-    ),
-    "quantized": ("group_size", "table_dtype", "indices_rank", "table_ops", "max_norm"),
-    "packed": (
-        "weight_source",
-        "weight_ops",
-        "qrange",
-        "qrange",
-        "group_size",
-        "embed_dim",
-        "embed_dim",
-        "empty_table",
-        "scale_source",
-        "scale_ops",
-        "scale_dtype",
-        "scale_shape",
-        "zero_point_source",
-        "zero_point_values",
-        "output_dtype",
-        "indices_rank",
-    ),
+    "quantized": (*_ANY, *_ON_TABLE),
+    "split": (*_ANY, *_ON_TABLE, *_ON_TENSORS, *_ON_SPLIT),
+    "packed": (*_ANY, *_ON_TENSORS),
 }
-_GROUPS = (32, 4, 8, 12, 16, 20, 24, 48, 64, 96, 128)
-_ODD_GROUPS = (2, 1, 3, 6)
 _QRANGES = ((-7, 7), (-8, 6), (0, 15), (-128, 127), (-16, 15))
 
 
-#: Bytes of a program: one a choice. Past the last one the simplest option is taken.
-CHOICES = 192
-
-
-def programs() -> st.SearchStrategy[ProgramSpec]:
-    """A Hypothesis strategy over the graph space.
-
-    It draws one string of bytes, a byte a choice: a hundred small draws would cost thirty times as much, and
-    Hypothesis would repeat parts of one program in the next, so that a fifth of them would be duplicates.
-    Zero is the simplest option. A failing program is best shrunk by ``conformance.generate.shrink``.
-    """
-    return st.binary(min_size=CHOICES, max_size=CHOICES).map(program_of)
-
-
-def program_of(choices: bytes) -> ProgramSpec:
-    """The program that a string of choices means.
-
-    >>> len(program_of(b"").lookups())
-    1
-    """
-    rest = iter(choices)
-    return program(lambda options: options[next(rest, 0) * len(options) >> 8])
-
-
-def program(pick: Pick) -> ProgramSpec:
-    """Draw one program for the synthetic route; every choice goes through ``pick``."""
-    draft = _Draft(pick)
-    for _ in range(pick((1, 2, 1, 3, 2, 1))):
-        draft.lookup()
-    for _ in range(pick((0, 1, 0, 0))):
-        draft.linear()
-    for _ in range(pick((0, 1, 0, 2, 1))):
-        draft.read()
-    return ProgramSpec(tuple(draft.steps), tuple(draft.shelf.tensors), tuple(draft.tables))
-
-
-class _Draft:
-    """The steps so far, and what later ones may share."""
-
-    def __init__(self, pick: Pick) -> None:
-        self.pick = pick
-        self.shelf = Shelf(pick)
-        self.steps: list[Step] = []
-        self.tables: list[QuantizedTable] = []
-
-    def lookup(self) -> None:
-        """Append a lookup, with the dequantize step that it needs unless it shares one."""
-        kind = self.pick(("split", "split", "split", "split", "quantized", "packed"))
-        defects = {self.pick(DEFECTS[kind]) for _ in range(self.pick((0, 1, 0, 1, 2)))}
-        if kind == "packed":
-            self.packed(defects)
-            return
-        known = [s for s in self.steps if isinstance(s, Dequantize)]
-        if known and self.pick((False, True, False)):
-            dequantize = self.pick(known)
-        else:
-            dequantize = self.quantized(defects) if kind == "quantized" else self.dequantize(defects)
-            self.steps.append(dequantize)
-        rows = self.rows(dequantize)
-        table_ops = (self.pick(IDENTITY_OPS + OPAQUE_OPS),) if "table_ops" in defects else ()
-        self.steps.append(
-            Lookup(
-                self.name("lookup"),
-                dequantize.name,
-                indices(self.shelf, rows, deep="indices_rank" in defects),
-                table_ops,
-                self.pick((-1, -1, 0, rows - 1)),
-                self.pick((False, False, False, True)),
-                self.pick((False, False, False, True)),
-                self.pick((1.0, 0.25)) if "max_norm" in defects else 0.0,
-            )
+def _lookup(draft: Draft) -> None:
+    """Append a lookup, with the dequantize step that it needs unless it shares one."""
+    choose = draft.choose
+    kind = choose(("quantized", "split", "split", "split", "split", "packed"))
+    defects = set(draft.some((0, 1, 2, 1, 0), lambda: choose(DEFECTS[kind])))
+    shared, known = draft.chance(1, 3), _dequantized(draft)
+    if kind == "packed":
+        draft.steps.append(_packed(draft, defects))
+        return
+    tensors, tables = len(draft.tensors), len(draft.tables)
+    dequantize = (_quantized if kind == "quantized" else _split)(draft, defects)
+    if shared and known:  # drawn in any case: without the other lookup this one is whole
+        dequantize = choose(known)
+        del draft.tensors[tensors:], draft.tables[tables:]
+    else:
+        draft.steps.append(dequantize)
+    rows = draft.spec().tensor(dequantize.weight).shape[0]
+    draft.steps.append(
+        Lookup(
+            draft.name("lookup"),
+            dequantize.name,
+            indices(draft, rows, defects),
+            choose([(op,) for op in OPS] if "table_ops" in defects else [()]),
+            padding_idx=choose((-1, 0, rows - 1, -1)),
+            scale_grad_by_freq=draft.chance(1, 4),
+            sparse=draft.chance(1, 4),
+            max_norm=choose((1.0, 0.25) if "max_norm" in defects else (0.0,)),
         )
+    )
 
-    def dequantize(self, defects: set[str]) -> Dequantize:
-        """A torchao.dequantize_affine step; its tensors are new or shared."""
-        pick = self.pick
-        weight = new_weight(self.shelf, defects)
-        rows, columns = weight.shape
-        group = self.group(columns, defects)
-        block = (max(rows, 1), group) if "block_rows" in defects else (1, group)
-        shape = (rows // block[0] if rows else 0, columns // group)
-        qmin, qmax = pick(_QRANGES) if "qrange" in defects else (-8, 7)
-        if weight.dtype == "uint8":  # torchao refuses bounds that the carrier does not hold
-            qmin, qmax = 0, 15
-        return Dequantize(
-            self.name("dq"),
-            weight.name,
-            scales(self.shelf, shape, defects).name,
-            block,
-            zero_point(self.shelf, shape, defects),
-            qmin,
-            qmax,
-            weight.dtype,
-            "bfloat16" if "output_dtype" in defects else pick(("float32", "float32", "float16")),
-            constant_ops(pick, opaque="weight_ops" in defects),
-            constant_ops(pick, opaque="scale_ops" in defects),
-            constant_ops(pick, opaque="zero_point_ops" in defects),
-        )
 
-    def quantized(self, defects: set[str]) -> Dequantize:
-        """What quantizing an nn.Embedding with torchao gives; the table is new, or one drawn before."""
-        pick = self.pick
-        if self.tables and pick((False, True)):
-            table = pick(self.tables)
-        else:
-            columns = pick((64, 32, 96))
-            group = pick((6, 3, 2)) if "group_size" in defects else pick((32, 0, 4, 8, 16))
-            columns = 96 if "group_size" in defects else columns
-            dtype = "bfloat16" if "table_dtype" in defects else pick(("float32", "float32", "float16"))
-            values = Values("weights", pick(range(8)))
-            table = QuantizedTable(f"emb{len(self.tables)}", pick((9, 1, 8, 33)), columns, group, values, dtype)
-            self.tables.append(table)
-        block = (1, table.group_size or table.embed_dim)
-        parts = (f"{table.name}.qdata", f"{table.name}.scale", block, f"{table.name}.zero_point")
-        return Dequantize(self.name("dq"), *parts, output_dtype=table.dtype)
+def _dequantized(draft: Draft) -> list[Dequantize]:
+    return [step for step in draft.steps if isinstance(step, Dequantize)]
 
-    def packed(self, defects: set[str]) -> None:
-        """Append a quantized_decomposed.embedding_4bit."""
-        pick = self.pick
-        weight = new_weight(self.shelf, defects, packed=True)
-        rows, columns = weight.shape[0], 2 * weight.shape[1]
-        shape = (rows, columns // self.group(columns, defects))
-        flat_scales = "scale_shape" in defects
-        scale = scales(self.shelf, (rows,) if flat_scales else shape, defects - {"scale_shape"}, packed=True)
-        zero = ""
-        if pick((False, True)) or any(d.startswith("zero_point") for d in defects):
-            zero = zero_point(self.shelf, scale.shape, defects, dtype=scale.dtype)  # its eager form wants equal dtypes
-        qmin, qmax = pick(_QRANGES) if "qrange" in defects else (-8, 7)
-        self.steps.append(
-            PackedLookup(
-                self.name("lookup"),
-                weight.name,
-                scale.name,
-                indices(self.shelf, rows, deep="indices_rank" in defects),
-                zero,
-                qmin,
-                qmax,
-                "bfloat16" if "output_dtype" in defects else pick(("float32", "float16")),
-                constant_ops(pick, opaque="weight_ops" in defects),
-                constant_ops(pick, opaque="scale_ops" in defects),
-            )
-        )
 
-    def linear(self) -> None:
-        """Put a tied linear before or after everything else, on a dequantized table of its own or a lookup's."""
-        known = [s for s in self.steps if isinstance(s, Dequantize)]
-        if not known:
-            return
-        twin = self.pick(known)
-        dtype, columns = twin.output_dtype, self.shape(twin)[1]
-        x = self.shelf.add("x", dtype, (2, columns), Values("weights", self.pick(range(4))), "input")
-        if self.pick((True, False)):
-            own = Dequantize(**{**vars(twin), "name": self.name("dq")})
-            pair: list[Step] = [own, Linear(self.name("linear"), own.name, x.name)]
-            self.steps = pair + self.steps if self.pick((False, True)) else self.steps + pair
-        else:
-            at = self.steps.index(twin) + 1
-            at = at if self.pick((False, True)) else len(self.steps)
-            self.steps.insert(at, Linear(self.name("linear"), twin.name, x.name))
+def _quantized(draft: Draft, defects: set[str]) -> Dequantize:
+    """What quantizing an nn.Embedding with torchao gives."""
+    source = float_table(draft, defects)
+    block = (1, source.group_size or source.embed_dim)
+    parts = (f"{source.name}.qdata", f"{source.name}.scale", block, f"{source.name}.zero_point")
+    return Dequantize(draft.name("dq"), *parts, output_dtype=source.dtype)
 
-    def read(self) -> None:
-        """Append another consumer of anything that there is."""
-        made = [s.name for s in self.steps if isinstance(s, Dequantize)]
-        of = self.pick(made + [t.name for t in self.shelf.tensors] + [f"{t.name}.qdata" for t in self.tables])
-        self.steps.append(Read(self.name("read"), of))
 
-    def group(self, columns: int, defects: set[str]) -> int:
-        """A group size that divides the columns; with the defect, one that is no multiple of 4."""
-        sizes = _ODD_GROUPS if "group_size" in defects else _GROUPS
-        fitting = [g for g in sizes if columns % g == 0] or [columns]
-        return int(self.pick(fitting))
+def _split(draft: Draft, defects: set[str]) -> Dequantize:
+    """A torchao.dequantize_affine step; its tensors are new or shared."""
+    weight, group = table(draft, defects)
+    rows, columns = weight.shape
+    block = (max(rows, 1), group) if "block_rows" in defects else (1, group)
+    shape = (rows // block[0], columns // group)
+    qmin, qmax = draft.choose(_QRANGES if "qrange" in defects else ((-8, 7),))
+    if weight.dtype == "uint8":  # torchao refuses bounds that the carrier does not hold
+        qmin, qmax = 0, 15
+    return Dequantize(
+        draft.name("dq"),
+        weight.name,
+        scales(draft, shape, defects).name,
+        block,
+        zero_point(draft, shape, defects),
+        qmin,
+        qmax,
+        weight.dtype,
+        draft.choose(("bfloat16",) if "output_dtype" in defects else ("float32", "float32", "float16")),
+        *(draft.constant_ops(opaque=f"{part}_ops" in defects) for part in ("weight", "scale", "zero_point")),
+    )
 
-    def shape(self, dequantize: Dequantize) -> tuple[int, ...]:
-        """The shape of a dequantized table."""
-        return ProgramSpec((), tuple(self.shelf.tensors), tuple(self.tables)).tensor(dequantize.weight).shape
 
-    def rows(self, dequantize: Dequantize) -> int:
-        """The rows of a dequantized table."""
-        return self.shape(dequantize)[0]
+def _packed(draft: Draft, defects: set[str]) -> PackedLookup:
+    """A quantized_decomposed.embedding_4bit."""
+    weight, group = table(draft, defects, packed=True)
+    rows, columns = weight.shape[0], 2 * weight.shape[1]
+    scale = scales(draft, (rows, columns // group), defects, packed=True)
+    return PackedLookup(
+        draft.name("lookup"),
+        weight.name,
+        scale.name,
+        indices(draft, rows, defects),
+        zero_point(draft, scale.shape, defects, (scale.dtype,)),  # its eager form wants equal dtypes
+        *draft.choose(_QRANGES if "qrange" in defects else ((-8, 7),)),
+        draft.choose(("bfloat16",) if "output_dtype" in defects else ("float32", "float16")),
+        *(draft.constant_ops(opaque=f"{part}_ops" in defects) for part in ("weight", "scale")),
+    )
 
-    def name(self, kind: str) -> str:
-        """The next name of a step of that kind."""
-        return f"{kind}{sum(s.name.startswith(kind) for s in self.steps)}"
+
+def _linear(draft: Draft) -> None:
+    """Put a tied linear before or after everything else, on a lookup's dequantized table or one of its own."""
+    if not (known := _dequantized(draft)):
+        return
+    dequantize = draft.choose(known)
+    columns = draft.spec().tensor(dequantize.weight).shape[1]
+    x = draft.add("x", dequantize.output_dtype, (2, columns), Values("weights", draft.choose(range(4))), "input")
+    own, early = draft.chance(1, 2), draft.chance(1, 2)
+    at = len(draft.steps)
+    if early:
+        at = 0 if own else draft.steps.index(dequantize) + 1
+    if own:
+        dequantize = replace(dequantize, name=draft.name("dq"))
+    linear = Linear(draft.name("linear"), dequantize.name, x.name)
+    draft.steps[at:at] = [dequantize, linear] if own else [linear]
+
+
+def _read(draft: Draft) -> None:
+    """Append another consumer of anything that there is."""
+    names = [step.name for step in _dequantized(draft)] + [tensor.name for tensor in draft.tensors]
+    names += [f"{source.name}.qdata" for source in draft.tables]
+    kind = draft.choose(("i", "dq", "s", "w", "emb", "packed", "z", "x"))
+    of = draft.choose([name for name in names if name.startswith(kind)] or names)
+    draft.steps.append(Read(draft.name("read"), of))
+
+
+#: The kinds of step in the order in which a program's are drawn, and how many there may be: the fewest first.
+STEPS: tuple[tuple[Callable[[Draft], None], tuple[int, ...]], ...] = (
+    (_lookup, (1, 2, 3, 1, 2, 1)),
+    (_linear, (0, 1, 0, 0)),
+    (_read, (0, 1, 2, 1, 0)),
+)
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> ProgramSpec:
+    """Draw a program for the synthetic route."""
+    draft = Draft(draw)
+    for add, counts in STEPS:
+        draft.some(counts, functools.partial(add, draft))
+    return draft.spec()

@@ -1,41 +1,43 @@
-"""Searching the graph space: seeded shards of programs, the first failure shrunk to a minimal case.
+"""Searching the space of programs: judged until one fails, and that one shrunk to the smallest.
 
-A shard is a number: which programs it holds depends on the seed and the shard alone, so any number of
-workers draws the same ones.
-
-Source: docs/contract.md section 5.
+Hypothesis draws and shrinks. Which programs a search judges depends on its seed alone.
 """
 
-import contextlib
 import hashlib
+import math
+import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
+from hypothesis.database import ExampleDatabase
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 
 from conformance.case.case import Case, Program
-from conformance.case.toml import case_to_toml, spec_to_toml
+from conformance.case.toml import spec_to_toml
 from conformance.generate.programs import programs
-from conformance.generate.shrink import shrink
 from reference.program.spec import ProgramSpec
 
-#: Programs of one shard.
-SHARD = 250
+#: Seconds for shrinking a failure: some thousand programs, or a few that cost a process or a time limit each.
+SHRINK_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Found:
-    """A failure: the smallest program that shows it, its signature, and how many programs were examined."""
+class EvenChoices(HypothesisProvider):
+    """Draws each option of a choice as often as the others, from the seed alone.
 
-    case: Case
-    signature: str
-    examined: int
+    Hypothesis's own provider prefers the constants in whatever modules the process has loaded, and repeats parts of a
+    program in the next ones: a fifth of them would be duplicates.
+    """
+
+    def draw_integer(self, min_value: int | None = None, max_value: int | None = None, **_: object) -> int:
+        """Draw from a range that is bounded on both sides."""
+        assert self._random is not None and min_value is not None and max_value is not None  # noqa: S101, PT018
+        return self._random.randint(min_value, max_value)
 
 
-#: How many programs to try while shrinking a failure that costs a child process (5 s) or a time limit each.
-_TRIES = {"Died": 20, "Timeout": 3, "EnvironmentProblem": 0, "Untestable": 0}
+AVAILABLE_PROVIDERS["even-choices"] = EvenChoices
 
 
 class _Failed(Exception):  # noqa: N818 - never leaves this module
@@ -52,60 +54,56 @@ def generated_case(spec: ProgramSpec) -> Case:
 def search(
     check: Callable[[Case], str],
     *,
-    seed: int,
-    shard: int,
-    count: int = SHARD,
-    ignore: Collection[str] = (),
-    journal: Path | None = None,
-) -> Found | None:
-    """Examine the programs of a shard until one fails; shrink it.
+    seed: str,
+    count: int,
+    known: Collection[str] = (),
+    examples: ExampleDatabase | None = None,
+) -> Case | None:
+    """Judge ``count`` different programs unless one fails; shrink that one for ``SHRINK_SECONDS`` at most.
 
     Args:
         check: runs a case and returns the signature of its failure, or "".
-        seed: the run's seed.
-        shard: which part of the run.
+        seed: what the programs are drawn from.
         count: how many programs.
-        ignore: signatures that are known and do not count.
-        journal: a file that holds the case being examined, so that a crash names its culprit.
+        known: signatures that do not count as failures.
+        examples: where Hypothesis keeps failing programs, to try them first.
 
     Returns:
-        The failure with the smallest program that has the same signature, or None. A different failure
-        met while shrinking is a different failure and does not count.
+        The smallest program with the signature of the first failing one (another that is met while shrinking is another
+        failure), or None.
     """
-    first: list[tuple[ProgramSpec, str]] = []
-    examined = 0
+    signatures: dict[str, str] = {}  # each program is judged once, however often Hypothesis tries it
+    smallest: Case | None = None
+    deadline = math.inf
 
-    def signature(spec: ProgramSpec) -> str:
-        nonlocal examined
-        case = generated_case(spec)
-        if journal is not None:
-            journal.write_text(case_to_toml(case), encoding="utf-8")
-        examined += 1
-        return check(case)
-
-    @seeded(seed * 1_000_003 + shard)
     @settings(
-        max_examples=count,
-        database=None,
+        max_examples=2 * count + 10,  # more than are needed: what is drawn twice is judged once
+        database=examples,
+        phases=(Phase.reuse, Phase.generate, Phase.shrink),
         deadline=None,
-        phases=(Phase.generate,),  # ours to shrink: a byte less would be quite another program
+        derandomize=False,  # Hypothesis's profile for CI is otherwise
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
+        backend="even-choices",
     )
+    @seeded(seed)  # below the settings: it would drop their database
     @given(programs())
     def examine(spec: ProgramSpec) -> None:
-        if first:
-            raise _Failed  # Hypothesis runs a failing example once more
-        found = signature(spec)
-        if found and found not in ignore:
-            first.append((spec, found))
+        nonlocal smallest, deadline
+        case = generated_case(spec)
+        if case.id not in signatures:
+            if smallest is None and len(signatures) == count:
+                raise SkipTest("enough programs")  # which ends the run
+            if time.monotonic() > deadline:
+                return
+            signatures[case.id] = check(case)
+        signature = signatures[case.id]
+        if smallest is None and signature and signature not in known:
+            smallest, deadline = case, time.monotonic() + SHRINK_SECONDS
+        if smallest is not None and signature == signatures[smallest.id]:
+            smallest = case
             raise _Failed
 
-    with contextlib.suppress(_Failed):
+    with suppress(_Failed, SkipTest):
         examine()
-    if not first:
-        return None
-    spec, wanted = first[0]
-    tries = _TRIES.get(wanted.rpartition("/")[2], 1000)
-    smallest = shrink(spec, lambda candidate: signature(candidate) == wanted, tries)
-    return Found(generated_case(smallest), wanted, examined)
+    return smallest

@@ -43,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "--validate", action="store_true", help="with Vulkan's validation layer; any message fails the case"
     )
     group.addoption("--seed", type=int, default=0, help="seed of the generated programs (default: 0)")
+    group.addoption(
+        "--examples", type=Path, metavar="DIR", help="keep generated programs that fail in DIR, and try them first"
+    )
     group.addoption("--report", default="", help="directory for verdicts.jsonl and replay files (default: a new one)")
     group.addoption("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
     group.addoption("--max-failures", type=int, default=0, metavar="N", help="stop after N unexpected verdicts")
@@ -191,7 +194,8 @@ def verdict_on_shard(request: pytest.FixtureRequest, subject_worker: Worker, kno
     def run(shard: generate_shards.Shard) -> None:
         report, known = _report(request.config), request.config.stash[EXPECTED].signatures()
         with _writing(request):
-            case, verdict = generate_shards.run_shard(subject_worker, shard, report, known_versions, known)
+            examples = request.config.getoption("--examples")
+            case, verdict = generate_shards.run_shard(subject_worker, shard, report, known_versions, known, examples)
         _conclude(request, case, verdict)
 
     return run

@@ -94,8 +94,6 @@ def run_case(
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     verdict = expected.apply(timed(worker, case))
-    if worker.first:
-        verdict = replace(verdict, facts={**verdict.facts, timing.FIRST: f"{verdict.seconds:.4f}"})
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
     path = replay.write(report / "replay", case, verdict, known_versions)
@@ -106,7 +104,9 @@ def timed(worker: Worker, case: Case) -> Verdict:
     """Return the verdict on a case, with the seconds from asking to verdict on the clock on the wall."""
     started = time.perf_counter()
     verdict = judge(case, worker.run(case), worker.subject)
-    return replace(verdict, seconds=round(time.perf_counter() - started, 4))
+    seconds = round(time.perf_counter() - started, 4)
+    first = {timing.FIRST: f"{seconds:.4f}"} if worker.first else {}
+    return replace(verdict, seconds=seconds, facts={**verdict.facts, **first})
 
 
 def describe(case: Case, verdict: Verdict) -> str:

@@ -3,8 +3,6 @@
 A shard draws the same programs whatever the number of workers. It passes when all its programs do; the
 first that fails is shrunk, and the smallest program that fails in the same way is the failure. Where a
 subject has known failures, their signatures do not count here: one of its programs may have several.
-
-Source: docs/contract.md section 5.
 """
 
 import hashlib
@@ -17,7 +15,7 @@ from conformance.case.case import Case
 from conformance.files import make_folder, write_whole
 from conformance.harness.worker import Worker
 from conformance.results import replay, timing
-from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Verdict
+from conformance.results.verdict import ERROR, PASS, UNSUPPORTED, XFAIL, Verdict
 from conformance.runs import run
 
 STAGE = "MATCH"
@@ -53,82 +51,79 @@ def shards(level: str, stages: Sequence[str], seed: int) -> tuple[Shard, ...]:
 
 
 def run_shard(
-    worker: Worker, shard: Shard, report: Path, versions: Mapping[str, str], known: Collection[str] = ()
+    worker: Worker,
+    shard: Shard,
+    report: Path,
+    versions: Mapping[str, str],
+    known: Collection[str] = (),
+    examples: Path | None = None,
 ) -> tuple[Case | None, Verdict]:
-    """Run and judge a shard's programs until one fails.
+    """Run and judge a shard's programs until one fails with a signature that is not ``known``.
 
-    Each program is in ``report``/journal, as a replay file, before it runs; the file goes when the shard
-    is done, so one that is there names what a killed run was doing.
-
-    Args:
-        worker: serves the subject.
-        shard: what to draw.
-        report: the report's directory; the failure goes to ``report``/replay.
-        versions: to record in replay files.
-        known: signatures of known failures.
+    Each program is in ``report``/journal, as a replay file, before it runs; the file goes when the shard is done, so
+    one that is there names what a killed run was doing. ``examples`` is Hypothesis's example database, if any.
 
     Returns:
-        The smallest program that fails as the first failing one does (None: all passed), and the shard's
-        verdict: PASS, FAIL or ERROR; UNSUPPORTED where the subject takes no program; XFAIL where the only
-        failures are known.
+        The smallest program that fails as the first failing one does (None: all passed), and the shard's verdict: PASS,
+        FAIL or ERROR; UNSUPPORTED where the subject takes no program; XFAIL where the only failures are known.
     """
-    from conformance.generate.search import search  # noqa: PLC0415 - Hypothesis, only where programs are drawn
+    from hypothesis.database import DirectoryBasedExampleDatabase  # noqa: PLC0415 - only where programs are drawn
 
-    seen: Counter[str] = Counter()
-    excused: Counter[str] = Counter()
-    reasons: list[str] = []
-    digests, seconds = hashlib.sha256(), 0.0
-    first: dict[str, str] = {}
-    building = 0.0
+    from conformance.generate.search import search  # noqa: PLC0415 - the same
+
     journal = make_folder(report / "journal") / f"shard-{shard.number}.toml"
+    verdicts: list[Verdict] = []
 
     def check(case: Case) -> str:
-        nonlocal building, seconds
         write_whole({journal: replay.text(case, worker.subject, "", versions)})
         verdict = run.timed(worker, case)
-        if worker.first and not first:
-            first[timing.FIRST] = f"{verdict.seconds:.4f}"
-        if seen[FAIL]:
-            return verdict.signature  # it is being shrunk
-        seconds += verdict.seconds
-        building += 0.0 if worker.first else float(verdict.facts.get(timing.BUILDING, 0))
-        digests.update(verdict.digest.encode())
-        if verdict.outcome == UNSUPPORTED:
-            reasons.append(verdict.reason)
-        expected = verdict.signature in known
-        excused[verdict.signature] += expected
-        seen[XFAIL if expected else FAIL if verdict.signature else verdict.outcome] += 1
+        if not verdicts or verdicts[-1].signature in {"", *known}:  # what follows a failure is shrinking
+            verdicts.append(verdict)
         return verdict.signature
 
-    found = search(check, seed=shard.seed, shard=shard.number, count=shard.programs, ignore=known)
+    database = DirectoryBasedExampleDatabase(examples / f"shard-{shard.number}") if examples else None
+    seed = f"{shard.seed}/{shard.number}"
+    smallest = search(check, seed=seed, count=shard.programs, known=known, examples=database)
     journal.unlink(missing_ok=True)
-    facts = {"programs": str(seen.total()), "seed": str(shard.seed), "known_failures": str(seen[XFAIL]), **first}
-    facts[timing.BUILDING] = f"{building:.4f}"
-    whole = Verdict(shard.id, STAGE, worker.subject, PASS, seconds=round(seconds, 4), facts=facts, source="5.3")
-    if found is not None:
-        smallest = run.run_case(worker, found.case, report, versions)
-        if smallest.signature != found.signature:
-            told = f"{found.case.id} failed once with {found.signature} and then with {smallest.signature or 'nothing'}"
-            return found.case, replace(whole, outcome=ERROR, signature=found.signature, reason=told)
-        reason = f"{smallest.reason} [{found.case.id}, shrunk; seed {shard.seed}, program {seen.total()} of {shard.id}]"
-        both = {**smallest.facts, **facts}
-        return found.case, replace(smallest, case=shard.id, reason=reason, seconds=whole.seconds, facts=both)
-    whole = replace(whole, digest=digests.hexdigest())
-    if seen[UNSUPPORTED] == seen.total():
-        return None, replace(whole, outcome=UNSUPPORTED, reason=reasons[0], digest="")
-    if seen[XFAIL]:
-        told = ", ".join(f"{name} {count}" for name, count in excused.most_common() if count)
-        reason = f"{seen[XFAIL]} of {seen.total()} programs fail as some catalogue case is known to: {told}"
-        return None, replace(whole, outcome=XFAIL, reason=reason, defect="generated-programs")
-    return None, whole
+    whole, last = _whole(shard, verdicts, known), verdicts[-1]
+    if smallest is None:
+        return None, whole
+    verdict = run.run_case(worker, smallest, report, versions)
+    if verdict.signature != last.signature:
+        again = verdict.signature or "nothing"
+        reason = f"{smallest.id} failed once with {last.signature} and then with {again}"
+        return smallest, replace(whole, outcome=ERROR, signature=last.signature, reason=reason, digest="")
+    place = f"{smallest.id}, shrunk; seed {shard.seed}, program {len(verdicts)} of {shard.id}"
+    facts = {**verdict.facts, **whole.facts}
+    reason = f"{verdict.reason} [{place}]"
+    return smallest, replace(verdict, case=shard.id, reason=reason, seconds=whole.seconds, facts=facts)
+
+
+def _whole(shard: Shard, verdicts: Sequence[Verdict], known: Collection[str]) -> Verdict:
+    """The verdict on a shard in which nothing fails that is not known."""
+    excused = Counter(verdict.signature for verdict in verdicts if verdict.signature in known)
+    first = [verdict.facts[timing.FIRST] for verdict in verdicts if timing.FIRST in verdict.facts]
+    building = sum(float(v.facts.get(timing.BUILDING, 0)) for v in verdicts if timing.FIRST not in v.facts)
+    facts = {"programs": str(len(verdicts)), "seed": str(shard.seed), "known_failures": str(excused.total())}
+    facts |= {timing.BUILDING: f"{building:.4f}"} | ({timing.FIRST: first[0]} if first else {})
+    seconds = round(sum(verdict.seconds for verdict in verdicts), 4)
+    whole = Verdict(shard.id, STAGE, verdicts[0].subject, PASS, seconds=seconds, facts=facts, source="5.3")
+    if all(verdict.outcome == UNSUPPORTED for verdict in verdicts):
+        return replace(whole, outcome=UNSUPPORTED, reason=verdicts[0].reason)
+    digest = hashlib.sha256("".join(verdict.digest for verdict in verdicts).encode()).hexdigest()
+    if not excused:
+        return replace(whole, digest=digest)
+    counts = ", ".join(f"{signature} {count}" for signature, count in excused.most_common())
+    reason = f"{excused.total()} of {len(verdicts)} programs fail as some catalogue case is known to: {counts}"
+    return replace(whole, outcome=XFAIL, reason=reason, defect="generated-programs", digest=digest)
 
 
 def summed(verdicts: Iterable[Verdict]) -> list[str]:
     """Return the line that counts generated programs; none where there are no shards."""
-    there = [v for v in verdicts if v.case.startswith("gen/seed-")]
-    if not there:
+    judged = [v for v in verdicts if v.case.startswith("gen/seed-")]
+    if not judged:
         return []
-    programs, known = (sum(int(v.facts.get(name, 0)) for v in there) for name in ("programs", "known_failures"))
-    seeds = ", ".join(dict.fromkeys(v.facts.get("seed", "?") for v in there))
+    programs, known = (sum(int(v.facts.get(name, 0)) for v in judged) for name in ("programs", "known_failures"))
+    seeds = ", ".join(dict.fromkeys(v.facts.get("seed", "?") for v in judged))
     excused = f", {known} of them known failures" if known else ""
-    return [f"generated programs: {programs}{excused}; seed {seeds}; {len(there)} shards, each counted as one test"]
+    return [f"generated programs: {programs}{excused}; seed {seeds}; {len(judged)} shards, each counted as one test"]

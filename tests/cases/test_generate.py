@@ -1,36 +1,24 @@
-"""The graph space: what it draws, that both routes agree on it, and that bugs in it are found and shrunk."""
+"""The space of generated programs: what it draws, that both routes agree on it, and that faults in it are found."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 
 from conformance.case.case import Case, check
 from conformance.case.toml import case_from_toml, case_to_toml
-from conformance.generate import programs as generate
-from conformance.generate.programs import program, program_of, programs
-from conformance.generate.search import Found, generated_case, search
-from conformance.generate.shrink import shrink
+from conformance.generate.programs import programs
+from conformance.generate.search import generated_case
 from conformance.judging.judge import judge
 from conformance.observe.execute import run_program
 from conformance.observe.match import outputs_by_step
 from conformance.program.build import build
-from conformance.subjects import executorch, impl
-from impl.matcher import FusionReport, fuse_q4_embeddings
+from conformance.subjects import impl
 from reference.program.fusibility import REASONS, violations
-from reference.program.spec import Lookup, ProgramSpec, Values, validate
-from reference.program.values import values_array
-from tests.meta.space_axes import AXES, Histogram, axis_values, histogram
-
-
-def drawn(count: int, seed: int = 0) -> list[ProgramSpec]:
-    """Programs of evenly drawn choices, the same every time."""
-    choices = values_array(Values("bits", seed), "uint8", (count, generate.CHOICES))
-    return [program_of(row.tobytes()) for row in choices]
-
+from reference.program.spec import ProgramSpec, validate
+from tests.meta.space_axes import AXES, Histogram, histogram
+from tests.support.generated import drawn
 
 SPECS = drawn(2000)
 
@@ -80,49 +68,12 @@ def test_every_reason_that_a_program_can_have_is_drawn() -> None:
     }
 
 
-def test_programs_do_not_run_out_of_choices() -> None:
-    longest = 0
-    for spec_number in range(200):
-        used = 0
-        row = values_array(Values("bits", spec_number), "uint8", (4 * generate.CHOICES,)).tolist()
-
-        def pick(options: Any, row: list[int] = row) -> Any:
-            nonlocal used
-            used += 1
-            return options[row[used - 1] * len(options) >> 8]
-
-        program(pick)
-        longest = max(longest, used)
-    assert longest < generate.CHOICES
-
-
-def test_the_simplest_program_is_one_lookup_that_fuses() -> None:
-    spec = program_of(b"")
-    assert violations(spec) == {"lookup0": frozenset()}
-    assert len(spec.steps) == 2
-
-
 def test_a_case_replays_from_its_own_file() -> None:
     assert any("value=-0.0" in repr(spec) for spec in SPECS[:200])
     for spec in SPECS[:200]:
         case = generated_case(spec)
         assert repr(case_from_toml(case_to_toml(case))) == repr(case)  # -0.0 == 0.0, and is another value
         assert case.id == generated_case(spec).id
-
-
-def test_shards_draw_the_same_programs_again() -> None:
-    def ids(shard: int) -> list[str]:
-        seen: list[str] = []
-
-        def note(case: Case) -> str:
-            seen.append(case.id)
-            return ""
-
-        assert search(note, seed=3, shard=shard, count=20) is None
-        return seen
-
-    assert ids(0) == ids(0)
-    assert set(ids(0)) & set(ids(1)) <= {generated_case(program_of(b"")).id}
 
 
 @settings(max_examples=60, database=None, deadline=None)
@@ -148,56 +99,3 @@ def test_a_program_means_the_same_by_either_route(number: int) -> None:
         observed = impl.run_match(route)
         found.append(({k: v.tobytes() for k, v in outputs.items()}, [(d.fused, d.reason) for d in observed.decisions]))
     assert found[0] == found[1]
-
-
-def blind_to_zero_points(source: Any) -> Any:
-    """A matcher that takes every zero point that the program holds for zero."""
-    edited = executorch.shallow_copy(source)
-    for held in (edited.state_dict, edited.constants):
-        for name, tensor in held.items():
-            if name.startswith("z"):
-                zeros = torch.zeros_like(tensor)
-                parameter = isinstance(tensor, torch.nn.Parameter)
-                held[name] = torch.nn.Parameter(zeros, requires_grad=False) if parameter else zeros
-    return fuse_q4_embeddings(edited)
-
-
-def test_a_planted_bug_is_found_and_shrunk(tmp_path: Path) -> None:
-    journal = tmp_path / "now.toml"
-    other_readers = {"MATCH/array/values", "MATCH/array/sign_of_zero"}  # the plant edits what they read, too
-
-    def bug(case: Case) -> str:
-        return signature(case, blind_to_zero_points)
-
-    shards = (search(bug, seed=1, shard=shard, count=60, ignore=other_readers, journal=journal) for shard in range(8))
-    found = next(f for f in shards if f)
-    assert isinstance(found, Found)
-    assert found.signature == "MATCH/decision/undue_fusion:zero_point_nonzero"
-    assert found.case.program is not None
-    assert len(found.case.program.lookups()) == 1
-    assert len(found.case.program.steps) == 2
-    assert case_from_toml(journal.read_text()).id.startswith("gen/")
-    assert signature(found.case, blind_to_zero_points) == found.signature
-    assert signature(found.case) == ""
-
-
-def test_known_signatures_do_not_count() -> None:
-    everything = "MATCH/decision/missed_fusion:no_reason"
-    assert search(lambda _: everything, seed=1, shard=0, count=5, ignore={everything}) is None
-    found = search(lambda c: signature(c, lambda p: (p, FusionReport())), seed=1, shard=0, count=20)
-    assert found is not None
-    assert found.signature == everything
-    assert axis_values(found.case.program) >= {("lookups", "1"), ("fusible", "all")}  # type: ignore[arg-type]
-
-
-def test_shrinking_drops_everything_that_does_not_matter() -> None:
-    spec = next(s for s in SPECS if len(s.steps) > 6 and any(x.max_norm for x in s.steps if isinstance(x, Lookup)))
-
-    def has_max_norm(candidate: ProgramSpec) -> bool:
-        return any(x.max_norm for x in candidate.steps if isinstance(x, Lookup))
-
-    small = shrink(spec, has_max_norm)
-    assert [type(s).__name__ for s in small.steps] == ["Dequantize", "Lookup"]
-    assert len(small.tensors) <= 3
-    assert {t.values for t in small.tensors} <= {Values("zeros")}
-    assert shrink(spec, has_max_norm, limit=0) == spec

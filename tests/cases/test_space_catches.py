@@ -50,8 +50,8 @@ def broken_by(reason: str) -> list[ProgramSpec]:
 
 
 def signatures(reason: str, subject: Any) -> list[str]:
-    """What the first three of those programs show of a subject."""
-    cases = [generated_case(spec) for spec in broken_by(reason)[:3]]
+    """What the first eight of those programs show of a subject."""
+    cases = [generated_case(spec) for spec in broken_by(reason)[:8]]
     return [judging.judge(c, answer(subject, case_to_toml(c)), "test").signature for c in cases]
 
 

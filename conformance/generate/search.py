@@ -61,12 +61,8 @@ def search(
 ) -> Case | None:
     """Judge ``count`` different programs unless one fails; shrink that one for ``SHRINK_SECONDS`` at most.
 
-    Args:
-        check: runs a case and returns the signature of its failure, or "".
-        seed: what the programs are drawn from.
-        count: how many programs.
-        known: signatures that do not count as failures.
-        examples: where Hypothesis keeps failing programs, to try them first.
+    ``check`` runs a case and returns the signature of its failure, or ""; those that are ``known`` do not count. With
+    ``examples`` Hypothesis keeps the programs that fail, and tries them first.
 
     Returns:
         The smallest program with the signature of the first failing one (another that is met while shrinking is another

@@ -12,7 +12,7 @@ from conformance.case.catalogue import load, load_file, select
 from conformance.case.toml import case_from_toml, case_to_toml
 from reference.program.fusibility import violations
 from reference.program.spec import Values
-from tests.meta.telling_inputs import mistrusted
+from tests.meta.telling_inputs import cannot_show_a_bug
 
 CASES = load()
 CONTRACT = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
@@ -48,7 +48,7 @@ def test_every_section_with_a_must_has_cases(section: str) -> None:
 
 
 def test_every_case_could_show_a_bug() -> None:
-    reasons = {c.id: why for c in CASES if (why := mistrusted(c))}
+    reasons = {c.id: why for c in CASES if (why := cannot_show_a_bug(c))}
     for pattern, expected in ABOUT.items():
         about = fnmatch.filter(list(reasons), pattern)
         assert about, f"{pattern} is trusted by now, or gone"
@@ -69,7 +69,7 @@ def test_every_case_could_show_a_bug() -> None:
 )
 def test_untrustworthy_tables_are_named(table: Table, why: str | None) -> None:
     stage = "PREPACK" if table.layout == "blocks" else "PACK"
-    assert mistrusted(Case("a/b", stage, "1", "x", table)) == why
+    assert cannot_show_a_bug(Case("a/b", stage, "1", "x", table)) == why
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_untrustworthy_tables_are_named(table: Table, why: str | None) -> None:
     ],
 )
 def test_untrustworthy_dispatches_are_named(dispatch: Dispatch, why: str | None) -> None:
-    assert mistrusted(Case("a/b", "KERNEL", "7.1", "x", dispatch)) == why
+    assert cannot_show_a_bug(Case("a/b", "KERNEL", "7.1", "x", dispatch)) == why
 
 
 def test_at_least_thirty_start_from_torchao() -> None:

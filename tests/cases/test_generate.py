@@ -1,4 +1,4 @@
-"""The space of generated programs: what it draws, that both routes agree on it, and that faults in it are found."""
+"""The space of generated programs: what it draws, that both routes agree on it, and that impl passes on it."""
 
 import dataclasses
 from typing import Any
@@ -28,16 +28,18 @@ def signature(case: Case, fuse: Any = None) -> str:
 
 
 def test_every_axis_value_is_drawn_often_enough() -> None:
-    found = histogram(SPECS)
-    assert found.missing(0.008) == ()  # 1 % of a large draw; 2,000 programs scatter around it
-    seen, there_are = found.pairs_seen()
+    counts = histogram(SPECS)
+    assert counts.missing(0.008) == ()  # 1 % of a large draw; 2,000 programs scatter around it
+    seen, there_are = counts.pairs_seen()
     assert seen > 0.9 * there_are
-    assert len(list(found.lines())) == len(AXES) + 1
+    assert len(list(counts.lines())) == len(AXES) + 1
 
 
 def test_the_histogram_can_fail() -> None:
-    found = histogram(SPECS[:200])
-    poorer = Histogram(found.programs, {k: v for k, v in found.values.items() if k != ("max_norm", "yes")}, found.pairs)
+    counts = histogram(SPECS[:200])
+    poorer = Histogram(
+        counts.programs, {k: v for k, v in counts.values.items() if k != ("max_norm", "yes")}, counts.pairs
+    )
     assert ("max_norm", "yes") in poorer.missing(0.008)
     odd = SPECS[0]
     widened = tuple(dataclasses.replace(t, dtype="int16") if t.name.startswith("i") else t for t in odd.tensors)
@@ -78,10 +80,10 @@ def test_a_case_replays_from_its_own_file() -> None:
 
 @settings(max_examples=60, database=None, deadline=None)
 @given(programs())
-def test_the_player_holds_the_contract(spec: ProgramSpec) -> None:
+def test_the_optimized_implementation_holds_the_contract(spec: ProgramSpec) -> None:
     case = generated_case(spec)
-    found = judge(case, impl.run_match(case.program), "impl")
-    assert found.outcome == "PASS", found.reason
+    verdict = judge(case, impl.run_match(case.program), "impl")
+    assert verdict.outcome == "PASS", verdict.reason
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -91,11 +93,13 @@ def test_a_program_means_the_same_by_either_route(number: int) -> None:
         s for s in SPECS[number * 50 :] if bool(s.tables) == (number % 2 == 0) and all(t.vocab_size for t in s.tables)
     )
     other = dataclasses.replace(spec, route="torchao" if spec.tables else "export")
-    found = []
+    results = []
     for route in (spec, other):
         built = build(route)
         outputs, failed = outputs_by_step(built, built.program, run_program(built.program, built.inputs))
         assert not failed
         observed = impl.run_match(route)
-        found.append(({k: v.tobytes() for k, v in outputs.items()}, [(d.fused, d.reason) for d in observed.decisions]))
-    assert found[0] == found[1]
+        results.append(
+            ({k: v.tobytes() for k, v in outputs.items()}, [(d.fused, d.reason) for d in observed.decisions])
+        )
+    assert results[0] == results[1]

@@ -44,7 +44,7 @@ def bad(kind: str) -> Callable[[Case], Observation]:
     )
 
 
-def test_the_player_passes_and_leaves_no_journal(tmp_path: Path) -> None:
+def test_the_optimized_implementation_passes_and_leaves_no_journal(tmp_path: Path) -> None:
     case, verdict = ran(lambda case: impl.run_match(case.program), tmp_path)
     assert case is None
     assert verdict.outcome == PASS
@@ -111,7 +111,7 @@ def test_levels_and_stages() -> None:
     assert shards("smoke", (), 0) == ()
     assert shards("gate", ("PACK",), 0) == ()
     for level in ("gate", "deep"):
-        found = shards(level, ("MATCH",), 5)
-        assert len(found) == SHARDS
-        assert sum(s.programs for s in found) == PROGRAMS[level]
+        drawn = shards(level, ("MATCH",), 5)
+        assert len(drawn) == SHARDS
+        assert sum(s.programs for s in drawn) == PROGRAMS[level]
     assert (PROGRAMS["gate"], PROGRAMS["deep"]) == (500, 20_000)

@@ -45,8 +45,8 @@ def broken_by(reason: str) -> list[ProgramSpec]:
 
     Removing a condition changes nothing for programs that hold it, so only these need to run.
     """
-    wanted = frozenset(TOGETHER.get(reason, {reason}))
-    return [spec for spec, found in _VIOLATIONS if wanted in found.values()]
+    reasons = frozenset(TOGETHER.get(reason, {reason}))
+    return [spec for spec, broken in _VIOLATIONS if reasons in broken.values()]
 
 
 def signatures(reason: str, subject: Any) -> list[str]:
@@ -60,9 +60,9 @@ def test_removed_from_the_matcher(reason: str) -> None:
     class Removed(MissingCheck):
         reasons = tuple(TOGETHER.get(reason, {reason}))
 
-    found = signatures(reason, Removed())
+    shown = signatures(reason, Removed())
     expected = SHOWS.get(reason, f"MATCH/decision/undue_fusion:{reason}")
-    assert any(s.startswith(expected) for s in found), found
+    assert any(s.startswith(expected) for s in shown), shown
 
 
 @pytest.mark.parametrize("reason", [r for r in REASONS if r not in NOT_IN_THE_SPACE])
@@ -70,12 +70,12 @@ def test_removed_from_the_matcher_a_case_of_the_catalogue_shows_it(reason: str) 
     class Removed(MissingCheck):
         reasons = tuple(TOGETHER.get(reason, {reason}))
 
-    wanted = frozenset(TOGETHER.get(reason, {reason}))
-    broken = [c for c in CATALOGUE if c.program is not None and wanted in violations(c.program).values()]
+    reasons = frozenset(TOGETHER.get(reason, {reason}))
+    broken = [c for c in CATALOGUE if c.program is not None and reasons in violations(c.program).values()]
     broken.sort(key=lambda c: c.program is not None and c.program.route != "synthetic")  # the quick ones first
     expected = SHOWS.get(reason, f"MATCH/decision/undue_fusion:{reason}")
-    found = (judging.judge(c, answer(Removed(), case_to_toml(c)), "test").signature for c in broken[:5])
-    assert any(s.startswith(expected) for s in found), [c.id for c in broken]
+    shown = (judging.judge(c, answer(Removed(), case_to_toml(c)), "test").signature for c in broken[:5])
+    assert any(s.startswith(expected) for s in shown), [c.id for c in broken]
 
 
 @pytest.mark.parametrize("reason", [r for r in REASONS if r not in NOT_IN_THE_SPACE])
@@ -84,8 +84,8 @@ def test_removed_from_the_predicate(reason: str, monkeypatch: pytest.MonkeyPatch
         return {lookup: reasons - TOGETHER.get(reason, {reason}) for lookup, reasons in violations(spec).items()}
 
     monkeypatch.setattr(judging, "violations", without)
-    found = signatures(reason, impl.SubjectUnderTest())
-    assert f"MATCH/decision/missed_fusion:{reason}" in found, found
+    shown = signatures(reason, impl.SubjectUnderTest())
+    assert f"MATCH/decision/missed_fusion:{reason}" in shown, shown
 
 
 def test_with_every_condition_in_place_the_same_programs_pass() -> None:

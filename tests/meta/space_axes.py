@@ -77,8 +77,8 @@ class Histogram:
 
     def missing(self, share: float) -> tuple[tuple[str, str], ...]:
         """The values that fewer than that share of the programs have."""
-        wanted = ((axis, value) for axis, values in AXES.items() for value in values)
-        return tuple(pair for pair in wanted if self.values.get(pair, 0) < share * self.programs)
+        listed = ((axis, value) for axis, values in AXES.items() for value in values)
+        return tuple(pair for pair in listed if self.values.get(pair, 0) < share * self.programs)
 
     def pairs_seen(self) -> tuple[int, int]:
         """How many pairs of values of two different axes were drawn, and how many there are."""
@@ -104,10 +104,10 @@ def histogram(specs: Iterable[ProgramSpec]) -> Histogram:
     pairs: Counter[tuple[tuple[str, str], tuple[str, str]]] = Counter()
     programs = 0
     for spec in specs:
-        found = sorted(axis_values(spec))
+        coordinates = sorted(axis_values(spec))
         programs += 1
-        values.update(found)
-        pairs.update((a, b) for a, b in itertools.combinations(found, 2) if a[0] != b[0])
+        values.update(coordinates)
+        pairs.update((a, b) for a, b in itertools.combinations(coordinates, 2) if a[0] != b[0])
     unknown = [pair for pair in values if pair[1] not in AXES[pair[0]]]
     if unknown:
         axis, value = unknown[0]
@@ -117,13 +117,13 @@ def histogram(specs: Iterable[ProgramSpec]) -> Histogram:
 
 def axis_values(spec: ProgramSpec) -> set[tuple[str, str]]:
     """Every (axis, value) of a program."""
-    found: set[tuple[str, str]] = {("lookups", str(len(spec.lookups())))}
+    coordinates: set[tuple[str, str]] = {("lookups", str(len(spec.lookups())))}
     broken = [bool(reasons) for reasons in violations(spec).values()]
-    found.add(("fusible", "none" if all(broken) else "some" if any(broken) else "all"))
+    coordinates.add(("fusible", "none" if all(broken) else "some" if any(broken) else "all"))
     for step in spec.lookups():
-        found |= _packed(spec, step) if isinstance(step, PackedLookup) else _split(spec, step)
-        found |= _indices(spec.tensor(step.indices))
-    return found | _sharing(spec) | _linears(spec) | _reads(spec)
+        coordinates |= _packed(spec, step) if isinstance(step, PackedLookup) else _split(spec, step)
+        coordinates |= _indices(spec.tensor(step.indices))
+    return coordinates | _sharing(spec) | _linears(spec) | _reads(spec)
 
 
 def _split(spec: ProgramSpec, step: Lookup) -> set[tuple[str, str]]:
@@ -131,30 +131,32 @@ def _split(spec: ProgramSpec, step: Lookup) -> set[tuple[str, str]]:
     weight, scale = spec.tensor(dequantize.weight), spec.tensor(dequantize.scale)
     rows, columns = weight.shape
     block_rows, group = dequantize.block_size
-    found = _weight(weight, columns)
-    found |= _scale(scale, (rows // block_rows, columns // group)) | _zero_point(spec, dequantize.zero_point)
-    found |= {("group_size", _group(group, columns)), ("rows", _rows(rows))}
-    found |= {("block", "1xG" if block_rows == 1 else "NxG"), ("output_dtype", dequantize.output_dtype)}
-    found |= {("qrange", f"{dequantize.qmin}..{dequantize.qmax}"), ("max_norm", "yes" if step.max_norm else "no")}
-    found |= _ops("weight", dequantize.weight_ops) | _ops("scale", dequantize.scale_ops) | _ops("table", step.table_ops)
+    coordinates = _weight(weight, columns)
+    coordinates |= _scale(scale, (rows // block_rows, columns // group)) | _zero_point(spec, dequantize.zero_point)
+    coordinates |= {("group_size", _group(group, columns)), ("rows", _rows(rows))}
+    coordinates |= {("block", "1xG" if block_rows == 1 else "NxG"), ("output_dtype", dequantize.output_dtype)}
+    coordinates |= {("qrange", f"{dequantize.qmin}..{dequantize.qmax}"), ("max_norm", "yes" if step.max_norm else "no")}
+    coordinates |= (
+        _ops("weight", dequantize.weight_ops) | _ops("scale", dequantize.scale_ops) | _ops("table", step.table_ops)
+    )
     if dequantize.zero_point:
-        found |= _ops("zero_point", dequantize.zero_point_ops)
+        coordinates |= _ops("zero_point", dequantize.zero_point_ops)
     padding = {-1: "none", 0: "first"}.get(step.padding_idx, "last")
-    found |= {("padding_idx", padding), ("dialect", "torchao_table" if "." in weight.name else "split")}
+    coordinates |= {("padding_idx", padding), ("dialect", "torchao_table" if "." in weight.name else "split")}
     options = {"scale_grad_by_freq": step.scale_grad_by_freq, "sparse": step.sparse}
-    found |= {("gradient_options", name) for name, on in options.items() if on}
-    return found if any(options.values()) else found | {("gradient_options", "none")}
+    coordinates |= {("gradient_options", name) for name, on in options.items() if on}
+    return coordinates if any(options.values()) else coordinates | {("gradient_options", "none")}
 
 
 def _packed(spec: ProgramSpec, step: PackedLookup) -> set[tuple[str, str]]:
     weight, scale = spec.tensor(step.weight), spec.tensor(step.scale)
     rows, columns = weight.shape[0], 2 * weight.shape[1]
     groups = scale.shape[1] if len(scale.shape) == 2 else 1
-    found = _weight(weight, columns) | _scale(scale, (rows, groups)) | _zero_point(spec, step.zero_point)
+    coordinates = _weight(weight, columns) | _scale(scale, (rows, groups)) | _zero_point(spec, step.zero_point)
     group = columns // groups
-    found |= {("group_size", _group(group, columns)), ("rows", _rows(rows)), ("dialect", "packed")}
-    found |= {("qrange", f"{step.qmin}..{step.qmax}"), ("output_dtype", step.output_dtype)}
-    return found | _ops("weight", step.weight_ops) | _ops("scale", step.scale_ops)
+    coordinates |= {("group_size", _group(group, columns)), ("rows", _rows(rows)), ("dialect", "packed")}
+    coordinates |= {("qrange", f"{step.qmin}..{step.qmax}"), ("output_dtype", step.output_dtype)}
+    return coordinates | _ops("weight", step.weight_ops) | _ops("scale", step.scale_ops)
 
 
 def _weight(weight: TensorSpec, columns: int) -> set[tuple[str, str]]:
@@ -163,15 +165,15 @@ def _weight(weight: TensorSpec, columns: int) -> set[tuple[str, str]]:
     held = {"one_hot": (values.low, values.value), "uniform": (values.low, values.high)}.get(pattern, ())
     if weight.dtype == "int8" and any(not -8 <= v <= 7 for v in held):
         pattern = "out_of_range"
-    found = {("weight_source", weight.source), ("weight_dtype", weight.dtype), ("weight_values", pattern)}
-    return found | {("columns", "128+" if columns >= 128 else str(columns))}
+    coordinates = {("weight_source", weight.source), ("weight_dtype", weight.dtype), ("weight_values", pattern)}
+    return coordinates | {("columns", "128+" if columns >= 128 else str(columns))}
 
 
 def _scale(scale: TensorSpec, shape: tuple[int, ...]) -> set[tuple[str, str]]:
-    found = {("scale_source", scale.source), ("scale_dtype", scale.dtype)}
+    coordinates = {("scale_source", scale.source), ("scale_dtype", scale.dtype)}
     if scale.values.pattern != "quantized":
-        found.add(("scale_values", scale.values.pattern))
-    return found | {("scale_shape", "V,G" if scale.shape == shape else "other")}
+        coordinates.add(("scale_values", scale.values.pattern))
+    return coordinates | {("scale_shape", "V,G" if scale.shape == shape else "other")}
 
 
 def _zero_point(spec: ProgramSpec, name: str) -> set[tuple[str, str]]:
@@ -215,35 +217,35 @@ def _sharing(spec: ProgramSpec) -> set[tuple[str, str]]:
     tables = [s.table for s in lookups if isinstance(s, Lookup)]
     readers = [spec.dequantize(t) for t in dict.fromkeys(tables)]
     packed = [s for s in lookups if isinstance(s, PackedLookup)]
-    found = {("shares", "dequantize")} if len(set(tables)) < len(tables) else set()
+    coordinates = {("shares", "dequantize")} if len(set(tables)) < len(tables) else set()
     for field in ("weight", "scale", "zero_point"):
         names = [n for n in (getattr(s, field) for s in [*readers, *packed]) if n]
         if len(set(names)) < len(names):
-            found.add(("shares", field))
+            coordinates.add(("shares", field))
     if any(a.weight == b.weight and a.block_size != b.block_size for a, b in itertools.combinations(readers, 2)):
-        found.add(("shares", "weight_under_two_groups"))
-    return found or {("shares", "nothing")}
+        coordinates.add(("shares", "weight_under_two_groups"))
+    return coordinates or {("shares", "nothing")}
 
 
 def _linears(spec: ProgramSpec) -> set[tuple[str, str]]:
-    found = set()
+    coordinates = set()
     order = [s.name for s in spec.steps]
     tables = {s.table for s in spec.lookups() if isinstance(s, Lookup)}
     for step in spec.steps:
         if isinstance(step, Linear):
             first = min((order.index(s.name) for s in spec.lookups()), default=0)
-            found.add(("linear", "before" if order.index(step.name) < first else "after"))
+            coordinates.add(("linear", "before" if order.index(step.name) < first else "after"))
             if step.table in tables:
-                found.add(("linear", "shares_dequantize"))
-    return found or {("linear", "none")}
+                coordinates.add(("linear", "shares_dequantize"))
+    return coordinates or {("linear", "none")}
 
 
 def _reads(spec: ProgramSpec) -> set[tuple[str, str]]:
     kinds = {"s": "scale", "z": "zero_point", "i": "indices", "x": "x", "w": "weight", "packed": "weight"}
-    found = set()
+    coordinates = set()
     for step in spec.steps:
         if isinstance(step, Read):
             table = any(isinstance(s, Dequantize) and s.name == step.of for s in spec.steps)
             kind = "weight" if "." in step.of else kinds.get(step.of.rstrip("0123456789"), "")
-            found.add(("reads", "table" if table else kind))
-    return found or {("reads", "nothing")}
+            coordinates.add(("reads", "table" if table else kind))
+    return coordinates or {("reads", "nothing")}

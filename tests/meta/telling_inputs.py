@@ -1,7 +1,7 @@
-"""MISTRUSTED: why a case's inputs could not show a bug.
+"""Why a case's inputs could not show a bug.
 
 A lookup of all-zero values passes whatever the shader does; one whose groups share a scale cannot show
-the wrong group. A case is trusted when what it looks up tells nibbles, columns, groups and rows apart.
+the wrong group. A case is telling when what it looks up tells nibbles, columns, groups and rows apart.
 
 Source: docs/contract.md section 1; CONTRIBUTING.md, "Add a case".
 """
@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 _HALF_BLOCK = 4
 
 
-def mistrusted(case: Case) -> str | None:
+def cannot_show_a_bug(case: Case) -> str | None:
     """Return why the inputs of ``case`` could not show a bug, or None where they could.
 
     Raises:
@@ -36,11 +36,11 @@ def mistrusted(case: Case) -> str | None:
         return _quantized(question)
     if not isinstance(question, Dispatch):
         return _program(question.spec)
-    given = operands(question)
-    inside = (given.indices >= 0) & (given.indices < given.values.shape[0])
-    if given.indices.size and not inside.any():
+    read = operands(question)
+    inside = (read.indices >= 0) & (read.indices < read.values.shape[0])
+    if read.indices.size and not inside.any():
         return "every index is outside the table"
-    return _lookup(given.values, given.scales, given.indices[inside] if inside.size else given.indices)
+    return _lookup(read.values, read.scales, read.indices[inside] if inside.size else read.indices)
 
 
 def _table(values: Array, *, blocks: bool = False) -> str | None:
@@ -112,8 +112,8 @@ def _step(spec: ProgramSpec, lookup: Lookup | PackedLookup, contents: dict[str, 
     return _lookup(values, scales, indices)
 
 
-def _quantized(given: Quantization) -> str | None:
+def _quantized(question: Quantization) -> str | None:
     """Why quantizing a float table could not show a bug."""
-    weights = values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim))
-    values, scales, _ = quantize_symmetric(weights, given.group_size)
+    weights = values_array(question.values, question.dtype, (question.vocab_size, question.embed_dim))
+    values, scales, _ = quantize_symmetric(weights, question.group_size)
     return _lookup(values, scales, np.arange(len(values)))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the one line that says why one cannot be.
+"""Files that are written whole or not at all, the one line that says why one cannot be, and command lines.
 
 Source: docs/reading-a-report.md, "When it cannot be written".
 """
@@ -6,6 +6,7 @@ Source: docs/reading-a-report.md, "When it cannot be written".
 import contextlib
 import errno
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,3 +116,12 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
                 raise
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def q4gsw(*words: str | Path) -> str:
+    """Return the command line ``q4gsw WORDS``, quoted for a shell; a path is absolute, so that it runs from anywhere.
+
+    >>> q4gsw("replay", Path("/tmp/a report/x.toml"))
+    "q4gsw replay '/tmp/a report/x.toml'"
+    """
+    return shlex.join(["q4gsw", *(str(word.resolve()) if isinstance(word, Path) else word for word in words)])

@@ -3,16 +3,16 @@
 Source: docs/bisecting.md.
 """
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
+from conformance.files import q4gsw
 from conformance.results.verdict import UNEXPECTED, read
 from conformance.sources.releases import PACKAGES
 
-_SUITE = "python -m conformance"
+_ROOT = Path(__file__).parents[2]
 
 
 def show(old: Path, new: Path) -> int:
@@ -29,17 +29,16 @@ def show(old: Path, new: Path) -> int:
 
 def _commands(case: str, old: Any, new: Any) -> list[str]:
     """A command for each thing that differs between two headers: trees, versions, the suite; else one over stages."""
-    subject = shlex.quote(_subject(new))
+    subject = _subject(new)
     commands = [*_trees(case, old, new), *_subject_files(case, old, new), *_versions(case, old, new, subject)]
     if _both_known(old.get("revision"), new.get("revision")):
-        run = f"{_SUITE} run --case {case} --subject {subject}"
-        commands.append(_commit("", ".", old["revision"], new["revision"], f" -- {run}"))
-    return commands or [f"{_SUITE} bisect stage {case} --subject {subject}"]
+        run = "python", "-m", "conformance", "run", "--case", case, "--subject", subject  # of the commit's own files
+        commands.append(_commit("", _ROOT, old["revision"], new["revision"], "--", *run))
+    return commands or [q4gsw("bisect", "stage", case, "--subject", subject)]
 
 
-def _commit(case: str, repo: str, good: str, bad: str, more: str = "") -> str:
-    words = f"{_SUITE} bisect commit {case}".rstrip()
-    return f"{words} --repo {shlex.quote(repo)} --good {good} --bad {bad}{more}"
+def _commit(case: str, repo: str | Path, good: str, bad: str, *more: str) -> str:
+    return q4gsw("bisect", "commit", *filter(None, [case]), "--repo", repo, "--good", good, "--bad", bad, *more)
 
 
 def _trees(case: str, old: Any, new: Any) -> list[str]:
@@ -57,7 +56,7 @@ def _subject_files(case: str, old: Any, new: Any) -> list[str]:
         return []  # in the suite's own repository it has the suite's revision, which comes below
     repo = str(new["subject_repository"])
     note = [] if Path(repo).is_dir() else [f"# {repo} is not on this machine: give your clone as --repo"]
-    return [*note, _commit(case, repo, good, bad, f" --subject-file {shlex.quote(file)}")]
+    return [*note, _commit(case, repo, good, bad, "--subject-file", file)]
 
 
 def _versions(case: str, old: Any, new: Any, subject: str) -> list[str]:
@@ -66,8 +65,8 @@ def _versions(case: str, old: Any, new: Any, subject: str) -> list[str]:
     for package in PACKAGES:
         good, bad = (dict(header.get("versions", {})).get(package) for header in (old, new))
         if _both_known(good, bad):
-            words = f"--package {package} --since {min(str(good), str(bad), key=Version)} --subject {subject}"
-            commands.append(f"{_SUITE} versions --case {case} {words}")
+            which = "--package", package, "--since", min(str(good), str(bad), key=Version)
+            commands.append(q4gsw("versions", "--case", case, *which, "--subject", subject))
     return commands
 
 

@@ -1,4 +1,4 @@
-"""``python -m conformance bisect stage | commit | shape``: from a red case to what broke it.
+"""``q4gsw bisect stage | commit | sizes``: from a red case to what broke it.
 
 Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
 
@@ -6,46 +6,33 @@ Source: docs/bisecting.md.
 """
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from conformance.bisect import commits, from_reports, sizes, stages
 from conformance.bisect.commands import at_commit
 from conformance.bisect.commits import Culprit
-from conformance.bisect.search import Search, SearchEnded, Step
+from conformance.bisect.search import Search, Step
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
-from conformance.harness.errors import EnvironmentProblem
+from conformance.cli.options import Parser, positive, way
 from conformance.harness.subject import check_name
-from conformance.harness.worker import CASE_SECONDS
 from conformance.results import replay
 from conformance.sources.git import commit_of, files, git
 from conformance.sources.tree import NEEDED
 
-_SUBJECT = "impl | executorch | executorch-src:PATH[@REV] | path.py:Class (default: a replay file's own, else impl)"
 
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m conformance bisect", description=__doc__.split("\n", 1)[0])
-    top.add_argument(
-        "--from",
-        nargs=2,
-        metavar=("OLD", "NEW"),
-        type=Path,
-        dest="reports",
-        help="two reports: what went red, as commands",
+def add_bisect(parser: Parser) -> None:
+    """Add the ways and the options of ``q4gsw bisect``."""
+    parser.set_defaults(call=_answer)
+    parser.add_argument(
+        "--from", nargs=2, metavar=("OLD", "NEW"), type=Path, dest="reports", help="what went red, as commands"
     )
-    ways = top.add_subparsers(dest="way")
-
-    stage = ways.add_parser("stage", help="which hand-over of one case is the first that is wrong")
-    stage.add_argument("case", help="a case id, or a replay file")
-    stage.add_argument("--subject", default="", help=_SUBJECT)
-
-    commit = ways.add_parser("commit", help="which commit of a repository broke a case, or with --find-fix mended it")
-    commit.add_argument("case", nargs="?", default="", help="a case id, or a replay file; none with a command after --")
+    ways = parser.ways(required=False)
+    stage = way(ways, "stage", "which hand-over of a case is the first that is wrong", "bisect stage match/control")
+    example = "bisect commit match/control --repo executorch --good v1.4.0 --bad v1.5.1"
+    commit = way(ways, "commit", "which commit broke a case; or, after --, a command", example)
+    commit.set_defaults(after=())
     commit.add_argument("--repo", type=Path, required=True, help="a git repository; it is only read")
     commit.add_argument("--good", required=True, help="a revision where the case passes")
     commit.add_argument("--bad", required=True, help="a revision where it fails")
@@ -53,49 +40,26 @@ def parser() -> argparse.ArgumentParser:
     commit.add_argument("--first-parent", action="store_true", help="follow merges along their first parent only")
     commit.add_argument("--subject-file", default="", help="FILE.py:Class in the repository, instead of executorch-src")
 
-    shape = ways.add_parser("shape", help="at which size a case turns from right to wrong")
-    shape.add_argument("case", help="a case id, or a replay file")
-    shape.add_argument("--axis", required=True, choices=sizes.AXES)
-    shape.add_argument("--good", type=int, default=0, help="a size where it passes (default: the smallest legal one)")
-    shape.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
-    shape.add_argument("--subject", default="", help=_SUBJECT)
+    size = way(ways, "sizes", "at which size a case turns wrong", "bisect sizes kernel/x --axis embed_dim")
+    size.add_argument("--axis", required=True, choices=sizes.AXES)
+    size.add_argument("--good", type=int, default=0, help="a size where it passes (default: the smallest legal one)")
+    size.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
 
-    for way in (stage, commit, shape):
-        way.add_argument("--repeat", type=int, default=1, help="ask everything so often; all answers must agree")
-        way.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
-    return top
-
-
-def main(words: Sequence[str]) -> int:
-    """Run the command line and return its exit code."""
-    given_words, command = list(words), []
-    if "--" in given_words:
-        at = given_words.index("--")
-        given_words, command = given_words[:at], given_words[at + 1 :]
-    try:
-        given = parser().parse_args(given_words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        if given.reports:
-            return from_reports.show(*given.reports)
-        if given.way is None:
-            parser().print_help()
-            return 2
-        return _answer(given, tuple(command))
-    except SearchEnded as ended:
-        print(f"no answer: {ended}", file=sys.stderr)
-        return 1
-    except (ValueError, EnvironmentProblem) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for one in (stage, commit, size):
+        one.add_argument("case", nargs="?" if one is commit else None, default="", help="a case id, or a replay file")
+        one.shared("--case-seconds")
+        one.add_argument("--repeat", type=positive, default=1, help="ask so often; all answers must agree")
+    for one in (stage, size):
+        one.shared("--subject", default="", help="default: a replay file's own, else impl")
 
 
-def _answer(given: argparse.Namespace, command: tuple[str, ...]) -> int:
-    if given.repeat < 1:
-        raise ValueError(f"--repeat {given.repeat}: at least 1")
+def _answer(given: argparse.Namespace) -> int:
+    if given.reports:
+        return from_reports.show(*given.reports)
+    if given.way is None:
+        raise ValueError("bisect needs --from OLD NEW, or one of stage, commit, sizes; see q4gsw bisect --help")
     if given.way == "commit":
-        return _commit(given, command)
+        return _commit(given, given.after)
     case, recorded, own = _case(given.case)
     subject = given.subject or own or "impl"
     try:

@@ -1,4 +1,4 @@
-"""``python -m conformance kit export | play | run`` and ``judge``: cases for runtimes that are elsewhere.
+"""``q4gsw kit export | play | run | judge``: cases for runtimes that are elsewhere.
 
 Exit codes: 0 as it should be, 1 a wrong answer or a case that could not be exported (of `kit run`: an ERROR in its
 report), 2 usage or a malformed kit.
@@ -8,19 +8,17 @@ Source: docs/kits.md.
 
 import argparse
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from conformance.case.case import LEVELS, Case
+from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.cli import report
-from conformance.files import DISK, Unwritable, check_writable, new_folder, unwritable
-from conformance.harness.errors import EnvironmentProblem
+from conformance.cli.options import Parser, way
+from conformance.files import Unwritable, check_writable, new_folder, q4gsw
 from conformance.harness.observation import Facts
-from conformance.harness.worker import CASE_SECONDS
 from conformance.kits.command import run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile
 from conformance.kits.kit import Kit, kits, read_kit
@@ -28,67 +26,37 @@ from conformance.results.verdict import ERROR, PASS, Verdict, Writer, exit_code
 from conformance.runs import run as runner
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    top = argparse.ArgumentParser(prog="python -m conformance", description=__doc__.split("\n", 1)[0])
-    commands = top.add_subparsers(dest="command", required=True)
-    ways = commands.add_parser("kit").add_subparsers(dest="way", required=True)
-    export = ways.add_parser("export", help="write one directory a case")
+def add_kit(parser: Parser) -> None:
+    """Add the ways and the options of ``q4gsw kit``."""
+    ways = parser.ways()
+    export = way(ways, "export", "write cases as kits, a directory each", "kit export kits --level smoke")
+    export.set_defaults(call=_export)
     export.add_argument("folder", type=Path, help="an empty or new directory")
-    _selection(export)
-    play = ways.add_parser("play", help="play kits on our Vulkan kernel and the wheel's CPU runtime")
-    play.add_argument("folder", type=Path, help="a kit, or a directory of kits")
-    play.add_argument("outputs", type=Path, help="where the outputs go: a directory a kit")
-    one = ways.add_parser("play-one", help="the same as a runner: {pte} {out}; case.json is beside the model")
-    one.add_argument("pte", type=Path)
+    play = way(ways, "play", "run kits on our Vulkan kernel and the wheel's CPU runtime", "kit play kits outputs")
+    play.set_defaults(call=_play)
+    example = "kit run --subject-command 'q4gsw kit play-one {pte} {out}'"
+    one = way(ways, "play-one", "the same for one kit, as a runner is called", example)
+    one.set_defaults(call=_play_one)
+    one.add_argument("pte", type=Path, help="the model; case.json is in its directory")
     one.add_argument("out", type=Path)
     one.add_argument("inputs", nargs="*")
-    run = ways.add_parser("run", help="export, call a runner for each case, judge")
+    run = way(ways, "run", "export, call a runner for each case, judge", example)
+    run.set_defaults(call=_run)
     run.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
     run.add_argument("--kits", type=Path, help="kits that were exported before (default: export now)")
-    run.add_argument("--case-seconds", type=float, default=CASE_SECONDS, help="time limit of a case")
-    _judging(run)
-    _selection(run)
-    judge = commands.add_parser("judge", help="verdicts on outputs that were made elsewhere")
-    judge.add_argument("folder", type=Path, help="a kit, or a directory of kits")
-    judge.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
-    _judging(judge)
-    return top
-
-
-def _judging(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
-    command.add_argument(
-        "--report", default="", help="directory for verdicts.jsonl, summary.md, report.html (default: new)"
-    )
-    command.add_argument("--expectations", default="", metavar="FILE", help="the runner's known failures")
-    command.add_argument("--subject-name", default="", metavar="NAME", help="what the report calls the runner")
-
-
-def _selection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--case", action="append", default=[], help="a RUN case's id; may be given several times")
-    command.add_argument("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
-    command.add_argument("--lower-with", default="impl", help="impl | executorch: who turns programs into files")
-
-
-def main(words: Sequence[str]) -> int:
-    """Run the command line and return its exit code."""
-    try:
-        given = parser().parse_args(words)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        if given.command == "judge":
-            return _judge(given)
-        return {"export": _export, "play": _play, "play-one": _play_one, "run": _run}[given.way](given)
-    except (ValueError, EnvironmentProblem) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = str(error.filename or getattr(given, "outputs", None) or getattr(given, "folder", "standard output"))
-        told = unwritable(where, error) if error.errno in DISK else f"{where}: {error.strerror}"
-        print(f"error: {told}", file=sys.stderr)
-        return 2
+    run.shared("--case-seconds")
+    judge = way(ways, "judge", "judge outputs of kits that ran elsewhere", "kit judge kits outputs")
+    judge.set_defaults(call=_judge)
+    for reading in (play, judge):
+        reading.add_argument("folder", type=Path, help="a kit, or a directory of kits")
+        reading.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
+    for judging in (run, judge):
+        judging.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
+        judging.shared("--report", "--expectations")
+        judging.add_argument("--subject-name", default="", metavar="NAME", help="what the report calls the runner")
+    for exporting in (export, run):
+        exporting.shared("--case", "--level")
+        exporting.add_argument("--lower-with", default="impl", help="impl | executorch: who turns programs into files")
 
 
 def _cases(given: argparse.Namespace) -> tuple[Case, ...]:
@@ -157,7 +125,7 @@ def _judge(given: argparse.Namespace) -> int:
     for kit in found:
         answers = _answers(kit, outputs, len(found))
         verdict = judge_kit(kit, answers, "outputs", facts)
-        telling.add(replace(verdict, replay=_command(["judge", str(kit.folder), str(answers)], given)))
+        telling.add(replace(verdict, replay=_command(["kit", "judge", kit.folder, answers], given)))
     return telling.finish()
 
 
@@ -188,14 +156,14 @@ def _run(given: argparse.Namespace) -> int:
         found = kits(given.folder) if len(left) < len(cases) else ()
     for path in found:
         verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, given.case_seconds, facts)
-        telling.add(replace(verdict, replay=_command([*again, "--kits", str(path)], given)))
+        telling.add(replace(verdict, replay=_command([*again, "--kits", path], given)))
     print(f"outputs: {scratch / 'out'}")
     return telling.finish()
 
 
-def _command(words: list[str], given: argparse.Namespace) -> str:
-    profile = ["--device-profile", str(given.device_profile)] if given.device_profile else []
-    return shlex.join(["python", "-m", "conformance", *words, *profile])
+def _command(words: list[str | Path], given: argparse.Namespace) -> str:
+    profile = ["--device-profile", given.device_profile] if given.device_profile else []
+    return q4gsw(*words, *profile)
 
 
 class _Telling:

@@ -1,4 +1,4 @@
-"""``python -m conformance audit | explain | operators``: commands about model files.
+"""``q4gsw audit | explain | operators``: commands about model files.
 
 Exit codes: 0 read; 1 something would fail or be wrong on a device (audit); 2 the file or the command line is
 at fault.
@@ -7,26 +7,31 @@ Source: docs/contract.md section 6.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from conformance.cli.options import Parser
 from conformance.pte import operators as vulkan_operators
 
 
-def add_commands(commands: Any) -> None:
-    """Add the subparsers to ``commands`` (what ``ArgumentParser.add_subparsers`` returned)."""
-    audit = commands.add_parser("audit", help="what a .pte holds, and what would fail or be wrong on a device")
-    audit.add_argument("file", type=Path, help="MODEL.pte")
-    audit.add_argument("--json", action="store_true", help="print the findings as JSON")
+def add_audit(parser: Parser) -> None:
+    """Add the options of ``q4gsw audit``."""
+    parser.set_defaults(call=_audit)
+    parser.add_argument("file", type=Path, help="MODEL.pte")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    explain = commands.add_parser("explain", help="each embedding of a saved program: fused or refused, and why")
-    explain.add_argument("file", type=Path, help="MODEL.pt2, as torch.export.save writes it")
-    explain.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    operators = commands.add_parser("operators", help="the operators that ExecuTorch's Vulkan runtime registers")
-    operators.add_argument("--executorch-src", type=Path, help="read the list anew from this clone, and save it")
-    operators.add_argument("--revision", default="HEAD", help="revision of the clone (default: HEAD)")
+def add_explain(parser: Parser) -> None:
+    """Add the options of ``q4gsw explain``."""
+    parser.set_defaults(call=_explain)
+    parser.add_argument("file", type=Path, help="MODEL.pt2, as torch.export.save writes it")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def add_operators(parser: Parser) -> None:
+    """Add the options of ``q4gsw operators``."""
+    parser.set_defaults(call=_operators)
+    parser.add_argument("--executorch-src", type=Path, help="read the list from this clone, and save it")
+    parser.add_argument("--revision", default="HEAD", help="revision of the clone (default: HEAD)")
 
 
 def _audit(given: argparse.Namespace) -> int:
@@ -54,10 +59,3 @@ def _operators(given: argparse.Namespace) -> int:
     print("\n".join(known.operators))
     print(f"{len(known.operators)} operators of executorch {known.version} ({known.revision})")
     return 0
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "audit": _audit,
-    "explain": _explain,
-    "operators": _operators,
-}

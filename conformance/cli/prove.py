@@ -1,7 +1,7 @@
-"""``python -m conformance prove``: arithmetic, layout, indexing, all of them, or ``--check FILE...``.
+"""``q4gsw prove``: arithmetic, layout, indexing, all of them; and whether certificates hold.
 
-Exit codes: 0 proven (or the certificate holds), 1 refuted, rejected, or a journal that cannot be gone on
-with, 2 usage or a machine that lacks something. Needs numpy and tqdm only, for devices PyPI's vulkan.
+Exit codes: 0 proven (or the certificate holds), 1 refuted, rejected, or a journal that cannot be continued, 2 usage
+or a machine that lacks something. Needs numpy and tqdm only, for devices PyPI's vulkan.
 
 Source: docs/proofs.md.
 """
@@ -10,11 +10,11 @@ import argparse
 import fnmatch
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from conformance.files import DISK, check_writable, unwritable
-from conformance.harness.errors import EnvironmentProblem
+from conformance.cli.options import Parser, positive, way
+from conformance.files import check_writable
 from conformance.proofs import arithmetic as prove_arithmetic
 from conformance.proofs import certificate
 from conformance.proofs import check as prove_check
@@ -23,92 +23,58 @@ from conformance.proofs import indexing as prove_indexing
 from conformance.proofs import layout as prove_layout
 from conformance.proofs import target as prove_target
 from conformance.proofs.certificate import PROVEN, REFUSED, CasesClaim, Certificate
-from conformance.proofs.journal import Journal, JournalRefused
+from conformance.proofs.journal import Journal
 
 OUT = Path("report/certificates")
 
 
-class UsageError(ValueError):
-    """Something the user gave is wrong; one line, exit code 2."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # raises instead of exiting
-        raise UsageError(message)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    top = _Parser(prog="python -m conformance prove", description="Prove the operator's numbers; certificates")
-    kinds = top.add_subparsers(dest="kind", required=True, parser_class=_Parser)
-    arithmetic = kinds.add_parser("arithmetic", help="every scale bit pattern of a domain times every code")
-    _target(arithmetic)
+def add_prove(parser: Parser) -> None:
+    """Add the ways and the options of ``q4gsw prove``."""
+    ways = parser.ways()
+    what = "every scale bit pattern of a domain times every code"
+    arithmetic = way(ways, "arithmetic", what, "prove arithmetic --variant 'block-buffer-*' --domain boundary")
+    arithmetic.set_defaults(call=_arithmetic)
     which = arithmetic.add_mutually_exclusive_group()
     which.add_argument("--domain", default="all", help="all | boundary | START:STOP, bit patterns (default: all)")
     which.add_argument("--range", dest="domain", help="START:STOP, bit patterns of the scale's dtype")
-    arithmetic.add_argument("--resume", action="store_true", help="go on with the journal beside the certificate")
-    arithmetic.add_argument("--threads", type=int, default=0, help="threads of the oracle (default: cores, at most 6)")
-    arithmetic.add_argument("--chunk", type=int, default=prove_arithmetic.MOST, help="scales a chunk at most")
-    indexing = kinds.add_parser("indexing", help="which code, scale and index every output element reads")
-    _target(indexing)
-    layout = kinds.add_parser("layout", help="the byte layouts are bijections, and a packer keeps to them")
-    layout.add_argument("--subject", default="impl", help="impl | executorch | reference | path.py:Class")
-    layout.add_argument("--out", type=Path, default=OUT, help=f"directory for the certificate (default: {OUT})")
-    every = kinds.add_parser("all", help="layout, indexing and float16 of every variant, float32 at its boundaries")
-    _target(every)
-    check = kinds.add_parser("check", help="whether certificates hold (also: prove --check FILE)")
+    arithmetic.add_argument("--resume", action="store_true", help="go on with the journal next to the certificate")
+    arithmetic.add_argument("--threads", type=positive, help="threads of the oracle (default: cores, at most 6)")
+    arithmetic.add_argument("--chunk", type=positive, default=prove_arithmetic.MOST, help="scales a chunk at most")
+    what = "which code, scale and index every output element reads"
+    indexing = way(ways, "indexing", what, "prove indexing --variant 'block-*'")
+    indexing.set_defaults(call=_indexing)
+    what = "the byte layouts are bijections, and a packer keeps to them"
+    layout = way(ways, "layout", what, "prove layout --subject path.py:Class")
+    layout.set_defaults(call=_layout)
+    what = "layout, indexing and float16 of every variant, float32 at its boundaries"
+    every = way(ways, "all", what, "prove all --out docs/certificates/lavapipe")
+    every.set_defaults(call=_all)
+    for one in (arithmetic, indexing, every):
+        one.add_argument("--variant", default="*", help="names or patterns, with commas (default: all)")
+        one.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
+        one.shared("--device")
+    for one in (arithmetic, indexing, layout, every):
+        one.shared("--subject", help="impl | executorch | reference; layout: path.py:Class too")
+        one.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
+    check = way(ways, "check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json")
+    check.set_defaults(call=_check)
     check.add_argument("files", type=Path, nargs="+")
-    check.add_argument("--device", default="", help="Vulkan device by name or index (default: the certificate's)")
+    check.shared("--device", help="Vulkan device by name or index (default: the certificate's)")
     check.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
-    return top
-
-
-def _target(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--subject", default="impl", help="impl | executorch | reference")
-    command.add_argument(
-        "--variant", default="*", help="names or patterns such as '*f16scale*', with commas (default: all)"
-    )
-    command.add_argument("--device", default="", help="Vulkan device by name or index")
-    command.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
-    command.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run what follows ``prove`` and return the exit code."""
-    words = ["check", *arguments[1:]] if list(arguments[:1]) == ["--check"] else list(arguments)
-    try:
-        given = parser().parse_args(words)
-        run = {"arithmetic": _arithmetic, "indexing": _indexing, "layout": _layout, "all": _all, "check": _check}
-        if given.kind != "check":
-            check_writable(given.out)
-        return run[given.kind](given)
-    except JournalRefused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, EnvironmentProblem) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        where = error.filename or getattr(given, "out", "standard output")
-        print(f"error: {unwritable(where, error)}", file=sys.stderr)
-        return 2
 
 
 def _variants(given: argparse.Namespace) -> list[str]:
+    check_writable(given.out)
     names = prove_target.variants(given.subject)
     patterns = given.variant.split(",")
     found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not found:
-        raise UsageError(f"no variant {given.variant!r} of {given.subject}; there are {', '.join(names)}")
+        raise ValueError(f"no variant {given.variant!r} of {given.subject}; there are {', '.join(names)}")
     return found
 
 
 def _arithmetic(given: argparse.Namespace) -> int:
     names = _variants(given)
-    if given.chunk < 1 or given.threads < 0:
-        raise UsageError("--chunk and --threads must be positive")
     return max(_arithmetic_of(given, name, given.domain) for name in names)
 
 
@@ -123,7 +89,7 @@ def _arithmetic_of(given: argparse.Namespace, variant: str, domain_name: str) ->
         versions = certificate.versions(given.subject)
         header = prove_arithmetic.header(target, domain, chunk, versions)
         journal = Journal(out.with_suffix(".journal"), header, resume=given.resume)
-        prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads or None)
+        prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads)
         claim, mismatches = prove_arithmetic.findings(journal.records, target.numerics, domain)
         timing = prove_arithmetic.timing(journal.records)
         proof = Certificate(claim, target.facts, mismatches, versions, timing)
@@ -155,6 +121,7 @@ def _indexing_of(given: argparse.Namespace, variant: str) -> int:
 
 
 def _layout(given: argparse.Namespace) -> int:
+    check_writable(given.out)
     began, started = time.time(), time.perf_counter()
     claim, mismatches = prove_layout.prove(given.subject)
     spent = time.perf_counter() - started
@@ -167,7 +134,7 @@ def _layout(given: argparse.Namespace) -> int:
 
 def _all(given: argparse.Namespace) -> int:
     worst = 0
-    given.resume, given.threads, given.chunk = False, 0, prove_arithmetic.MOST
+    given.resume, given.threads, given.chunk = False, None, prove_arithmetic.MOST
     for name in _variants(given):
         if not name.endswith("-nomodes"):  # the same addresses as with modes declared
             worst = max(worst, _indexing_of(given, name))

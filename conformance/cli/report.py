@@ -1,31 +1,32 @@
-"""``python -m conformance report | diff``: reading verdict streams; and the last lines of every run."""
+"""``q4gsw report | diff``: reading verdict streams; and the last lines of every run."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load
+from conformance.cli.options import Parser
 from conformance.results import diff, expectations, report, timing
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, Stream, counts, exit_code, last_line, read
 from conformance.runs import shards
 
 
-def add_commands(commands: Any) -> None:
-    """Add the subparsers to ``commands`` (what ``ArgumentParser.add_subparsers`` returned)."""
-    reading = commands.add_parser("report", help="sum up verdict streams; says when one is truncated")
-    reading.add_argument("file", type=Path, nargs="+", help="verdicts.jsonl, or the directory it is in")
-    reading.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
-    reading.add_argument(
-        "--html", action="store_true", help="write summary.md and report.html (of all the streams) anew"
-    )
-    reading.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
+def add_report(parser: Parser) -> None:
+    """Add the options of ``q4gsw report``."""
+    parser.set_defaults(call=_report)
+    parser.add_argument("file", type=Path, nargs="+", help="verdicts.jsonl, or the directory it is in")
+    parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
+    parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
+    parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
 
-    comparing = commands.add_parser("diff", help="what changed between two runs; exit 1 on new failures only")
-    comparing.add_argument("old", type=Path, help="verdicts.jsonl, or the directory it is in")
-    comparing.add_argument("new", type=Path, help="the same of the later run")
+
+def add_diff(parser: Parser) -> None:
+    """Add the options of ``q4gsw diff``."""
+    parser.set_defaults(call=_diff)
+    parser.add_argument("old", type=Path, help="verdicts.jsonl, or the directory it is in")
+    parser.add_argument("new", type=Path, help="the same of the later run")
 
 
 def stream_of(path: Path) -> Stream:
@@ -97,6 +98,3 @@ def _diff(given: argparse.Namespace) -> int:
             f"{given.new}: the run did not finish, so nothing is known of what it did not reach; run it again"
         )
     return 1 if found.failed else 0
-
-
-COMMANDS = {"report": _report, "diff": _diff}

@@ -1,4 +1,4 @@
-"""``python -m conformance versions``: a subject beside every release of executorch or torchao, and one matrix.
+"""``q4gsw versions``: a subject beside every release of executorch or torchao, and one matrix.
 
 Exit codes: 0 as expected; 1 a version from the pinned one on has an unexpected outcome, a run broke, or no version
 could be judged; 2 usage.
@@ -10,10 +10,9 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from conformance.case.case import LEVELS, STAGES
 from conformance.case.catalogue import load, select
+from conformance.cli.options import Parser
 from conformance.files import make_folder, new_folder, write_whole
 from conformance.harness.subject import check_name, resolved
 from conformance.results.verdict import last_line
@@ -23,24 +22,21 @@ from conformance.versions.judge import RunBroke, by_hand, chosen, gate, judge_ve
 from conformance.versions.matrix import Judged, changes, tables
 
 
-def add_commands(commands: Any) -> None:
-    """Add the subparser to ``commands`` (what ``ArgumentParser.add_subparsers`` returned)."""
-    own = commands.add_parser("versions", help="a subject beside every released version of executorch or torchao")
-    own.add_argument("--package", default="executorch", choices=PACKAGES, help="whose versions (default: executorch)")
-    which = own.add_mutually_exclusive_group()
+def add_versions(parser: Parser) -> None:
+    """Add the options of ``q4gsw versions``."""
+    parser.set_defaults(call=_versions)
+    parser.add_argument("--package", default="executorch", choices=PACKAGES, help="whose versions")
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--versions", default="", metavar="A,B", help="these versions (default: all there are)")
     which.add_argument("--since", default="", metavar="A", help="this version and those after it")
-    own.add_argument("--wheels", type=Path, metavar="DIR", help="a directory of wheels, to work offline")
-    own.add_argument("--level", default="gate", help=" | ".join(LEVELS) + " (default: gate)")
-    own.add_argument("--case", action="append", default=[], help="only this case; may be given several times")
-    own.add_argument("--stages", default="", help="comma-separated, of " + ", ".join(STAGES))
-    own.add_argument("--subject", default="executorch", help="executorch | impl | path.py:Class (default: executorch)")
-    own.add_argument("--expectations", default="", metavar="FILE", help="known failures, instead of the subject's own")
-    own.add_argument("--report", default="", metavar="DIR", help="for matrix.md and a report a version (default: new)")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="a directory of wheels, to work offline")
+    parser.shared("--subject", default="executorch")
+    parser.shared("--level", "--stages", "--case", "--expectations", "--report")
 
 
 def _versions(given: argparse.Namespace) -> int:
-    select(load(), level=given.level, stages=[s.strip() for s in given.stages.split(",") if s.strip()], ids=given.case)
+    select(load(), level=given.level, stages=given.stages, ids=given.case)
+    stages = ",".join(given.stages)
     check_name(given.subject)
     subject = resolved(given.subject)
     if subject.rpartition(":")[0].endswith(".py"):  # the environments' runs start in the suite's folder
@@ -49,7 +45,7 @@ def _versions(given: argparse.Namespace) -> int:
     expected = run.expected_of(subject, given.expectations)
     asked = chosen(given.package, given.wheels, versions=given.versions, since=given.since)
     report = _empty(Path(given.report) if given.report else new_folder("q4gsw-versions-")).resolve()
-    words = ["--subject", subject, "--level", given.level, "--stages", given.stages]
+    words = ["--subject", subject, "--level", given.level, "--stages", stages]
     words += [word for case in given.case for word in ("--case", case)]
     hand = list(words)
     words += ["--expectations", str(Path(given.expectations).resolve())] if given.expectations else []
@@ -57,7 +53,7 @@ def _versions(given: argparse.Namespace) -> int:
     gated, good = gate(given.package, pinned, judged, expected)
     nothing = [] if judged else ["nothing was judged: none of these versions can be had"]
     matrix, ends = tables(judged, expected) if judged else [], [*left_out, *gated, *nothing]
-    heading = f"### `{given.subject}` beside {given.package}, level {given.level}, stages {given.stages or 'all'}"
+    heading = f"### `{given.subject}` beside {given.package}, level {given.level}, stages {stages or 'all'}"
     each = ["```text", *changes(judged, whole=True), *ends, "```", ""]
     write_whole({report / "matrix.md": "\n".join([heading, "", *matrix, "", *each])})
     kinds = ["", "changes between neighbours, whatever was expected", *changes(judged, whole=bool(given.case)), ""]
@@ -99,6 +95,3 @@ def _empty(folder: Path) -> Path:
     if there is not None:
         raise ValueError(f"{folder}: {there.name} is there already; give --report an empty directory")
     return folder
-
-
-COMMANDS = {"versions": _versions}

@@ -1,7 +1,7 @@
 """The operators that ExecuTorch's Vulkan runtime registers, as data with the revision they were read from.
 
 A delegate that holds any other operator does not load on a device. The list is
-``conformance/pte/vulkan_operators.toml``; ``python -m conformance operators --executorch-src DIR`` reads it
+``conformance/pte/vulkan_operators.toml``; ``q4gsw operators --executorch-src DIR`` reads it
 from a checkout or clone of pytorch/executorch.
 
 Source: docs/contract.md 6.2.
@@ -67,7 +67,7 @@ def save(operators: OperatorList, path: Path = DATA) -> None:
     """Write the list where ``load`` finds it."""
     head = (
         "# Operators that ExecuTorch's Vulkan runtime registers. Written by\n"
-        "# `python -m conformance operators --executorch-src DIR [--revision REV]`; do not edit.\n"
+        "# `q4gsw operators --executorch-src DIR [--revision REV]`; do not edit.\n"
     )
     body = tomli_w.dumps(
         {"version": operators.version, "revision": operators.revision, "operators": list(operators.operators)}

@@ -62,7 +62,7 @@ def compare(old: Stream, new: Stream) -> Diff:
 
 
 def lines(diff: Diff) -> list[str]:
-    """Return what ``python -m conformance diff`` prints."""
+    """Return what ``q4gsw diff`` prints."""
     text = [f"new failure: {now.case}: {named(then)} -> {named(now)}: {now.reason}" for then, now in diff.new_failures]
     text += [f"fixed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.fixed]
     text += [f"changed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.other]

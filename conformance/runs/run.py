@@ -1,6 +1,6 @@
 """Running cases: a worker, the judge, the report directory, and what a failure prints.
 
-Used alike by ``python -m conformance run`` and by the pytest plugin.
+Used alike by ``q4gsw run`` and by the pytest plugin.
 """
 
 import importlib.metadata
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load
+from conformance.files import q4gsw
 from conformance.harness.subject import resolved
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
@@ -95,9 +96,9 @@ def run_case(
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     verdict = expected.apply(timed(worker, case))
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
-        return replace(verdict, replay=f"python -m conformance run --subject {worker.subject} --case {case.id}")
+        return replace(verdict, replay=q4gsw("run", "--subject", worker.subject, "--case", case.id))
     path = replay.write(report / "replay", case, verdict, known_versions)
-    return replace(verdict, replay=f"python -m conformance replay {path}")
+    return replace(verdict, replay=q4gsw("replay", path))
 
 
 def timed(worker: Worker, case: Case) -> Verdict:

@@ -15,7 +15,7 @@ import pytest
 
 from conformance.case.case import Case
 from conformance.cli import report as cli_report
-from conformance.files import Unwritable
+from conformance.files import Unwritable, q4gsw
 from conformance.results import replay
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import ERROR, UNEXPECTED, Verdict, Writer, exit_code
@@ -29,7 +29,7 @@ Asked = Case | shards.Shard
 def error_verdict(asked: Asked, subject: str, kind: str, reason: str) -> Verdict:
     """Return the ERROR of a case, or of a shard, that nothing judged."""
     stage, source = (asked.stage, asked.contract) if isinstance(asked, Case) else (shards.STAGE, "5.3")
-    command = f"python -m conformance run --subject {subject} --case {asked.id}" if isinstance(asked, Case) else ""
+    command = q4gsw("run", "--subject", subject, "--case", asked.id) if isinstance(asked, Case) else ""
     signature = f"{stage}/raised/{kind}"
     return Verdict(asked.id, stage, subject, ERROR, signature, reason, replay=command, source=source)
 
@@ -100,12 +100,12 @@ class Run:
             verdict = error_verdict(asked, self.subject, "WorkerDied", reason)
             with contextlib.suppress(Unwritable):  # the stream will meet the same trouble, and stop the run
                 path = replay.write(self.report / "replay", asked, verdict, run.versions())
-                verdict = replace(verdict, replay=f"python -m conformance replay {path}")
+                verdict = replace(verdict, replay=q4gsw("replay", path))
             return run.describe(asked, verdict), verdict
         journal = self.report / "journal" / f"shard-{asked.number}.toml"
         reason = f"{reason}; the program that it was at is in {journal}"
         verdict = error_verdict(asked, self.subject, "WorkerDied", reason)
-        verdict = replace(verdict, replay=f"python -m conformance replay {journal}")
+        verdict = replace(verdict, replay=q4gsw("replay", journal))
         return f"{ERROR} {asked.id}: {reason}", verdict
 
     def failures(self) -> int:

@@ -14,9 +14,10 @@ import pytest
 
 from conformance.bisect.search import Search, state_of
 from conformance.case.catalogue import load, select
-from conformance.cli.bisect import main
+from conformance.cli.main import main
 from conformance.results import replay
 from conformance.results.verdict import Verdict
+from tests.support.commands import with_q4gsw
 from tests.support.git_histories import HELPER, NO_IMPORT, SUBJECT, SWAPPED, History, linear, steps
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bisect(repo: Path, good: str, bad: str, *more: str) -> int:
     return main(
-        ["commit", CASE, "--repo", str(repo), "--good", good, "--bad", bad, "--subject-file", "subject.py:Packs", *more]
+        [
+            "bisect",
+            "commit",
+            CASE,
+            "--repo",
+            str(repo),
+            "--good",
+            good,
+            "--bad",
+            bad,
+            "--subject-file",
+            "subject.py:Packs",
+            *more,
+        ]
     )
 
 
@@ -154,9 +168,9 @@ def test_interrupted_and_started_again_it_gives_the_same_answer(
     tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     names = linear(tmp_path / "repo", 64, lambda i: tree(i, 23))
-    words = ["commit", CASE, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", names[64]]
+    words = ["bisect", "commit", CASE, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", names[64]]
     words += ["--subject-file", "subject.py:Packs"]
-    command = [sys.executable, "-m", "conformance", "bisect", *words]
+    command = [sys.executable, "-m", "conformance", *words]
     killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(list(own_cache.glob("bisect/*/verdicts/*.json"))) < step and time.monotonic() < deadline:
@@ -181,7 +195,19 @@ def test_interrupted_and_started_again_it_gives_the_same_answer(
 
 def test_a_command_is_asked_in_the_commit_s_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = linear(tmp_path / "repo", 30, lambda i: {"value": str(i), "run.sh": "exit $((`cat value` > 17 ? 3 : 0))"})
-    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[2], "--bad", "main", "--", "sh", "run.sh"]
+    words = [
+        "bisect",
+        "commit",
+        "--repo",
+        str(tmp_path / "repo"),
+        "--good",
+        names[2],
+        "--bad",
+        "main",
+        "--",
+        "sh",
+        "run.sh",
+    ]
     assert main(words) == 0
     said = capsys.readouterr().out
     assert f"first bad: {names[18]}" in said
@@ -199,7 +225,19 @@ def test_a_broken_harness_stops_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: str, said: str
 ) -> None:
     names = linear(tmp_path / "repo", 30, lambda i: {"value": str(i), "run.sh": script})
-    words = ["commit", "--repo", str(tmp_path / "repo"), "--good", names[2], "--bad", "main", "--", "sh", "run.sh"]
+    words = [
+        "bisect",
+        "commit",
+        "--repo",
+        str(tmp_path / "repo"),
+        "--good",
+        names[2],
+        "--bad",
+        "main",
+        "--",
+        "sh",
+        "run.sh",
+    ]
     assert main(words) == 1
     assert said in capsys.readouterr().err
 
@@ -240,9 +278,10 @@ def test_the_commands_by_hand_run_as_printed(
         recorded = Verdict(CASE, "PACK", "x", "FAIL", "PACK/layout/nibble_order")
         case = str(replay.write(tmp_path / "b", select(load(), ids=[CASE])[0], recorded, {}))
     file = [case, *ends, "--subject-file", "subject.py:Packs"]
-    assert main(["commit", *([*ends, "--", "sh", "check.sh"] if way == "command" else file)]) == 0
+    assert main(["bisect", "commit", *([*ends, "--", "sh", "check.sh"] if way == "command" else file)]) == 0
     by_hand = dict(re.findall(r"(good|bad) by hand: +(.+)", capfd.readouterr().out))
-    ran = {what: subprocess.run(["bash", "-c", line], cwd=ROOT, check=False) for what, line in by_hand.items()}
+    env = with_q4gsw(tmp_path)
+    ran = {what: subprocess.run(["bash", "-c", line], cwd="/", env=env, check=False) for what, line in by_hand.items()}
     assert {what: done.returncode for what, done in ran.items()} == {"good": 0, "bad": 1}
 
 
@@ -253,7 +292,7 @@ def test_a_flaky_commit_stops_the_search(tmp_path: Path, capsys: pytest.CaptureF
     )
     names = linear(tmp_path / "repo", 30, lambda i: {"value": str(i), "run.sh": script})
     words = ["--repo", str(tmp_path / "repo"), "--good", names[2], "--bad", "main", "--repeat", "2"]
-    assert main(["commit", *words, "--", "sh", "run.sh"]) == 1
+    assert main(["bisect", "commit", *words, "--", "sh", "run.sh"]) == 1
     assert "2 runs do not agree: FAIL COMMAND/exit/3, PASS" in capsys.readouterr().err
 
 
@@ -287,7 +326,7 @@ def test_ends_that_are_not_what_they_are_said_to_be(tmp_path: Path, capsys: pyte
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-    plain = ["commit", CASE, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", names[12]]
+    plain = ["bisect", "commit", CASE, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", names[12]]
     assert main(plain) == 2
     assert "no ExecuTorch repository" in capsys.readouterr().err
     assert main([*plain, "--subject-file", "gone.py:Packs"]) == 2

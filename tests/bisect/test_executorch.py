@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from conformance.cli import main as cli
-from conformance.cli.bisect import main
 from tests.support.git_histories import linear, steps
 
 MINIATURE = Path(__file__).parents[1] / "data/executorch"
@@ -60,8 +59,8 @@ def test_a_regression_in_a_source_tree(
         return tree
 
     names = linear(tmp_path / "repo", 200, files)
-    words = ["commit", case, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main"]
-    assert main(words) == 0
+    words = ["bisect", "commit", case, "--repo", str(tmp_path / "repo"), "--good", names[1], "--bad", "main"]
+    assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert f"first bad: {names[70]}" in said
     assert signature in said
@@ -70,7 +69,7 @@ def test_a_regression_in_a_source_tree(
     asked = steps(log.parent)
     assert sum(not s.cached for s in asked) <= 3  # good, bad and untestable files: each judged once
     assert any(s.state == "skip" for s in asked)
-    by_hand = dict(re.findall(r"(good|bad) by hand: +python -m conformance (.+)", said))
+    by_hand = dict(re.findall(r"(good|bad) by hand: +q4gsw (.+)", said))
     assert all("--no-expectations" in words for words in by_hand.values()), "a known failure is shown as a failure"
     if signature.startswith("KERNEL"):
         assert {what: cli.main(shlex.split(words)) for what, words in by_hand.items()} == {"good": 0, "bad": 1}

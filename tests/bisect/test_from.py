@@ -22,6 +22,8 @@ from conformance.runs import run as runner
 from reference.table.layouts import pack_flat
 from tests.support.git_histories import HELPER, SUBJECT, SWAPPED, linear
 
+ROOT = Path(__file__).parents[2]
+
 
 def header_of(tmp_path: Path, name: str, outcome: str, **header: Any) -> Path:
     """A report of two cases, one with that outcome and one that fails in all reports."""
@@ -44,7 +46,9 @@ def test_two_reports_of_other_revisions_become_searches_over_commits(
     assert from_reports.show(old, old) == 1
     suite = [header_of(tmp_path, "a", "PASS"), header_of(tmp_path, "b", "FAIL", revision="r2")]
     assert main.main(["bisect", "--from", *map(str, suite)]) == 0
-    assert "--repo . --good r1 --bad r2 -- python -m conformance run --case pack/flat/d2" in capsys.readouterr().out
+    assert (
+        f"--repo {ROOT} --good r1 --bad r2 -- python -m conformance run --case pack/flat/d2" in capsys.readouterr().out
+    )
 
 
 def test_two_reports_of_other_versions_become_searches_over_releases(
@@ -57,9 +61,9 @@ def test_two_reports_of_other_versions_become_searches_over_releases(
     assert from_reports.show(old, header_of(tmp_path, "new", "FAIL", **versions("1.5.1", "0.18.0"))) == 0
     said = capsys.readouterr().out
     command = "versions --case pack/flat/d2 --package executorch --since 1.5.0 --subject impl"
-    assert f"python -m conformance {command}\n" in said
-    assert said.count("python -m") == 1
-    main.parser().parse_args(command.split())
+    assert f"q4gsw {command}\n" in said
+    assert said.count("q4gsw") == 1
+    main.parser("versions").parse_args(command.split()[1:])
     assert from_reports.show(old, header_of(tmp_path, "both", "FAIL", **versions("1.5.1", "0.19.0"))) == 0
     said = capsys.readouterr().out
     assert "--package executorch --since 1.5.0" in said
@@ -92,7 +96,7 @@ def test_two_reports_of_a_subject_file_become_a_search_over_its_repository(
     capsys.readouterr()
     assert main.main(["bisect", "--from", *reports]) == 0
     said = capsys.readouterr().out
-    (command,) = re.findall(r"^python -m conformance (.*)$", said, re.MULTILINE)
+    (command,) = re.findall(r"^q4gsw (.*)$", said, re.MULTILINE)
     assert f"--good {names[2]} --bad {names[6]} --subject-file ci/packs.py:Packs" in command
     assert main.main(shlex.split(command)) == 0
     assert f"first bad: {names[4]}" in capsys.readouterr().out

@@ -43,7 +43,7 @@ def test_a_packer_s_bug_is_the_packer_s_although_the_matcher_calls_it(
     said = capsys.readouterr().out
     assert re.search(r"MATCH +FAIL", said)
     assert "first bad: PACK (PACK/layout/" in said
-    again = re.search(r"bad by hand: +python -m conformance (replay \S+ --subject \S+)", said)
+    again = re.search(r"bad by hand: +q4gsw (replay \S+ --subject \S+)", said)
     assert again
     assert main.main(again[1].split()) == 1
     assert "PACK" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_a_replay_file_s_subject_and_signature_are_the_ones_sought(
     assert "does not fail as recorded: FAIL PACK/layout/nibble_order; sought is PACK/layout/offset" in said
 
 
-@pytest.mark.parametrize("words", [("stage",), ("shape", "--axis", "vocab_size")])
+@pytest.mark.parametrize("words", [("stage",), ("sizes", "--axis", "vocab_size")])
 def test_a_broken_harness_is_nobody_s_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_broken_harness_is_nobody_s_fault(
     assert "first bad" not in said.out
 
 
-@pytest.mark.parametrize("words", [("stage",), ("shape", "--axis", "vocab_size")])
+@pytest.mark.parametrize("words", [("stage",), ("sizes", "--axis", "vocab_size")])
 def test_a_flaky_subject_stops_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
@@ -143,7 +143,7 @@ def test_the_first_stage_that_is_wrong_is_the_culprit() -> None:
 
 def shape(tmp_path: Path, name: str, *words: str) -> int:
     path = replay.write(tmp_path, PACK, Verdict("test/pack", "PACK", "x", "FAIL"), {})
-    return main.main(["bisect", "shape", str(path), "--subject", f"{SIZED}:{name}", *words])
+    return main.main(["bisect", "sizes", str(path), "--subject", f"{SIZED}:{name}", *words])
 
 
 def test_the_boundary_of_an_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_the_boundary_of_an_axis(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "first bad: vocab_size 24 (PACK/layout/nibble_order); 23 is right" in said
     assert len(re.findall(r"^  vocab_size", said, re.MULTILINE)) <= 2 + 6 + 6
     for which, code in (("good", 0), ("bad", 1)):
-        by_hand = re.search(rf"{which} by hand: +python -m conformance (\S+ \S+ \S+ \S+)", said)
+        by_hand = re.search(rf"{which} by hand: +q4gsw (\S+ \S+ \S+ \S+)", said)
         assert by_hand
         assert main.main(by_hand[1].split()) == code
     capsys.readouterr()

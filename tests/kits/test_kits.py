@@ -85,7 +85,7 @@ def answer(folder: Path, out: Path, change: Callable[[Any], Any] = lambda right:
 
 
 def judged(folder: Path, out: Path, *more: str) -> int:
-    return main.main(["judge", str(folder.parent), str(out), *more])
+    return main.main(["kit", "judge", str(folder.parent), str(out), *more])
 
 
 def test_right_outputs_pass_and_every_flipped_bit_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_missing_and_short_outputs_are_failures(tmp_path: Path, capsys: pytest.C
     assert judged(folder, out) == 1
     assert "RUN/dtype_shape/missing" in capsys.readouterr().out
     assert judged(folder, tmp_path / "nowhere") == 2
-    assert main.main(["judge", str(tmp_path / "empty"), str(out)]) == 2
+    assert main.main(["kit", "judge", str(tmp_path / "empty"), str(out)]) == 2
 
 
 HOSTILE: list[tuple[tuple[Any, ...], Any, str]] = [
@@ -366,7 +366,7 @@ def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     assert (verdict.subject, verdict.source, verdict.signature) == ("my runtime", "3.2", "RUN/array/values")
     assert {p.name for p in (tmp_path / "old").iterdir()} == {"verdicts.jsonl", "summary.md", "report.html"}
     capsys.readouterr()
-    assert main.main(shlex.split(verdict.replay)[3:]) == 1, verdict.replay
+    assert main.main(shlex.split(verdict.replay)[1:]) == 1, verdict.replay
     assert "RUN/array/values" in capsys.readouterr().out
     known.write_text(
         '[[known]]\ndefect = "doubled"\nsignature = ["RUN/array/values"]\ncase = ["run/control"]\n'
@@ -420,7 +420,7 @@ def test_a_case_that_is_not_exported_costs_only_itself_and_has_a_verdict(
     assert "impl does not lower it" in verdicts["run/g2-refused"].reason
     assert main.main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
     capsys.readouterr()
-    assert main.main(shlex.split(verdicts["run/g2-refused"].replay)[3:]) == 1
+    assert main.main(shlex.split(verdicts["run/g2-refused"].replay)[1:]) == 1
     assert "RUN/raised/NotLowered" in capsys.readouterr().out
     assert main.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 2, "one of them is there already"
 
@@ -439,7 +439,7 @@ def test_judging_loads_neither_torch_nor_a_device(tmp_path: Path, module: str) -
     out = answer(folder, tmp_path / "out")
     code = f"import sys; sys.modules[{module!r}] = None; from conformance.cli.main import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", code, "judge", str(folder), str(out)], cwd=ROOT, capture_output=True, check=False
+        [sys.executable, "-c", code, "kit", "judge", str(folder), str(out)], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -469,13 +469,13 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
     assert code == 0, message
     code, message = run("kit", "play", str(kits), str(out))
     assert code == 0, message
-    assert run("judge", str(kits), str(out))[0] == 0
+    assert run("kit", "judge", str(kits), str(out))[0] == 0
     for name in ("run__control", "run__g2-refused"):
         wrong = tmp_path / f"wrong-{name}"
         shutil.copytree(out, wrong)
         data = bytearray((wrong / name / "output_0.bin").read_bytes())
         data[len(data) // 2] ^= 1
         (wrong / name / "output_0.bin").write_bytes(data)
-        code, message = run("judge", str(kits), str(wrong))
+        code, message = run("kit", "judge", str(kits), str(wrong))
         assert code == 1
         assert "passed:2 failed:1" in message

@@ -36,14 +36,15 @@ def test_commands_and_their_options_exist(path: Path, pytest_options: set[str]) 
     ("text", "why"),
     [
         ("`python -m conformance run --subjekt impl`", "option --subjekt of run"),
-        ("`python -m conformance kit export KITS --lower impl`", "option --lower of kit"),
-        ("`python -m conformance judge KITS OUT --profile x`", "option --profile of judge"),
-        ("`python -m conformance compare A B`", "command compare"),
+        ("`q4gsw kit export KITS --lower impl`", "option --lower of kit"),
+        ("`q4gsw kit judge KITS OUT --profile x`", "option --profile of kit"),
+        ("`q4gsw compare A B`", "command compare"),
+        ("`q4gsw bisect shape CASE`", "way shape of bisect"),
         ("nox -s conformance -- --subject \\\n  x.py:X --stage PACK\n", "option --stage of session conformance"),
         ("nox/bin/nox -f suite/noxfile.py -s conform -- --level gate", "session conform"),
-        ("`./dev tests -- --wurst`", "option --wurst of session tests"),
-        ("`./dev bench -- kernel --fast`", "option --fast of session bench"),
-        ("`./dev versions -- --form 1.4.0`", "option --form of versions"),
+        ("`./dev tests --wurst`", "option --wurst of session tests"),
+        ("`./dev bench kernel --fast`", "option --fast of session bench"),
+        ("`./dev versions --form 1.4.0`", "option --form of versions"),
     ],
 )
 def test_a_wrong_command_is_found(text: str, why: str, pytest_options: set[str]) -> None:
@@ -134,8 +135,8 @@ def workspace(tmp_path: Path) -> Path:
     (root / "repository" / "ci" / "q4gsw_known.toml").write_text("")
     bin_ = root / "suite" / ".nox" / "shared" / "bin"
     bin_.mkdir(parents=True)
-    (bin_ / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (bin_ / "python").chmod(0o755)
+    (bin_ / "q4gsw").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conformance "$@"\n')
+    (bin_ / "q4gsw").chmod(0o755)
     for package in ("conformance", "reference"):
         (root / "suite" / package).symlink_to(ROOT / package)
     (root / "nox" / "bin").mkdir(parents=True)
@@ -292,7 +293,7 @@ def test_the_device_profile_on_the_page_is_one(tmp_path: Path) -> None:
 
     (profile,) = (text for text in blocks(GATE, "toml") if "execution_modes" in text)
     (tmp_path / "device.toml").write_text(profile)
-    assert read_profile(tmp_path / "device.toml")["precise"] == "1"
+    assert read_profile(tmp_path / "device.toml").precise
 
 
 def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
     assert failure.startswith("FAIL pack/worked-bytes/flat")
     assert failure in there
     replay = str(report / "replay" / "pack__worked-bytes__flat.toml")
-    assert f"python -m conformance replay {replay}\n" in there
+    assert f"q4gsw replay {replay}\n" in there
     ends = conformance("replay", replay).stdout.splitlines()[-2:]
     assert "\n".join(ends) in there
     mend = re.search(r"^\$ (sed .*)$", there, re.MULTILINE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.cli import prove as prove_cli
+from conformance.cli.main import main
 from conformance.proofs import certificate
 from conformance.proofs import layout as prove_layout
 from conformance.proofs import target as prove_target
@@ -25,7 +25,7 @@ BUFFER = "flat-buffer-f32out-f32scale-buffer"
 
 
 def prove(*words: str) -> int:
-    return prove_cli.main([str(word) for word in words])
+    return main(["prove", *map(str, words)])
 
 
 def stored(folder: Path) -> Certificate:
@@ -114,7 +114,7 @@ def test_memory_stays_under_two_gib(tmp_path: Path) -> None:
     """Several chunks of the largest size, in a process of its own."""
     words = ["prove", "arithmetic", "--variant", BUFFER, "--range", "0x3F000000:0x3F400000", "--out", str(tmp_path)]
     code = (
-        "import resource, sys; from conformance.cli.prove import main; rc = main(sys.argv[2:]);"
+        "import resource, sys; from conformance.cli.main import main; rc = main(sys.argv[1:]);"
         "print(rc, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)

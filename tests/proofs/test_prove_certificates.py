@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from conformance.cli import prove
+from conformance.cli.main import main
 from conformance.proofs import certificate as prove_certificate
 from conformance.proofs import check
 from conformance.proofs.certificate import Rejected
@@ -38,7 +38,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("indexing", "--variant", VARIANT),
         ("layout", "--subject", "reference"),
     ):
-        assert prove.main([*words, "--out", str(out)]) == 0
+        assert main(["prove", *words, "--out", str(out)]) == 0
     return {path.stem: path for path in out.glob("*.json")}
 
 
@@ -93,7 +93,7 @@ def rejected(certificate: dict[str, Any], folder: Path, *, rerun: bool = False) 
 
 def test_every_kind_holds(certificates: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert len(certificates) == 4
-    assert prove.main(["--check", *map(str, certificates.values())]) == 0
+    assert main(["prove", "check", *map(str, certificates.values())]) == 0
     printed = capsys.readouterr().out
     assert printed.count(": holds;") == 4
     assert printed.count("run again: ") == 4
@@ -157,7 +157,7 @@ def test_truncated_certificates_are_rejected(share: float, certificates: dict[st
     path.write_text(text[: int(len(text) * share)])
     with pytest.raises(Rejected, match="truncated or no JSON"):
         check.check(path)
-    assert prove.main(["--check", str(path)]) == 1
+    assert main(["prove", "check", str(path)]) == 1
 
 
 def test_other_versions_and_missing_files_are_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_other_versions_and_missing_files_are_rejected(certificates: dict[str, P
         assert f"has version {version}, this release reads version 2: prove it again" in line
         assert "docs/certificates/reseal.py" in line
     assert "is no certificate" in rejected({"kind": "arithmetic"}, tmp_path)
-    assert prove.main(["--check", str(tmp_path / "none.json")]) == 1
+    assert main(["prove", "check", str(tmp_path / "none.json")]) == 1
 
 
 def test_a_shader_that_has_changed_is_refused(tmp_path: Path) -> None:
     shader = tmp_path / "own.comp"
     shader.write_bytes((ROOT / "vulkan" / "glsl" / "embedding_q4gsw.comp").read_bytes())
     words = ["--variant", VARIANT, "--range", "0:4096", "--shader", str(shader), "--out", str(tmp_path)]
-    assert prove.main(["arithmetic", *words]) == 0
+    assert main(["prove", "arithmetic", *words]) == 0
     (path,) = tmp_path.glob("*.json")
     assert check.check(path)
     shader.write_text(shader.read_text().replace("- 8)", "- 7)"))

@@ -26,7 +26,7 @@ TEXT, PATCH = 4.5, 3.0
 CHECKOUT = "executorch-src:/home/somebody/work/on-a-longer-path/than-most/executorch@" + "0123456789" * 4
 LONG = "gen/" + "identifier-of-a-generated-program-" * 6
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
-REPLAY = "python -m conformance replay report/replay/kernel__swap.toml"
+REPLAY = "q4gsw replay report/replay/kernel__swap.toml"
 
 RIGHT = np.arange(1, 97, dtype=np.float32).reshape(4, 24)
 #: A way of being wrong -> an array that is wrong in this way alone.

@@ -43,7 +43,7 @@ def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["replay", "nothing.toml"], "nothing.toml: no such replay file"),
         (["replay", "pyproject.toml"], "pyproject.toml: not a replay file"),
         (["report", "pyproject.toml"], "pyproject.toml:1: not a verdict stream"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["frobnicate"], "unknown command 'frobnicate'"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:

@@ -10,18 +10,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: Sessions that hand their words to ``python -m conformance NAME``.
-_FORWARDED = {"prove", "bisect", "versions"}
+#: Sessions that hand their words to a command of ``q4gsw``.
+_FORWARDED = {"prove": "prove", "bisect": "bisect", "versions": "versions"}
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+#: The command at the start of a line or of a code span, in a shell's transcript, with its directory, after a colon.
+_Q4GSW = r"python -m conformance(?![.\w])|(?:^ *|(?<=`)|(?<=\$ )|(?<=bin/)|(?<=: ))q4gsw(?= [a-z\-])"
 _COMMAND = re.compile(
-    r"(?:python -m conformance|\bnox(?= -(?:s|f|l)\b)|\./dev(?= ))(?P<words>(?:[^\n`\\]|\\\n|\\[^\n])*)"
+    rf"(?:{_Q4GSW}|\bnox(?= -(?:s|f|l)\b)|\./dev(?= ))(?P<words>(?:[^\n`\\]|\\\n|\\[^\n])*)", re.MULTILINE
 )
 _OPTION = re.compile(r"(?<![\w\-./])--?[a-zA-Z][\w\-]*")
 
 
 @dataclass(frozen=True)
 class Command:
-    """``program`` is "conformance" or "nox"; ``words`` what follows it, quoted arguments left out."""
+    """``program`` is "q4gsw" or "nox"; ``words`` what follows it, quoted arguments left out."""
 
     program: str
     words: tuple[str, ...]
@@ -46,7 +48,7 @@ def commands(text: str) -> Iterator[Command]:
         line = found["words"].replace("\\\n", " ")
         line = re.sub(r"\"[^\"]*\"|'[^']*'", "QUOTED", line)  # what a command is told about another command
         line = re.split(r" #|;|&&|\|\| |>|\) ", line)[0]
-        program = "conformance" if found[0].startswith("python") else "nox"
+        program = "nox" if found[0].startswith(("nox", "./dev")) else "q4gsw"
         yield Command(program, tuple(re.sub(r"[\[\](),…|]", " ", line).split()))
 
 
@@ -59,11 +61,10 @@ def sessions() -> set[str]:
 
 @functools.cache
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The argparse parser of every subcommand of ``python -m conformance``."""
-    from conformance.cli import bisect, kit, main, prove
+    """The parser of every command of ``q4gsw``."""
+    from conformance.cli.main import COMMANDS, parser
 
-    found = _subparsers(main.parser()) | _subparsers(kit.parser())
-    return found | {"bisect": bisect.parser(), "prove": prove.parser()}
+    return {name: parser(name) for name in COMMANDS}
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -84,11 +85,14 @@ def options_of(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> set[s
 def wrong_with(command: Command, pytest_options: set[str]) -> str:
     """What in a command does not exist, or ""; ``pytest_options`` are those of pytest and of the suite's plugin."""
     words = command.words
-    if command.program == "conformance":
+    if command.program == "q4gsw":
         return _wrong_subcommand(words)
     own, _, rest = " ".join(words).partition(" -- ")
     named = own.split()
-    session = named[named.index("-s") + 1] if "-s" in named[:-1] else named[0] if named else ""
+    if "-s" in named[:-1]:  # nox -s SESSION -- OPTIONS
+        session = named[named.index("-s") + 1]
+    else:  # ./dev SESSION OPTIONS
+        session, rest, own = (named or [""])[0], " ".join(words[1:]), ""
     if session.startswith("-"):  # ./dev -l
         return "" if session == "-l" else f"nox option {session}"
     if session not in sessions():
@@ -97,7 +101,7 @@ def wrong_with(command: Command, pytest_options: set[str]) -> str:
         return f"nox option {unknown.pop()}"
     told = tuple(rest.split())
     if session in _FORWARDED:
-        return _wrong_subcommand((session, *told))
+        return _wrong_subcommand((_FORWARDED[session], *told))
     known = _bench_options(told) if session == "bench" else pytest_options
     unknown = set(_OPTION.findall(rest)) - known
     return f"option {min(unknown)} of session {session}" if unknown else ""
@@ -106,11 +110,14 @@ def wrong_with(command: Command, pytest_options: set[str]) -> str:
 def _wrong_subcommand(words: tuple[str, ...]) -> str:
     known = parsers()
     if not words or not re.fullmatch(r"[a-z][a-z\-]*", words[0]):
-        return ""  # "python -m conformance ..." stands for all of them
+        return ""  # "q4gsw COMMAND" stands for all of them
     if words[0] not in known:
         return f"command {words[0]}"
-    if words[0] == "prove":
-        words = tuple("check" if word == "--check" else word for word in words)
+    below = _subparsers(known[words[0]])
+    if below and words[1:] and re.fullmatch(r"[a-z][a-z\-]*", words[1]) and words[1] not in below:
+        return f"way {words[1]} of {words[0]}"
+    if "--" in words:  # what follows is another program's
+        words = words[: words.index("--")]
     unknown = set(_OPTION.findall(" ".join(words))) - options_of(known[words[0]], words[1:])
     return f"option {min(unknown)} of {words[0]}" if unknown else ""
 

@@ -1,0 +1,60 @@
+"""The parser of every command, and the options that commands share: each is declared here once."""
+
+import argparse
+from typing import Any, NoReturn
+
+from conformance.case.case import LEVELS, STAGES
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return the words of a list with commas.
+
+    >>> names("PACK, KERNEL,")
+    ('PACK', 'KERNEL')
+    """
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+DECLARED: dict[str, dict[str, Any]] = {
+    "--subject": {"default": "impl", "help": "impl | executorch | executorch-src:PATH[@REV] | path.py:Class"},
+    "--level": {"default": "gate", "help": " | ".join(LEVELS)},
+    "--stages": {"default": (), "type": names, "metavar": "A,B", "help": "of " + ", ".join(STAGES)},
+    "--case": {"default": [], "action": "append", "metavar": "GLOB", "help": "ids of cases, whatever their level"},
+    "--device": {"default": "", "help": "Vulkan device by name or index, see q4gsw devices"},
+    "--validate": {"action": "store_true", "help": "with Vulkan's validation layer; any message fails the case"},
+    "--case-seconds": {"type": float, "default": 60.0, "metavar": "S", "help": "time limit of a case"},
+    "--report": {"default": "", "metavar": "DIR", "help": "directory for the report (default: a new one)"},
+    "--expectations": {"default": "", "metavar": "FILE", "help": "known failures, instead of the subject's own"},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's parser: what is wrong raises, and the help ends with an example."""
+
+    def __init__(self, *, example: str = "", **others: Any) -> None:
+        super().__init__(epilog=f"example: {example}", allow_abbrev=False, **others)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of exiting: errors end where every command ends."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+    def ways(self, *, required: bool = True) -> "argparse._SubParsersAction[Parser]":
+        """Return what ``way`` adds to."""
+        return self.add_subparsers(dest="way", required=required, metavar="WAY")
+
+    def shared(self, *names: str, **changed: Any) -> None:
+        """Add options of ``DECLARED``, with what is ``changed`` in all of them."""
+        for name in names:
+            self.add_argument(name, **DECLARED[name] | changed)
+
+
+def way(ways: "argparse._SubParsersAction[Parser]", name: str, what: str, example: str) -> Parser:
+    """Add the parser of one way of a command, such as ``kit export``."""
+    return ways.add_parser(name, help=what, description=what, example=f"q4gsw {example}")
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number

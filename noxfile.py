@@ -1,7 +1,7 @@
 """The menu: `nox -l` lists what this project can do. All sessions share one environment, .nox/shared.
 
-What follows `--` goes to the session's program, for example:
-    nox -s conformance -- --subject executorch --level smoke
+`./dev SESSION OPTIONS` is `nox -s SESSION -- OPTIONS`, for example:
+    ./dev conformance --subject executorch --level smoke
 """
 
 import hashlib
@@ -17,7 +17,7 @@ nox.options.sessions = ["conformance", "tests", "lint"]
 
 ROOT = Path(__file__).parent
 BIN = ROOT / ".nox" / "shared" / "bin"
-#: One pytest worker a core; the programs and cases drawn do not depend on the number.
+#: One pytest worker a core; the programs drawn do not depend on the number.
 WORKERS = str(os.cpu_count() or 1)
 
 
@@ -37,27 +37,27 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
         # torch first: with it in place nothing else pulls in another build of it.
         session.run(*install, *(d for d in dependencies if d.startswith("torch==")), external=True)
         session.run(*install, *dependencies, *nox.project.dependency_groups(project, "lint"), external=True)
+        session.run(*install, "--no-deps", "--editable", str(ROOT), external=True)
         stamp.write_text(pins)
     session.run(str(BIN / program), *arguments, external=True)
 
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
-    """Judge a subject: -- [--subject NAME] [--level smoke|gate|deep] [--stages A,B] [--device NAME] [--report DIR]."""
-    suite = ("-m", "pytest", "conformance/suite", "-q", "-n", WORKERS, "-p", "no:cacheprovider")
-    _run(session, "python", *suite, *session.posargs)
+    """Judge an implementation: [--subject NAME] [--level smoke|gate|deep] [--stages A,B] [--case GLOB] [...]."""
+    _run(session, "q4gsw", "run", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the project's own tests: they judge the referee, the player's units, and plant bugs."""
+    """Run the project's own tests: they judge the suite and the optimized implementation, and seed faults."""
     _run(session, "python", "-m", "pytest", "tests", "-q", "-n", WORKERS, *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def prove(session: nox.Session) -> None:
-    """Prove numbers and addressing: -- all | arithmetic | layout | indexing | --check FILE... (without words: all)."""
-    _run(session, "python", "-m", "conformance", "prove", *(session.posargs or ["all"]))
+    """Prove numbers and addressing: all | arithmetic | layout | indexing | check FILE... (without words: all)."""
+    _run(session, "q4gsw", "prove", *(session.posargs or ["all"]))
 
 
 @nox.session(venv_backend="none")
@@ -71,7 +71,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Measure: -- kernel | packer | matcher | size | generate [options]; `-- kernel --help` lists the options."""
+    """Measure: kernel | packer | matcher | size | generate [options]; `kernel --help` lists the options."""
     what, *options = session.posargs or ["kernel", "--quick"]
     known = sorted(p.stem.removesuffix("_bench") for p in (ROOT / "bench").glob("*_bench.py"))
     if what not in known:
@@ -81,11 +81,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bisect(session: nox.Session) -> None:
-    """Find what broke a red case: -- stage CASE | commit CASE --repo PATH --good A --bad B | shape CASE --axis NAME."""
-    _run(session, "python", "-m", "conformance", "bisect", *session.posargs)
+    """Find what broke a case: stage CASE | commit CASE --repo PATH --good A --bad B | sizes CASE --axis NAME."""
+    _run(session, "q4gsw", "bisect", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def versions(session: nox.Session) -> None:
-    """Judge a subject beside every release: -- [--since V | --versions A,B] [--package torchao] [--level L] [...]."""
-    _run(session, "python", "-m", "conformance", "versions", *session.posargs)
+    """Judge a subject with every release: [--since V | --versions A,B] [--package torchao] [--case GLOB] [...]."""
+    _run(session, "q4gsw", "versions", *session.posargs)

@@ -74,8 +74,8 @@ def new_folder(prefix: str) -> Path:
         raise unwritable(error.filename or "the directory for temporary files", error) from error
 
 
-def write_whole(texts: Mapping[Path, str]) -> None:
-    """Put texts into files: all of them, or none where one does not fit; what was there stays until then.
+def write_whole(texts: Mapping[Path, str | bytes]) -> None:
+    """Put texts or bytes into files: all of them, or none where one does not fit; what was there stays until then.
 
     Raises:
         Unwritable: names the first file that cannot be written.
@@ -84,7 +84,7 @@ def write_whole(texts: Mapping[Path, str]) -> None:
     path = Path()
     try:
         for path, text in texts.items():
-            partial[path].write_text(text, encoding="utf-8")
+            partial[path].write_bytes(text.encode() if isinstance(text, str) else text)
             if path.is_dir():  # the one thing that a whole file cannot take the place of
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for path, beside in partial.items():

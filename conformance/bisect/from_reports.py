@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 def show(old: Path, new: Path) -> int:
     """Print the commands for each case that is red in ``new`` and was not in ``old``; 0 where there is one."""
-    before, after = (read(path / "verdicts.jsonl" if path.is_dir() else path) for path in (old, new))
+    before, after = (read(path) for path in (old, new))
     passed = {v.case for v in before.verdicts if v.outcome not in UNEXPECTED}
     red = [v for v in after.verdicts if v.outcome in UNEXPECTED and v.case in passed]
     for verdict in red:

@@ -8,11 +8,13 @@ defaults, table by table. A program is given whole as ``spec``, or as ``single_t
 
 import copy
 import difflib
+import fnmatch
+import functools
 import itertools
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from conformance.case.case import LEVELS, STAGES, Case
 from conformance.case.single_table import SingleTable, single_table
@@ -22,6 +24,7 @@ from conformance.serialize import structure, unstructure
 CASES = Path(__file__).parent.parent / "cases"
 
 
+@functools.cache
 def load(folder: Path = CASES) -> tuple[Case, ...]:
     """Return every case of the catalogue, in file order.
 
@@ -63,10 +66,24 @@ def load_file(path: Path) -> tuple[Case, ...]:
     return tuple(cases)
 
 
+class Selectable(Protocol):
+    """What a run can be about: a case, or something else that has its own verdict."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102 - as a case's
+    @property
+    def stage(self) -> str: ...  # noqa: D102 - the same
+    @property
+    def level(self) -> str: ...  # noqa: D102 - the same
+
+
+One = TypeVar("One", bound=Selectable)
+
+
 def select(
-    cases: Sequence[Case], *, level: str = "deep", stages: Sequence[str] = (), ids: Sequence[str] = ()
-) -> tuple[Case, ...]:
-    """Return the cases of ``level`` and those before it, of ``stages`` and with ``ids`` (all if empty).
+    cases: Sequence[One], *, level: str = "deep", stages: Sequence[str] = (), ids: Sequence[str] = ()
+) -> tuple[One, ...]:
+    """Return the cases of ``level`` and those before it, or with ``ids`` (patterns), of ``stages`` (all if empty).
 
     Raises:
         ValueError: an unknown level, stage or id; names the nearest valid ones.
@@ -74,11 +91,17 @@ def select(
     nearest("level", level, LEVELS)
     for stage in stages:
         nearest("stage", stage, STAGES)
-    known = {c.id for c in cases}
-    for name in ids:
-        nearest("case", name, sorted(known))
-    wanted = LEVELS[: LEVELS.index(level) + 1]
-    return tuple(c for c in cases if (c.id in ids if ids else c.level in wanted) and (not stages or c.stage in stages))
+    known = [c.id for c in cases]
+    named: set[str] = set()
+    for pattern in ids:
+        matched = fnmatch.filter(known, pattern)
+        if not matched:
+            nearest("case", pattern, known)
+        named.update(matched)
+    levels = LEVELS[: LEVELS.index(level) + 1]
+    return tuple(
+        c for c in cases if (c.id in named if ids else c.level in levels) and (not stages or c.stage in stages)
+    )
 
 
 def by_contract(cases: Sequence[Case]) -> list[str]:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
-from conformance.cli import report
 from conformance.cli.options import Parser, way
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw
 from conformance.harness.observation import Facts
 from conformance.kits.command import run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile
-from conformance.kits.kit import Kit, kits, read_kit
-from conformance.results.verdict import ERROR, PASS, Verdict, Writer, exit_code
-from conformance.runs import run as runner
+from conformance.kits.kit import kits, read_kit
+from conformance.results.verdict import ERROR, PASS, Verdict, exit_code
+from conformance.runs import run
+from conformance.runs.report import Report
 
 
 def add_kit(parser: Parser) -> None:
@@ -35,41 +35,42 @@ def add_kit(parser: Parser) -> None:
     play = way(ways, "play", "run kits on our Vulkan kernel and the wheel's CPU runtime", "kit play kits outputs")
     play.set_defaults(call=_play)
     example = "kit run --subject-command 'q4gsw kit play-one {pte} {out}'"
-    one = way(ways, "play-one", "the same for one kit, as a runner is called", example)
+    single = "kit play-one kits/run__control/model.pte out"
+    one = way(ways, "play-one", "the same for one kit, as a runner is called", single)
     one.set_defaults(call=_play_one)
     one.add_argument("pte", type=Path, help="the model; case.json is in its directory")
     one.add_argument("out", type=Path)
     one.add_argument("inputs", nargs="*")
-    run = way(ways, "run", "export, call a runner for each case, judge", example)
-    run.set_defaults(call=_run)
-    run.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
-    run.add_argument("--kits", type=Path, help="kits that were exported before (default: export now)")
-    run.shared("--case-seconds")
+    call = way(ways, "run", "export, call a runner for each case, judge", example)
+    call.set_defaults(call=_run)
+    call.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
+    call.add_argument("--kits", type=Path, help="kits that were exported before (default: export now)")
+    call.shared("--case-seconds")
     judge = way(ways, "judge", "judge outputs of kits that ran elsewhere", "kit judge kits outputs")
     judge.set_defaults(call=_judge)
     for reading in (play, judge):
         reading.add_argument("folder", type=Path, help="a kit, or a directory of kits")
         reading.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
-    for judging in (run, judge):
+    for judging in (call, judge):
         judging.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
         judging.shared("--report", "--expectations")
         judging.add_argument("--subject-name", default="", metavar="NAME", help="what the report calls the runner")
-    for exporting in (export, run):
+    for exporting in (export, call):
         exporting.shared("--case", "--level")
         exporting.add_argument("--lower-with", default="impl", help="impl | executorch: who turns programs into files")
 
 
-def _cases(given: argparse.Namespace) -> tuple[Case, ...]:
-    return select(load(), level=given.level, stages=("RUN",), ids=given.case)
+def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
+    return select(load(), level=options.level, stages=("RUN",), ids=options.case)
 
 
-def _export(given: argparse.Namespace) -> int:
-    cases = _cases(given)
-    return 0 if cases and not _write_kits(given, cases) else 1
+def _export(options: argparse.Namespace) -> int:
+    cases = _cases(options)
+    return 0 if cases and not _write_kits(options, cases) else 1
 
 
-def _write_kits(given: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[Case, str, str]]:
-    """Export every case into ``given.folder``; those that could not be, each with its error's name and line.
+def _write_kits(options: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[Case, str, str]]:
+    """Export every case into ``options.folder``; those that could not be, each with its error's name and line.
 
     Raises:
         ValueError: no case can be exported as things are: no such lowering, a kit that is there, a full disk.
@@ -77,14 +78,14 @@ def _write_kits(given: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[
     from conformance.kits.export import NotLowered, export, folder_of, lowering  # noqa: PLC0415 - loads torch
 
     logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
-    lowering(given.lower_with)
-    check_writable(given.folder)
+    lowering(options.lower_with)
+    check_writable(options.folder)
     for case in cases:
-        folder_of(case, given.folder)
+        folder_of(case, options.folder)
     left: list[tuple[Case, str, str]] = []
     for case in cases:
         try:
-            path = export(case, given.folder, given.lower_with, runner.versions())
+            path = export(case, options.folder, options.lower_with, run.versions())
             print(path, flush=True)
         except Unwritable:
             raise
@@ -92,102 +93,84 @@ def _write_kits(given: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[
             line = str(error).partition("\n")[0]
             left.append((case, type(error).__name__, line))
             print(f"{case.id}: {line}", file=sys.stderr)
-    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {given.folder}")
+    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {options.folder}")
     return left
 
 
-def _play(given: argparse.Namespace) -> int:
+def _play(options: argparse.Namespace) -> int:
     from conformance.kits.play import play  # noqa: PLC0415 - loads torch and executorch
 
-    for folder in kits(given.folder):
-        names = play(folder, given.outputs / folder.name)
+    for folder in kits(options.folder):
+        names = play(folder, options.outputs / folder.name)
         print(f"{folder.name}: {', '.join(names)}", flush=True)
     return 0
 
 
-def _play_one(given: argparse.Namespace) -> int:
+def _play_one(options: argparse.Namespace) -> int:
     from conformance.kits.play import play  # noqa: PLC0415 - loads torch and executorch
 
-    play(given.pte.parent, given.out)
+    play(options.pte.parent, options.out)
     return 0
 
 
-def _facts(profile: Path | None) -> Facts | None:
-    return None if profile is None else read_profile(profile)
-
-
-def _judge(given: argparse.Namespace) -> int:
-    folder, outputs, facts = given.folder, given.outputs, _facts(given.device_profile)
+def _judge(options: argparse.Namespace) -> int:
+    outputs, facts = options.outputs, _facts(options)
     if not outputs.is_dir():
         raise ValueError(f"{outputs}: no such directory")
-    found = [read_kit(path) for path in kits(folder)]
-    telling = _Telling(given, "outputs")
-    for kit in found:
-        answers = _answers(kit, outputs, len(found))
-        verdict = judge_kit(kit, answers, "outputs", facts)
-        telling.add(replace(verdict, replay=_command(["kit", "judge", kit.folder, answers], given)))
-    return telling.finish()
+    read = [read_kit(path) for path in kits(options.folder)]
+    verdicts = _Verdicts(options, "outputs")
+    for kit in read:
+        answers = outputs / kit.folder.resolve().name
+        if len(read) == 1 and not answers.is_dir():
+            answers = outputs
+        verdicts.add(judge_kit(kit, answers, "outputs", facts), "kit", "judge", kit.folder, answers, *_profile(options))
+    return verdicts.finish()
 
 
-def _answers(kit: Kit, outputs: Path, count: int) -> Path:
-    """Where a kit's outputs are: in a directory of its name, or, of a single kit, in ``outputs`` itself."""
-    own = outputs / kit.folder.resolve().name
-    return outputs if count == 1 and not own.is_dir() else own
-
-
-def _run(given: argparse.Namespace) -> int:
-    words = words_of(given.subject_command)
-    facts = _facts(given.device_profile)
-    cases = () if given.kits else _cases(given)
-    telling = _Telling(given, "command")
+def _run(options: argparse.Namespace) -> int:
+    words, facts = words_of(options.subject_command), _facts(options)
+    cases = () if options.kits else _cases(options)
+    verdicts = _Verdicts(options, "command")
     scratch = new_folder("q4gsw-kits-")
-    again = ["kit", "run", "--subject-command", given.subject_command]
-    if given.kits:
-        found = kits(given.kits)
-    else:
-        given.folder = scratch / "kits"
-        left = _write_kits(given, cases)
-        for case, kind, line in left:
-            which = ["--case", case.id, "--lower-with", given.lower_with]
-            verdict = Verdict(
-                case.id, "RUN", "command", ERROR, f"RUN/raised/{kind}", f"not exported: {line}", source=case.contract
-            )
-            telling.add(replace(verdict, replay=_command([*again, *which], given)))
-        found = kits(given.folder) if len(left) < len(cases) else ()
-    for path in found:
-        verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, given.case_seconds, facts)
-        telling.add(replace(verdict, replay=_command([*again, "--kits", path], given)))
+    again = "kit", "run", "--subject-command", options.subject_command, *_profile(options)
+    left = []
+    if not options.kits:
+        options.folder = scratch / "kits"
+        left = _write_kits(options, cases)
+    for case, kind, line in left:
+        reason = f"not exported: {line}"
+        verdict = Verdict(case.id, "RUN", "", ERROR, f"RUN/raised/{kind}", reason, source=case.contract)
+        verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
+    for path in kits(options.kits or options.folder) if options.kits or len(left) < len(cases) else ():
+        verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, options.case_seconds, facts)
+        verdicts.add(verdict, *again, "--kits", path)
     print(f"outputs: {scratch / 'out'}")
-    return telling.finish()
+    return verdicts.finish()
 
 
-def _command(words: list[str | Path], given: argparse.Namespace) -> str:
-    profile = ["--device-profile", given.device_profile] if given.device_profile else []
-    return q4gsw(*words, *profile)
+def _facts(options: argparse.Namespace) -> Facts | None:
+    return read_profile(options.device_profile) if options.device_profile else None
 
 
-class _Telling:
-    """Verdicts as they come: printed, beside what is expected, and written to the report."""
+def _profile(options: argparse.Namespace) -> tuple[str | Path, ...]:
+    return ("--device-profile", options.device_profile) if options.device_profile else ()
 
-    def __init__(self, given: argparse.Namespace, subject: str) -> None:
-        name = given.subject_name or subject
-        self.subject = name
-        self.expected = runner.expected_of(name, given.expectations)
-        self.folder = Path(given.report) if given.report else new_folder("q4gsw-report-")
-        given_cases = tuple(getattr(given, "case", ()))
-        self.writer = Writer(
-            self.folder / "verdicts.jsonl", runner.header(name, "", getattr(given, "level", "kits"), given_cases)
-        )
-        self.verdicts: list[Verdict] = []
 
-    def add(self, given: Verdict) -> None:
-        verdict = self.expected.apply(replace(given, subject=self.subject))
-        self.writer.add(verdict)
-        self.verdicts.append(verdict)
+class _Verdicts:
+    """Verdicts as they come: printed, next to what is expected, and written to the report."""
+
+    def __init__(self, options: argparse.Namespace, subject: str) -> None:
+        self.subject = options.subject_name or subject
+        header = run.header(self.subject, "", getattr(options, "level", "kits"), getattr(options, "case", ()))
+        self.report = Report(options.report, header, run.expected_of(self.subject, options.expectations))
+
+    def add(self, verdict: Verdict, *words: str | Path) -> None:
+        """Take a verdict, which ``q4gsw WORDS`` makes again."""
+        verdict = self.report.expected.apply(replace(verdict, subject=self.subject, replay=q4gsw(*words)))
+        self.report.add(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
         print(f"{verdict.outcome:5} {verdict.case}{why}", flush=True)
 
     def finish(self) -> int:
-        self.writer.close()
-        print("\n".join(report.finish(self.folder, self.expected)))
-        return exit_code(self.verdicts)
+        print("\n".join(self.report.finish()))
+        return exit_code(self.report.verdicts)

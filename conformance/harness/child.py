@@ -1,8 +1,8 @@
 """The child process in which a subject runs: cases in, observations out, nothing else.
 
 Started by ``conformance.harness.worker`` as ``python -m conformance.harness.child SUBJECT IN_FD OUT_FD WORKER_PID``.
-Frames are a uint64 length and that many bytes: a case as TOML one way, an encoded observation the other. The
-subject's own prints go to the stdout and stderr that the worker gave.
+Frames are a uint64 length and that many bytes: a case as TOML one way (after ``CHECK``: is it supported?), an encoded
+observation the other. The subject's own prints go to the stdout and stderr that the worker gave.
 """
 
 import ctypes
@@ -16,10 +16,12 @@ from types import FrameType
 from typing import BinaryIO
 
 from conformance.case.toml import case_from_toml
-from conformance.harness.errors import EnvironmentProblem, Untestable
+from conformance.harness.errors import BadSubject, EnvironmentProblem, Untestable, one_line
 from conformance.harness.observation import Observation, Raised, Unsupported, encode
-from conformance.harness.subject import Subject, load
+from conformance.harness.subject import Subject, load, unsupported
 
+#: What a frame begins with that asks only whether the case is supported.
+CHECK = "# supports?\n"
 _PR_SET_PDEATHSIG = 1
 _SUITE = frozenset({"__main__", "conformance", "reference"})
 #: Packages in which nothing is the implementation under test, though it may raise there.
@@ -30,8 +32,10 @@ def answer(subject: Subject, toml: str) -> Observation:
     """Return what ``subject`` makes of one case; whatever it raises becomes ``Raised``."""
     try:
         case = case_from_toml(toml)
-        reason = subject.supports(case)
-        return Unsupported(reason) if reason is not None else subject.run(case)
+        reason = unsupported(subject, case)
+        return Unsupported(reason or "") if reason is not None or toml.startswith(CHECK) else subject.run(case)
+    except BadSubject as error:
+        return Raised("BadSubject", str(error), trouble=True, loading=True)
     except (EnvironmentProblem, Untestable) as problem:
         return Raised(type(problem).__name__, str(problem), trouble=True)
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
@@ -104,7 +108,7 @@ def main(arguments: list[str]) -> None:
                     subject = load(name)
                 except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
                     traceback.print_exc()
-                    message = f"subject {name} cannot be loaded: {error!r}"
+                    message = str(error) if isinstance(error, BadSubject) else f"subject {name!r}: {one_line(error)}"
                     write_frame(replies, encode(Raised("EnvironmentProblem", message, trouble=True, loading=True)))
                     continue
             reply = answer(subject, frame.decode())

@@ -5,6 +5,10 @@ class EnvironmentProblem(Exception):  # noqa: N818 - it names the state of the m
     """The machine lacks something, such as a driver; the verdict is ERROR."""
 
 
+class BadSubject(ValueError):  # noqa: N818 - it names what was given as the subject
+    """What was given as the subject is none; the message says what is wrong with it in one line."""
+
+
 class Untestable(Exception):  # noqa: N818 - it names the state of what was given
     """What was given as the subject cannot be tried at all, as a source tree that does not import (bisect: 125)."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from conformance.case.case import Case
+from conformance.harness.errors import BadSubject
 from conformance.harness.observation import Observation
 from conformance.sources.tree import source_tree
 
@@ -20,8 +21,8 @@ WHAT = {"executorch-src": "PATH[@REVISION]"}
 class Subject(Protocol):
     """The one interface of the suite. A subject is made anew in every child process."""
 
-    def supports(self, case: Case) -> str | None:
-        """Return why the subject cannot be asked this case, or None if it can."""
+    def supports(self, case: Case) -> bool | str | None:
+        """Return whether the subject can be asked this case: a bool; or the reason why not, or None."""
         ...
 
     def run(self, case: Case) -> Observation:
@@ -78,7 +79,8 @@ def load(spec: str) -> Subject:
     """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``), NAME:WHAT or path.py:Class.
 
     Raises:
-        ValueError: no such subject, or what was found has no ``supports`` and ``run``.
+        ValueError: no such subject.
+        BadSubject: the file has no such class, or the class has no ``supports`` and ``run``.
     """
     check_name(spec)
     name, _, what = spec.partition(":")
@@ -90,14 +92,29 @@ def load(spec: str) -> Subject:
         path, _, class_name = spec.rpartition(":")
         module_spec = importlib.util.spec_from_file_location(f"subject_{Path(path).stem}", path)
         if module_spec is None or module_spec.loader is None:
-            raise ValueError(f"subject {spec!r}: {path} cannot be imported")
+            raise BadSubject(f"subject {spec!r}: {path} cannot be imported")
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[module_spec.name] = module
         module_spec.loader.exec_module(module)
     found = getattr(module, class_name, None)
     if found is None:
-        raise ValueError(f"subject {spec!r}: no class {class_name} there")
+        raise BadSubject(f"subject {spec!r}: no class {class_name} there")
     subject = found(*told)
     if not isinstance(subject, Subject):
-        raise ValueError(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
+        raise BadSubject(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
     return subject
+
+
+def unsupported(subject: Subject, case: Case) -> str | None:
+    """Return why the subject cannot be asked this case, or None if it can.
+
+    Raises:
+        BadSubject: its ``supports`` returns neither a bool nor a reason.
+    """
+    answer = subject.supports(case)
+    if answer is None or isinstance(answer, bool):
+        return None if answer is not False else "the subject does not support it"
+    if isinstance(answer, str):
+        return answer
+    name = type(subject).__name__
+    raise BadSubject(f"subject class {name}: supports() returns {answer!r}, neither a bool nor a reason as a text")

@@ -21,6 +21,8 @@ from typing import IO, Self
 
 from conformance.case.case import Case
 from conformance.case.toml import case_to_toml
+from conformance.harness.child import CHECK
+from conformance.harness.errors import BadSubject
 from conformance.harness.observation import Observation, Raised, decode
 from conformance.harness.subject import resolved
 
@@ -57,7 +59,18 @@ class Worker:
     ) -> None:
         self.close()
 
-    def run(self, case: Case) -> Observation:
+    def check(self, case: Case) -> None:
+        """Load the subject and let it say whether it supports ``case``.
+
+        Raises:
+            BadSubject: it cannot be loaded, or what it says is neither a bool nor a reason.
+        """
+        answer = self.run(case, CHECK)
+        if isinstance(answer, Raised) and (answer.loading or answer.type in {"Died", "Timeout"}):
+            line = answer.message.strip().rpartition("\n")[2]
+            raise BadSubject(line if line.startswith("subject ") else f"subject {self.subject!r}: {line}")
+
+    def run(self, case: Case, prefix: str = "") -> Observation:
         """Return the subject's observation of ``case``; death and hanging are observations too."""
         if self._child is None:
             self._start()
@@ -66,7 +79,7 @@ class Worker:
         limit = self.seconds if self._warm else max(START_SECONDS, self.seconds)
         deadline = time.monotonic() + limit
         try:
-            payload = case_to_toml(case).encode()
+            payload = f"{prefix}{case_to_toml(case)}".encode()
             self._write(struct.pack("<Q", len(payload)) + payload, deadline)
             (length,) = struct.unpack("<Q", self._read(8, deadline))
             observation = decode(self._read(length, deadline))

@@ -61,7 +61,7 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
 
     def put(name: str, data: bytes) -> KitFile:
-        (scratch / name).write_bytes(data)
+        write_whole({scratch / name: data})
         return KitFile(name, hashlib.sha256(data).hexdigest())
 
     try:
@@ -98,4 +98,4 @@ def _bundle(folder: Path, built: BuiltProgram) -> None:
         bundle = BundledProgram(
             executorch_program=None, method_test_suites=[suite], pte_file_path=str(folder / "model.pte")
         )
-        (folder / "model.bpte").write_bytes(serialize_from_bundled_program_to_flatbuffer(bundle))
+        write_whole({folder / "model.bpte": serialize_from_bundled_program_to_flatbuffer(bundle)})

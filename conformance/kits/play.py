@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from conformance.files import write_whole
 from conformance.kits.kit import read_file, read_kit, read_tensor
 from conformance.pte.run import run_pte
 
@@ -17,6 +18,6 @@ def play(folder: Path, outputs: Path) -> list[str]:
     names = []
     for position, array in enumerate(ran.outputs):
         name = f"output_{position}.bin"
-        (outputs / name).write_bytes(np.ascontiguousarray(array).tobytes())
+        write_whole({outputs / name: np.ascontiguousarray(array).tobytes()})
         names.append(name)
     return names

@@ -75,7 +75,7 @@ def packer(subject: str, layout: str, storage: str) -> Packed | str:
         stage = "PREPACK" if layout == "blocks" else "PACK"
         return Case("proof/layout", stage, "1", "a code in the wrong nibble", table)
 
-    if reason := loaded.supports(case(np.zeros((1, 32), np.int8))):
+    if reason := subjects.unsupported(loaded, case(np.zeros((1, 32), np.int8))):
         return reason
 
     def pack(values: Array) -> Array:

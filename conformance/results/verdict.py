@@ -123,11 +123,14 @@ class Writer:
 
 
 def read(path: Path) -> Stream:
-    """Return the stream in ``path``; one without a footer, or whose last line is cut, is ``truncated``.
+    """Return the stream in ``path``, or in the directory ``path``.
+
+    One without a footer, or whose last line is cut, is ``truncated``.
 
     Raises:
         ValueError: not a verdict stream; names the file, the line and what is wrong.
     """
+    path = path / "verdicts.jsonl" if path.is_dir() else path
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,1 +1,1 @@
-"""Running the suite: the pytest plugin, one case, shards of generated programs."""
+"""Running the suite: the pytest plugin, one case, shards of generated programs, a run's report."""

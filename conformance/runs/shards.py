@@ -6,19 +6,20 @@ subject has known failures, their signatures do not count here: one of its progr
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-from conformance.case.case import Case
+from conformance.case.case import LEVELS, Case
 from conformance.files import make_folder, write_whole
 from conformance.harness.worker import Worker
 from conformance.results import replay, timing
 from conformance.results.verdict import ERROR, PASS, UNSUPPORTED, XFAIL, Verdict
 from conformance.runs import run
 
-STAGE = "MATCH"
 SHARDS = 10
 #: Programs of a whole run, by level.
 PROGRAMS = {"smoke": 0, "gate": 500, "deep": 20_000}
@@ -31,11 +32,25 @@ class Shard:
     seed: int
     number: int
     programs: int
+    stage: ClassVar = "MATCH"
+    contract: ClassVar = "5.3"
+    #: Which shards there are depends on the level already.
+    level: ClassVar = LEVELS[0]
 
     @property
     def id(self) -> str:
         """The shard's name in verdicts."""
         return f"gen/seed-{self.seed}/shard-{self.number}/{self.programs}-programs"
+
+    @staticmethod
+    def named(name: str) -> "Shard | None":
+        """Return the shard with that id, of any seed and level, or None.
+
+        >>> Shard.named("gen/seed-7/shard-0/50-programs")
+        Shard(seed=7, number=0, programs=50)
+        """
+        found = re.fullmatch(r"gen/seed-(\d+)/shard-(\d)/(\d+)-programs", name)
+        return Shard(*map(int, found.groups())) if found else None
 
 
 def shards(level: str, stages: Sequence[str], seed: int) -> tuple[Shard, ...]:
@@ -45,7 +60,7 @@ def shards(level: str, stages: Sequence[str], seed: int) -> tuple[Shard, ...]:
     ['gen/seed-7/shard-0/50-programs', 'gen/seed-7/shard-1/50-programs']
     """
     count = PROGRAMS[level] // SHARDS
-    if not count or (stages and STAGE not in stages):
+    if not count or (stages and Shard.stage not in stages):
         return ()
     return tuple(Shard(seed, number, count) for number in range(SHARDS))
 
@@ -107,7 +122,9 @@ def _whole(shard: Shard, verdicts: Sequence[Verdict], known: Collection[str]) ->
     facts = {"programs": str(len(verdicts)), "seed": str(shard.seed), "known_failures": str(excused.total())}
     facts |= {timing.BUILDING: f"{building:.4f}"} | ({timing.FIRST: first[0]} if first else {})
     seconds = round(sum(verdict.seconds for verdict in verdicts), 4)
-    whole = Verdict(shard.id, STAGE, verdicts[0].subject, PASS, seconds=seconds, facts=facts, source="5.3")
+    whole = Verdict(
+        shard.id, shard.stage, verdicts[0].subject, PASS, seconds=seconds, facts=facts, source=shard.contract
+    )
     if all(verdict.outcome == UNSUPPORTED for verdict in verdicts):
         return replace(whole, outcome=UNSUPPORTED, reason=verdicts[0].reason)
     digest = hashlib.sha256("".join(verdict.digest for verdict in verdicts).encode()).hexdigest()

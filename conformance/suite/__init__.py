@@ -1,1 +1,1 @@
-"""The suite as pytest modules, one a stage."""
+"""The suite as pytest modules; ``q4gsw run`` starts them."""

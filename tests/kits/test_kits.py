@@ -18,10 +18,10 @@ import pytest
 from conformance.case.case import Case, Program
 from conformance.case.toml import case_to_toml
 from conformance.cli import main
-from conformance.cli.report import stream_of as verdict_stream
 from conformance.judging.lowered import exact_linear
 from conformance.kits import export as build_kit
 from conformance.kits.kit import Description, KitFile, Tensor, outputs_of, read_kit, strict_outputs
+from conformance.results.verdict import read as verdict_stream
 from reference.program.fusibility import violations
 from reference.program.spec import Dequantize, Linear, Lookup, ProgramSpec, Read, TensorSpec, Values
 from reference.program.values import tensor_values

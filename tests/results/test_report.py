@@ -9,7 +9,7 @@ import pytest
 
 from conformance.results import diff, report, timing
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Stream, Verdict
-from tests.runs.test_cli import MINIATURES, conformance, suite
+from tests.runs.test_cli import MINIATURES, conformance
 
 HEADER = {"subject": "impl", "device": "default", "revision": "0" * 40, "versions": {"torch": "2.13.0"}, "format": 1}
 PICTURE = {"rows": 2, "columns": 4, "height": 2, "width": 4, "group": 2, "cells": "4.4r"}
@@ -74,20 +74,19 @@ def test_a_malformed_picture_is_left_out(picture: object) -> None:
     assert data_of(page)["verdicts"][0]["picture"] is None
 
 
-def test_both_ways_of_running_write_all_files(tmp_path: Path) -> None:
+def test_a_run_writes_all_files_with_any_number_of_workers(tmp_path: Path) -> None:
     arguments = ("--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--report")
-    conformance("run", *arguments, str(tmp_path / "cli"))
-    suite(*arguments, str(tmp_path / "pytest"), "-n", "2")
-    files = {"verdicts.jsonl", "summary.md", "report.html", "replay"}
-    assert {p.name for p in (tmp_path / "cli").iterdir()} == files
-    assert {p.name for p in (tmp_path / "pytest").iterdir()} == files | {"junit.xml"}
-    by_cli, by_pytest = (
+    for workers in ("0", "2"):
+        conformance("run", *arguments, str(tmp_path / workers), "--workers", workers)
+        files = {"verdicts.jsonl", "summary.md", "report.html", "replay", "junit.xml"}
+        assert {p.name for p in (tmp_path / workers).iterdir()} == files
+    alone, by_workers = (
         {(v["case"], v["outcome"], v["detects"]) for v in data_of(page.read_text())["verdicts"]}
-        for page in (tmp_path / "cli" / "report.html", tmp_path / "pytest" / "report.html")
+        for page in (tmp_path / "0" / "report.html", tmp_path / "2" / "report.html")
     )
-    assert by_cli == by_pytest
+    assert alone == by_workers
     named = 'name="signature" value="PACK/raised/KeyError@subject_misbehaving.Raises.bad"'
-    assert named in (tmp_path / "pytest" / "junit.xml").read_text()
+    assert named in (tmp_path / "2" / "junit.xml").read_text()
 
 
 def test_a_page_is_made_anew_from_the_verdicts(tmp_path: Path) -> None:
@@ -104,20 +103,22 @@ def test_a_page_is_made_anew_from_the_verdicts(tmp_path: Path) -> None:
 
 
 def test_max_failures_and_last_failed(tmp_path: Path) -> None:
-    arguments = ("--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--quiet")
+    arguments = ("--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--quiet", "--workers", "0")
     done = conformance("run", *arguments, "--max-failures", "2", "--report", str(tmp_path / "two"))
     assert done.returncode == 1
     assert "stopped after 2 failures" in done.stdout
     assert " failed:2 " in done.stdout
     again = conformance("run", *arguments, "--last-failed", str(tmp_path / "two"), "--report", str(tmp_path / "again"))
     assert again.stdout.splitlines()[-1].startswith("tests:2 passed:0 failed:2")
-    mended = suite("--subject", f"{MINIATURES}:Good", "--last-failed", str(tmp_path / "two"))
+    mended = conformance("run", "--subject", f"{MINIATURES}:Good", "--last-failed", str(tmp_path / "two"))
     assert "tests:2 passed:2" in mended.stdout
     conformance("run", "--subject", f"{MINIATURES}:Good", "--stages", "PACK", "--report", str(tmp_path / "good"))
     nothing = conformance("run", "--last-failed", str(tmp_path / "good"))
     assert nothing.returncode == 2
-    assert "no selected case was unexpected there" in nothing.stderr
-    stopped = suite("--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--max-failures", "1")
+    assert "nothing was unexpected there" in nothing.stderr
+    stopped = conformance(
+        "run", "--subject", f"{MINIATURES}:Raises", "--stages", "PACK", "--max-failures", "1", "--workers", "0"
+    )
     assert " failed:1 " in stopped.stdout.splitlines()[-1]
 
 

@@ -5,9 +5,11 @@ import re
 import signal
 import time
 import xml.etree.ElementTree as ET
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,10 +17,11 @@ from conformance.cli.main import main
 from conformance.results import replay
 from conformance.results.expectations import NONE
 from conformance.results.verdict import ERROR, FAIL, PASS, UNEXPECTED, Verdict, last_line, read
-from conformance.runs.session import Run
+from conformance.runs.plugin import Controller, died
+from conformance.runs.report import Report
 from conformance.runs.shards import Shard
 from tests.fakes.dying import AT
-from tests.support.suite_runs import PACKED, ended, run, start
+from tests.support.suite_runs import PACKED, WAYS, ended, run, start
 
 FILES = {"verdicts.jsonl", "junit.xml", "summary.md", "report.html"}
 
@@ -37,7 +40,7 @@ def judged_once(report: Path, last: str) -> dict[str, Verdict]:
 
 
 def test_a_killed_worker_costs_the_case_that_it_was_at(tmp_path: Path) -> None:
-    done = run("xdist", "KillsItsWorker", tmp_path / "r")
+    done = run("workers", "KillsItsWorker", tmp_path / "r")
     assert done.returncode == 1
     verdicts = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])
     assert {v.case for v in verdicts.values() if v.outcome != PASS} == {AT}
@@ -49,7 +52,7 @@ def test_a_killed_worker_costs_the_case_that_it_was_at(tmp_path: Path) -> None:
 
 
 def test_a_worker_killed_after_its_last_verdict_costs_nothing(tmp_path: Path) -> None:
-    done = run("xdist", "KillsItsWorkerAfterwards", tmp_path / "r", "-n", "1")
+    done = run("workers", "KillsItsWorkerAfterwards", tmp_path / "r", "--workers", "1")
     assert "node down: Not properly terminated" in done.stdout
     verdicts = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])
     assert {v.outcome for v in verdicts.values()} == {PASS}
@@ -57,7 +60,7 @@ def test_a_worker_killed_after_its_last_verdict_costs_nothing(tmp_path: Path) ->
 
 
 def test_cases_that_no_process_is_left_for_are_errors(tmp_path: Path) -> None:
-    done = run("xdist", "KillsItsWorker", tmp_path / "r", "-n", "1", "--max-worker-restart", "0")
+    done = run("workers", "KillsItsWorker", tmp_path / "r", "--workers", "1", "--", "--max-worker-restart", "0")
     assert done.returncode == 1
     stream = read(tmp_path / "r" / "verdicts.jsonl")
     found = Counter((v.outcome, v.signature) for v in stream.verdicts)
@@ -70,7 +73,7 @@ def test_cases_that_no_process_is_left_for_are_errors(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == last_line(stream.verdicts)
 
 
-@pytest.mark.parametrize("way", ["xdist", "run"])
+@pytest.mark.parametrize("way", ["workers", "alone"])
 def test_a_killed_run_keeps_its_verdicts_and_leaves_no_process(
     way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,15 +118,15 @@ def running(mark: str) -> list[str]:
 
 def test_a_harness_that_raises_costs_its_own_case(tmp_path: Path) -> None:
     (tmp_path / "broken_harness.py").write_text(
-        "from conformance import runner\n"
-        "judge = runner.judge\n"
+        "from conformance.runs import run\n"
+        "judge = run.judge\n"
         "def raises(case, *rest):\n"
         f"    assert case.id != '{AT}', 'planted'\n"
         "    return judge(case, *rest)\n"
-        "runner.judge = raises\n"
+        "run.judge = raises\n"
     )
     env = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])}
-    done = run("pytest", "Good", tmp_path / "r", "-p", "broken_harness", env=env)
+    done = run("alone", "Good", tmp_path / "r", "--", "-p", "broken_harness", env=env)
     assert done.returncode == 1
     bad = judged_once(tmp_path / "r", done.stdout.splitlines()[-1])[AT]
     assert (bad.outcome, bad.signature) == (ERROR, "PACK/raised/Harness")
@@ -131,22 +134,29 @@ def test_a_harness_that_raises_costs_its_own_case(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_was_in_flight_names_its_journal(tmp_path: Path) -> None:
-    shard = Shard(0, 3, 50)
-    opened = Run(tmp_path / "r", {"subject": "s"}, [shard])
-    node = f"conformance/suite/test_generated.py::test_generated[{shard.id}]"
-    opened.collected([node, "tests/runs/test_cli.py::test_x[pack/flat/v1]"])
-    assert opened.died("tests/runs/test_cli.py::test_x[pack/flat/v1]", "gw0") is None
-    found = opened.died(node, "gw0")
-    assert found is not None
-    text, verdict = found
-    assert verdict is not None
+    verdict = died(Shard(0, 3, 50), "s", "gw0", tmp_path)
     assert (verdict.outcome, verdict.signature, verdict.source) == (ERROR, "MATCH/raised/WorkerDied", "5.3")
-    assert "journal/shard-3.toml" in text
-    assert verdict.replay.endswith("journal/shard-3.toml")
-    opened.add(verdict)
-    assert opened.died(node, "gw1") == ("", None)
-    assert opened.end(NONE, most=0, interrupted=False).code == 1
-    assert read(tmp_path / "r" / "verdicts.jsonl").verdicts == (verdict,)
+    assert "journal/shard-3.toml" in verdict.reason
+    assert verdict.replay == f"q4gsw replay {tmp_path}/journal/shard-3.toml"
+
+
+def test_a_worker_that_dies_after_the_verdict_costs_nothing(tmp_path: Path) -> None:
+    """It may be killed while it ends the test of a case whose verdict has come."""
+    shard, node = Shard(0, 3, 50), "test_generated.py::test_generated[gen/seed-0/shard-3/50-programs]"
+    report = Report(str(tmp_path / "r"), {}, NONE)
+    controller = Controller(Namespace(subject="s", max_failures=0), report, [shard])
+    controller.pytest_xdist_node_collection_finished([node])
+
+    def crash() -> pytest.TestReport:
+        dead = pytest.TestReport(node, (node, None, node), {}, "failed", "crashed", "???")  # type: ignore[arg-type]
+        vars(dead)["node"] = SimpleNamespace(gateway=SimpleNamespace(id="gw0"))
+        controller.pytest_handlecrashitem(node, dead)
+        controller.pytest_runtest_logreport(dead)
+        return dead
+
+    assert crash().failed
+    assert crash().passed
+    assert [(v.case, v.signature) for v in report.verdicts] == [(shard.id, "MATCH/raised/WorkerDied")]
 
 
 def told(report: Path) -> dict[str, tuple[object, ...]]:
@@ -159,24 +169,24 @@ def told(report: Path) -> dict[str, tuple[object, ...]]:
 
 
 def ordered(report: Path, subject: str, order: str, *more: str) -> dict[str, tuple[object, ...]]:
-    run("pytest", subject, report, "-p", "tests.support.reordered", *more, env={"ORDER": order})
+    run("alone", subject, report, *more, "--", "-p", "tests.support.reordered", env={"ORDER": order})
     return told(report)
 
 
 def test_neither_workers_nor_order_change_a_verdict(tmp_path: Path) -> None:
     stages = ("--stages", "PACK,KERNEL,MATCH")
-    alone = ordered(tmp_path / "0", "Oracle", "as it is", "-n", "0", *stages)
+    alone = ordered(tmp_path / "0", "Oracle", "as it is", "--workers", "0", *stages)
     shards = [found for case, found in alone.items() if case.startswith("gen/")]
     assert {found[0] for found in shards} == {PASS, FAIL}
     assert {found[3] for found in alone.values()} == {None, True, False}
     assert len(alone) > 40
     for workers, order in (("1", "reversed"), ("2", "17"), ("3", "as it is")):
-        assert ordered(tmp_path / workers, "Oracle", order, "-n", workers, *stages) == alone
+        assert ordered(tmp_path / workers, "Oracle", order, "--workers", workers, *stages) == alone
 
 
 def test_a_subject_that_remembers_is_seen_in_the_comparison(tmp_path: Path) -> None:
-    forward = ordered(tmp_path / "0", "Counts", "as it is", "-n", "0")
-    other = ordered(tmp_path / "2", "Counts", "reversed", "-n", "2")
+    forward = ordered(tmp_path / "0", "Counts", "as it is", "--workers", "0")
+    other = ordered(tmp_path / "2", "Counts", "reversed", "--workers", "2")
     assert set(other) == set(forward)
     differ = [{i for i, (a, b) in enumerate(zip(forward[c], other[c], strict=True)) if a != b} for c in forward]
     assert {2} in differ, "no case that differs by its digest alone"
@@ -187,14 +197,14 @@ def test_the_player_s_own_verdicts_do_not_depend_on_workers(tmp_path: Path) -> N
     found = []
     for workers, order in (("0", "as it is"), ("2", "5")):
         report = tmp_path / workers
-        found.append(ordered(report, "impl", order, "-n", workers))
+        found.append(ordered(report, "impl", order, "--workers", workers))
     assert found[0] == found[1]
     assert {v[0] for v in found[0].values()} == {PASS}
     assert all(v[2] for v in found[0].values())
 
 
 def test_max_failures_and_last_failed_with_workers(tmp_path: Path) -> None:
-    stopped = run("xdist", "Wrong", tmp_path / "two", "--max-failures", "2")
+    stopped = run("workers", "Wrong", tmp_path / "two", "--max-failures", "2")
     assert stopped.returncode == 1
     stream = read(tmp_path / "two" / "verdicts.jsonl")
     assert not stream.truncated
@@ -206,14 +216,14 @@ def test_max_failures_and_last_failed_with_workers(tmp_path: Path) -> None:
     assert told_so == f"stopped after {len(bad)} failures; {left} cases were not run"
     assert last == last_line(stream.verdicts)
 
-    again = run("xdist", "Good", tmp_path / "again", "--last-failed", str(tmp_path / "two"))
+    again = run("workers", "Good", tmp_path / "again", "--last-failed", str(tmp_path / "two"))
     assert again.returncode == 0
     assert {v.case for v in read(tmp_path / "again" / "verdicts.jsonl").verdicts} == bad
     assert again.stdout.splitlines()[-1].startswith(f"tests:{len(bad)} passed:{len(bad)} ")
 
 
 def test_a_death_counts_as_a_failure(tmp_path: Path) -> None:
-    done = run("xdist", "KillsItsWorker", tmp_path / "r", "-n", "1", "--max-failures", "1")
+    done = run("workers", "KillsItsWorker", tmp_path / "r", "--workers", "1", "--max-failures", "1")
     assert done.returncode == 1
     stream = read(tmp_path / "r" / "verdicts.jsonl")
     assert not stream.truncated
@@ -221,27 +231,17 @@ def test_a_death_counts_as_a_failure(tmp_path: Path) -> None:
     assert f"stopped after 1 failures; {len(PACKED) - len(stream.verdicts)} cases were not run" in done.stdout
 
 
-def test_ctrl_c_ends_a_plain_run_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_ends_a_run_with_one_line(way: str, tmp_path: Path) -> None:
     mark = tmp_path / "hangs"
-    process = start("run", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
+    process = start(way, "Hangs", tmp_path / "r", env={"MARK": str(mark)})
     until(mark.exists)
     process.send_signal(signal.SIGINT)
     done = ended(process)
     assert done.returncode == 130
     assert done.stderr.startswith("error: interrupted; a report that was being written")
     assert done.stderr.count("\n") == 1
-    assert read(tmp_path / "r" / "verdicts.jsonl").truncated
-
-
-def test_an_interrupted_run_says_that_it_is_truncated(tmp_path: Path) -> None:
-    stream = tmp_path / "r" / "verdicts.jsonl"
-    mark = tmp_path / "hangs"
-    process = start("pytest", "Hangs", tmp_path / "r", env={"MARK": str(mark)})
-    until(mark.exists)
-    process.send_signal(signal.SIGINT)
-    done = ended(process)
-    assert done.returncode == 2
-    found = read(stream)
-    assert found.truncated
+    stream = read(tmp_path / "r" / "verdicts.jsonl")
+    assert stream.truncated
     assert re.search(r"interrupted: \d+ cases were not run, and the report says that it is truncated", done.stdout)
-    assert done.stdout.splitlines()[-1] == last_line(found.verdicts)
+    assert done.stdout.splitlines()[-1] == last_line(stream.verdicts)

@@ -18,7 +18,7 @@ from conformance.results import report
 from conformance.results.verdict import PASS, Stream, Verdict, Writer, read
 from tests.runs.test_robustness import until
 from tests.support.small_disks import DISKS, read_only
-from tests.support.suite_runs import PACKED, ROOT, SUBJECTS, ended, run, start
+from tests.support.suite_runs import PACKED, ROOT, SUBJECTS, WAYS, ended, run, start
 
 GOOD = ("--subject", f"{SUBJECTS}:Good")
 Capture = pytest.CaptureFixture[str]
@@ -54,40 +54,26 @@ def is_cut_between_lines(stream: Path) -> None:
 
 
 @pytest.mark.parametrize("disk", DISKS)
-def test_a_disk_that_fills_up_ends_a_run(disk: str, folder: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_disk_that_fills_up_ends_a_run(disk: str, way: str, folder: Path, capsys: Capture) -> None:
     fill, why = DISKS[disk]
     with fill(folder, 8):
-        assert main(["run", *GOOD, "--stages", "PACK", "--quiet", "--report", str(folder)]) == 2
-        error_of(capsys.readouterr().err, f"{folder}/verdicts.jsonl: ", why)
-        assert names(folder) == {"verdicts.jsonl"}
+        done = run(way, "Good", folder)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [error_of(done.stderr, f"{folder}/verdicts.jsonl: ", why)]
+        assert names(folder) - {"junit.xml"} == {"verdicts.jsonl"}  # pytest's is whole, if it is there
         is_cut_between_lines(folder / "verdicts.jsonl")
         assert main(["report", str(folder)]) == 1
     assert "truncated: the run did not finish" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("disk", "way"), [("mounted", "pytest"), ("limited", "xdist")])
-def test_a_disk_that_fills_up_ends_the_suite(disk: str, way: str, folder: Path) -> None:
-    fill, why = DISKS[disk]
-    with fill(folder, 8):
-        done = run(way, "Good", folder)
-        assert done.returncode == 2
-        assert done.stdout.splitlines()[-1] == error_of(done.stdout, f"{folder}/verdicts.jsonl: ", why)
-        assert names(folder) - {"junit.xml"} == {"verdicts.jsonl"}  # pytest's is whole, if it is there
-        is_cut_between_lines(folder / "verdicts.jsonl")
-
-
-@pytest.mark.parametrize(("way", "disk"), [("run", "mounted"), ("run", "limited"), ("pytest", "limited")])
-def test_a_run_without_room_for_its_page_is_not_green(way: str, disk: str, folder: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_run_without_room_for_its_page_is_not_green(disk: str, folder: Path) -> None:
     fill, why = DISKS[disk]
     with fill(folder, 12):
-        if way == "run":
-            code = main(["run", *GOOD, "--stages", "PACK", "--level", "smoke", "--report", str(folder)])
-            said = capsys.readouterr().err
-        else:
-            done = run(way, "Good", folder, "--level", "smoke")
-            code, said = done.returncode, done.stdout
-        assert code == 2
-        error_of(said, f"{folder}/report.html: ", why)
+        done = run("alone", "Good", folder, "--level", "smoke")
+        assert done.returncode == 2
+        error_of(done.stderr, f"{folder}/report.html: ", why)
         assert names(folder) - {"junit.xml"} == {"verdicts.jsonl"}
         stream = read(folder / "verdicts.jsonl")
         assert not stream.truncated
@@ -97,24 +83,23 @@ def test_a_run_without_room_for_its_page_is_not_green(way: str, disk: str, folde
 def test_a_junit_file_that_does_not_fit_is_not_left_in_part(folder: Path) -> None:
     fill, why = DISKS["mounted"]
     with fill(folder, 4):
-        done = run("pytest", "Good", folder, "--level", "smoke")
+        done = run("alone", "Good", folder, "--level", "smoke")
         assert done.returncode == 2
-        error_of(done.stdout, f"{folder}/junit.xml: ", why)
+        error_of(done.stderr, f"{folder}/junit.xml: ", why)
         assert "Traceback" not in done.stdout + done.stderr
         assert names(folder) == {"verdicts.jsonl"}
 
 
-@pytest.mark.parametrize("way", ["run", "xdist"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_replay_file_that_cannot_be_written_ends_the_run(way: str, folder: Path) -> None:
     """By then a failure is known, which the disk must not turn into a shorter, greener report."""
     (folder / "replay").touch()
     done = run(way, "Wrong", folder)
     assert done.returncode == 2
-    said = done.stderr if way == "run" else done.stdout
-    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    (line,) = done.stderr.splitlines()
     assert line == f"error: {folder}/replay: cannot be written (File exists); it is a file; name a directory"
     assert read(folder / "verdicts.jsonl").truncated
-    assert "INTERNALERROR" not in said
+    assert "INTERNALERROR" not in done.stdout
 
 
 @pytest.mark.parametrize("disk", DISKS)
@@ -233,17 +218,15 @@ PLACES: dict[str, tuple[Callable[[Path], Callable[[], None] | None], str, str]] 
 }
 
 
-@pytest.mark.parametrize(
-    ("way", "place"), [*(("run", place) for place in PLACES), ("pytest", "a file"), ("pytest", "read-only")]
-)
-def test_a_place_that_cannot_be_written_is_told_before_any_case(way: str, place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_cannot_be_written_is_told_before_any_case(place: str, tmp_path: Path) -> None:
     make, below, why = PLACES[place]
     before = make(tmp_path / "r")
     mark = tmp_path / "asked"
-    done = run(way, "Marks", tmp_path / below, env={"MARK": str(mark)}, before=before)
-    assert done.returncode == (2 if way == "run" else 4)  # pytest's code for usage
-    (line,) = filter(None, done.stderr.splitlines())
-    assert line.lower().startswith(f"error: {tmp_path / below}".lower())
+    done = run("alone", "Marks", tmp_path / below, env={"MARK": str(mark)}, before=before)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / below}")
     assert why in line
     assert not mark.exists()
 
@@ -266,39 +249,39 @@ def test_other_outputs_are_told_before_the_work(words: tuple[str, ...], tmp_path
         assert why in line
 
 
-@pytest.mark.parametrize("way", ["run", "pytest"])
+@pytest.mark.parametrize("way", WAYS)
 def test_parents_that_are_not_there_are_made(way: str, tmp_path: Path) -> None:
     place = tmp_path / "not" / "yet" / "there"
     assert run(way, "Good", place, "--level", "smoke").returncode == 0
     assert names(place) >= {"verdicts.jsonl", "summary.md", "report.html"}
 
 
-@pytest.mark.parametrize("way", ["run", "pytest"])
-def test_another_run_s_report_is_left_alone(way: str, folder: Path) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_run_s_report_is_left_alone(killed: bool, folder: Path) -> None:
     """One that is still running, one that was killed, and one that is finished."""
     mark, stream = folder.parent / "hangs", folder / "verdicts.jsonl"
-    first = start(way, "Hangs", folder, env={"MARK": str(mark)})
+    first = start("alone", "Hangs", folder, env={"MARK": str(mark)})
     until(mark.exists)
 
     def refused() -> None:
         before = {p: p.read_bytes() for p in folder.iterdir()}
-        for second in ("run", "pytest"):
-            done = run(second, "Good", folder)
-            assert done.returncode == (2 if second == "run" else 4)
+        for way in WAYS:
+            done = run(way, "Good", folder)
+            assert done.returncode == 2
             assert f"{stream}: another run's report is there; give --report an empty directory" in done.stderr
         for path, was in before.items():
             assert path.read_bytes().startswith(was)
         assert names(folder) == {p.name for p in before}
 
-    if way == "run":
+    if not killed:
         refused()
     first.kill()
     ended(first)
-    if way == "pytest":
+    if killed:
         refused()
         return
     stream.unlink()
-    assert run(way, "Good", folder, "--level", "smoke").returncode == 0
+    assert run("alone", "Good", folder, "--level", "smoke").returncode == 0
     finished = {p: p.read_bytes() for p in folder.iterdir()}
     refused()
     assert {p: p.read_bytes() for p in folder.iterdir()} == finished

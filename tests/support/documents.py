@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Sessions that hand their words to a command of ``q4gsw``.
-_FORWARDED = {"prove": "prove", "bisect": "bisect", "versions": "versions"}
+_FORWARDED = {"conformance": "run", "prove": "prove", "bisect": "bisect", "versions": "versions"}
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 #: The command at the start of a line or of a code span, in a shell's transcript, with its directory, after a colon.
 _Q4GSW = r"python -m conformance(?![.\w])|(?:^ *|(?<=`)|(?<=\$ )|(?<=bin/)|(?<=: ))q4gsw(?= [a-z\-])"

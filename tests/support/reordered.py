@@ -1,4 +1,4 @@
-"""A pytest plugin for the suite (``-p tests.support.reordered``): some cases and shards, in the order ORDER names.
+"""A pytest plugin for ``q4gsw run -- -p tests.support.reordered``: some cases and shards, in the order ORDER names.
 
 ORDER: "as it is", "reversed", or a number, which is the seed of a shuffle.
 """
@@ -16,9 +16,10 @@ FEW = 12
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Thin out every stage, and put what is left into another order."""
     kept = []
-    for name in dict.fromkeys(item.path.name for item in items):
-        of_module = [item for item in items if item.path.name == name]
-        kept += of_module[:: max(6, len(of_module) // FEW)]
+    stages = [next(iter(item.callspec.params.values())).stage + item.path.name for item in items]
+    for stage in dict.fromkeys(stages):
+        of_stage = [item for item, its in zip(items, stages, strict=True) if its == stage]
+        kept += of_stage[:: max(6, len(of_stage) // FEW)]
     order = os.environ["ORDER"]
     if order == "reversed":
         kept.reverse()

@@ -1,4 +1,4 @@
-"""Running the suite both ways in a process of its own, and reading what it left."""
+"""Running the suite in a process of its own."""
 
 import os
 import subprocess
@@ -10,11 +10,10 @@ from conformance.case.catalogue import load, select
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = Path(__file__).parents[1] / "fakes/dying.py"
+_RUN = (sys.executable, "-m", "conformance", "run")
 PACKED = {c.id for c in select(load(), level="gate", stages=["PACK"])}
-#: Only the plugins that the suite needs: others in the environment would cost each process a second.
-_PYTEST = ("pytest", "conformance/suite", "-q", "-p", "xdist", "-p", "no:cacheprovider")
-#: Ways to run the suite: under pytest in one process, with xdist's workers, and without pytest.
-WAYS = {"pytest": _PYTEST, "xdist": (*_PYTEST, "-n", "2"), "run": ("conformance", "run", "--quiet")}
+#: Ways to run the suite: in the process itself, and in xdist's workers.
+WAYS = {"alone": ("--workers", "0"), "workers": ("--workers", "2")}
 
 
 def start(
@@ -31,15 +30,16 @@ def start(
     """
     name = subject if subject == "impl" else f"{SUBJECTS}:{subject}"
     stages = () if "--stages" in more else ("--stages", "PACK")
+    workers = () if "--workers" in more else WAYS[way]
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     own = {
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",  # a .pyc that a limit cuts off would break later runs
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", *WAYS[way], "--subject", name, "--report", str(report), *stages, *more],
+        [*_RUN, "--subject", name, "--report", str(report), *workers, *stages, *more],
         cwd=ROOT,
-        env={**os.environ, **own, **(env or {})},
+        env={**outer, **own, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

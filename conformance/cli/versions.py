@@ -57,7 +57,8 @@ def _versions(given: argparse.Namespace) -> int:
     each = ["```text", *changes(judged, whole=True), *ends, "```", ""]
     write_whole({report / "matrix.md": "\n".join([heading, "", *matrix, "", *each])})
     kinds = ["", "changes between neighbours, whatever was expected", *changes(judged, whole=bool(given.case)), ""]
-    kinds += [*by_hand(given.package, judged, hand), ""] if given.case else []
+    hands = by_hand(given.package, judged, hand) if given.case else []
+    kinds += [*hands, *([""] if hands else [])]
     where = f"report: {report}: matrix.md, and a report for each version that was judged"
     print("\n".join(["", *matrix, *(kinds if judged[1:] else [""] * bool(judged)), *ends, where]))
     return 0 if judged and good and not broke else 1

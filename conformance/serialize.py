@@ -44,6 +44,15 @@ def unstructure(value: Any) -> Any:
     return _CONVERTER.unstructure(value)
 
 
+def check_version(where: str, what: str, version: object, readable: int) -> None:
+    """Raise the one line that says which version a file has, and what to do, where it is not ``readable``."""
+    if version != readable:
+        raise ValueError(
+            f"{where}: a {what} of version {version}; this suite reads version {readable}: "
+            "make it again, or use the suite that made it (docs/formats.md)"
+        )
+
+
 def register_tagged(union: Any, kinds: Mapping[str, type], tag: str) -> None:
     """Tell the members of ``union`` apart by a field ``tag`` that holds a key of ``kinds``."""
     names = {kind: name for name, kind in kinds.items()}
@@ -65,11 +74,13 @@ def register_as_is(kind: Any) -> None:
 
 
 def _exactly(kind: type) -> None:
-    def read(data: Any, _: Any) -> Any:
+    def read(data: Any, target: Any) -> Any:
         if kind is float and type(data) is int:
             return float(data)
         if type(data) is not kind:
             raise ValueError(f"expected {kind.__name__}, got {reprlib.repr(data)}")
+        if target is not kind:  # an enumeration of texts, which cattrs hands to the hook of its base class
+            return target(data)
         if isinstance(data, float) and not math.isfinite(data):
             raise ValueError(f"{data!r} is not finite")
         return data
@@ -90,7 +101,7 @@ def _table(data: Any) -> dict[str, Any]:
 @_CONVERTER.register_structure_hook_factory(dataclasses.is_dataclass)
 def _dataclass_reader(kind: Any) -> Callable[[Any, Any], Any]:
     read = make_dict_structure_fn(kind, _CONVERTER, _cattrs_forbid_extra_keys=True)
-    return lambda data, _: read(_table(data), kind)
+    return lambda data, _: data if isinstance(data, kind) else read(_table(data), kind)
 
 
 @_CONVERTER.register_structure_hook_factory(is_mapping)

@@ -22,7 +22,7 @@ from conformance.files import append_line, make_folder, write_whole
 from conformance.harness.observation import Raised
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
-from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
+from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Outcome, Verdict
 from conformance.sources.git import environment, git, text
 from conformance.sources.tree import SourceTree, listing, tree_hash
 
@@ -116,7 +116,7 @@ def _judge_file(search: Search, files: Path) -> Verdict:
 def _run_command(search: Search, files: Path) -> Verdict:
     """A command's exit code: 0 good, 125 cannot be tested, 126 and more a broken harness, any other the failure."""
 
-    def verdict(outcome: str, reason: str, signature: str = "") -> Verdict:
+    def verdict(outcome: Outcome, reason: str, signature: str = "") -> Verdict:
         return Verdict("", "COMMAND", shlex.join(search.what), outcome, signature, reason)
 
     try:

@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace) -> int:
         left = _write_kits(options, cases)
     for case, kind, line in left:
         reason = f"not exported: {line}"
-        verdict = Verdict(case.id, "RUN", "", ERROR, f"RUN/raised/{kind}", reason, source=case.contract)
+        verdict = Verdict(case.id, "RUN", "", ERROR, f"RUN/raised/{kind}", reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
     for path in kits(options.kits or options.folder) if options.kits or len(left) < len(cases) else ():
         verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, options.case_seconds, facts)

@@ -54,7 +54,7 @@ def accepted(name: str, got: Array, accept: AcceptSet, group_size: int = 0) -> A
     if accept.any_nan[index]:
         allowed = ("any NaN",)
     picture = draw(got, accept.candidates[0].view(got.dtype), group_size, ~right)
-    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, picture=picture)
+    return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, "values", picture)
 
 
 def same_codes(

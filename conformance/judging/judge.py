@@ -34,7 +34,7 @@ from conformance.results.mismatch import (
     as_data,
     signature,
 )
-from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Verdict
+from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Outcome, Verdict
 from conformance.serialize import unstructure
 from reference.arithmetic.accept import HOST, AcceptSet, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
@@ -73,7 +73,7 @@ class Finding:
 def verdict_on(
     case: Case,
     subject: str,
-    outcome: str,
+    outcome: Outcome,
     mismatch: Mismatch | None = None,
     *,
     reason: str = "",
@@ -88,12 +88,12 @@ def verdict_on(
         subject=subject,
         outcome=outcome,
         signature=signature(case.stage, mismatch) if mismatch else "",
-        reason=mismatch.line() if mismatch else reason,
+        reason=str(mismatch) if mismatch else reason,
         mismatch=as_data(mismatch) if mismatch else None,
         strict=strict,
         digest=digest,
         facts=unstructure(facts) if facts else {},
-        source=case.contract,
+        contract=case.contract,
     )
 
 
@@ -106,13 +106,13 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
         return verdict(UNSUPPORTED, reason=observation.reason)
     if isinstance(observation, Raised):
         reason = f"{observation.type}@{observation.where}" if observation.where else observation.type
-        raised = RaisedMismatch(observation.type, observation.message, observation.signal, reason)
+        raised = RaisedMismatch(observation.type, observation.message, reason, observation.signal)
         return verdict(ERROR if observation.trouble else FAIL, raised)
     if isinstance(observation, Refused):
         if _may_refuse(case.question, observation):
             return verdict(PASS, reason=f"refused: {observation.detail}")
         message = f"{observation.reason}: {observation.detail}"
-        refused = RaisedMismatch("Refused", message, "", observation.reason or NO_REASON)
+        refused = RaisedMismatch("Refused", message, observation.reason or NO_REASON)
         return verdict(FAIL, refused)
     oracles: dict[str, Callable[[Any, Any], Finding]]
     oracles = {
@@ -129,7 +129,7 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     expected_kind = {"EXPORT": Graph, "MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
     if not isinstance(observation, expected_kind):
         wrong = RaisedMismatch(
-            "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "", "BadObservation"
+            "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "BadObservation"
         )
         return verdict(ERROR, wrong)
     finding = oracle(case.question, observation)

@@ -12,7 +12,7 @@ from pathlib import Path
 from conformance.harness.observation import Facts
 from conformance.kits.judge import judge_kit
 from conformance.kits.kit import Kit, read_file
-from conformance.results.verdict import ERROR, FAIL, Verdict
+from conformance.results.verdict import ERROR, FAIL, Outcome, Verdict
 
 _TAIL = 500
 
@@ -36,7 +36,7 @@ def run_kit(kit: Kit, words: list[str], out: Path, seconds: float, facts: Facts 
     trouble = _call(_filled(words, kit, out), seconds)
     taken = round(time.perf_counter() - started, 4)
     if trouble:
-        return Verdict(kit.case.id, "RUN", "command", *trouble, seconds=taken, source=kit.case.contract)
+        return Verdict(kit.case.id, "RUN", "command", *trouble, seconds=taken, contract=kit.case.contract)
     return replace(judge_kit(kit, out, "command", facts), seconds=taken)
 
 
@@ -49,7 +49,7 @@ def _filled(words: list[str], kit: Kit, out: Path) -> list[str]:
     return list(chain.from_iterable(inputs if word == ["{inputs}"] else word for word in filled))
 
 
-def _call(command: list[str], seconds: float) -> tuple[str, str, str] | None:
+def _call(command: list[str], seconds: float) -> tuple[Outcome, str, str] | None:
     """Call the runner; what went wrong as outcome, signature and reason, or None."""
     try:
         process = subprocess.Popen(

@@ -10,10 +10,9 @@ Source: docs/reading-a-report.md, "Known failures".
 import fnmatch
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from conformance.case.case import STAGES, Case
 from conformance.results.verdict import FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
@@ -27,7 +26,7 @@ _NOT_KNOWABLE = ("EnvironmentProblem", "BadObservation")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFailure:
     """One known failure.
 
     ``defect``: the short name that failures are grouped by. ``signature``: how it shows, one for each
@@ -42,12 +41,36 @@ class Known:
     link: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check everything that the entry alone can show."""
+        if not _DEFECT.fullmatch(self.defect):
+            raise ValueError(f"defect {self.defect!r} must be a short name such as zero-point-ignored")
+        for name in ("reason", "link"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{self.defect}: {name} is empty; say why the case fails and where that can be read")
+        for signature in self.signature:
+            if not _SIGNATURE.fullmatch(signature) or signature.rpartition("/")[2] in _NOT_KNOWABLE:
+                raise ValueError(f"{self.defect}: signature {signature!r} is not one that a subject's failure can have")
+        stages = [signature.partition("/")[0] for signature in self.signature]
+        if len(set(stages)) != len(stages):
+            raise ValueError(f"{self.defect}: two signatures of one stage; write an entry for each")
+        if not self.case or not self.signature:
+            raise ValueError(f"{self.defect}: case and signature need a list with at least one of them")
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A file of expectations; ``include`` names another one in the same folder."""
+
+    known: tuple[KnownFailure, ...] = ()
+    include: str = ""
+
 
 @dataclass(frozen=True)
 class Expectations:
     """The entries that hold for the installed versions, and the signature expected, by case id."""
 
-    by_case: Mapping[str, tuple[Known, str]] = field(default_factory=dict)
+    by_case: Mapping[str, tuple[KnownFailure, str]] = field(default_factory=dict)
 
     def signatures(self) -> frozenset[str]:
         """Every signature that some case is expected to fail with."""
@@ -98,13 +121,15 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
             case; two entries for one case. Names the file and the entry.
     """
     stages = {case.id: case.stage for case in cases}
-    by_case: dict[str, tuple[Known, str]] = {}
+    by_case: dict[str, tuple[KnownFailure, str]] = {}
     for number, known in enumerate(read(path), 1):
         where = f"{path}: known {number} ({known.defect})"
-        matched = _matched(known, tuple(stages), where)
-        if not all(fnmatch.fnmatchcase(versions.get(name, ""), want) for name, want in known.versions.items()):
+        for pattern in known.case:
+            if not fnmatch.filter(stages, pattern):
+                raise ValueError(f"{where}: case pattern {pattern!r} matches no case of the catalogue")
+        if not all(fnmatch.fnmatchcase(versions.get(name, ""), wanted) for name, wanted in known.versions.items()):
             continue
-        for name in matched:
+        for name in dict.fromkeys(name for pattern in known.case for name in fnmatch.filter(stages, pattern)):
             if name in by_case:
                 raise ValueError(f"{where}: case {name} is expected twice, by {by_case[name][0].defect} too")
             signature = next((s for s in known.signature if s.startswith(f"{stages[name]}/")), None)
@@ -114,68 +139,35 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
     return Expectations(by_case)
 
 
-def read(path: Path, *, included: bool = False) -> tuple[Known, ...]:
-    """Return the entries of one file, those of a file beside it that it includes first.
+def read(path: Path, *, included: bool = False) -> tuple[KnownFailure, ...]:
+    """Return the entries of one file, those of the file that it includes first.
 
     Raises:
         ValueError: as ``load``, as far as the file alone can show it.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    rows, include = document.get("known", []), document.get("include", "")
-    if set(document) - {"known", "include"} or not isinstance(rows, list):
-        raise ValueError(f"{path}: a file of expectations has include and [[known]] entries and nothing else")
-    if not isinstance(include, str) or Path(include).name != include:
+    document = structure(_Document, table, str(path))
+    include = document.include
+    if Path(include).name != include:
         raise ValueError(f"{path}: include {include!r} is not the name of a file beside it")
     if include and included:
         raise ValueError(f"{path}: an included file may not include {include!r} in turn")
-    entries = list(read(path.parent / include, included=True)) if include else []
-    for number, row in enumerate(rows, 1):
-        name = row.get("defect", "no defect") if isinstance(row, dict) else "no table"
-        entries.append(_entry(row, f"{path}: known {number} ({name})"))
-    return tuple(entries)
-
-
-def _entry(row: Any, where: str) -> Known:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: known is a list of something else; write [[known]]")
-    known = structure(Known, row, where)
-    for name in ("reason", "link"):
-        if not getattr(known, name).strip():
-            raise ValueError(f"{where}: {name} is empty; say why the case fails and where that can be read")
-    if not _DEFECT.fullmatch(known.defect):
-        raise ValueError(f"{where}: defect {known.defect!r} must be a short name such as zero-point-ignored")
-    for signature in known.signature:
-        if not _SIGNATURE.fullmatch(signature) or signature.rpartition("/")[2] in _NOT_KNOWABLE:
-            raise ValueError(f"{where}: signature {signature!r} is not one that a subject's failure can have")
-    stages = [signature.partition("/")[0] for signature in known.signature]
-    if len(set(stages)) != len(stages):
-        raise ValueError(f"{where}: two signatures of one stage; write an entry for each")
-    if not known.case or not known.signature:
-        raise ValueError(f"{where}: case and signature need a list with at least one of them")
-    return known
-
-
-def _matched(known: Known, ids: Sequence[str], where: str) -> list[str]:
-    matched: list[str] = []
-    for pattern in known.case:
-        found = fnmatch.filter(ids, pattern)
-        if not found:
-            raise ValueError(f"{where}: case pattern {pattern!r} matches no case of the catalogue")
-        matched += found
-    return list(dict.fromkeys(matched))
+    return (*(read(path.parent / include, included=True) if include else ()), *document.known)
 
 
 def grouped(verdicts: Iterable[Verdict], expectations: Expectations) -> list[str]:
     """Return the lines that sum up known failures by defect; none where there are none."""
-    found: dict[str, list[Verdict]] = {}
+    known_failures: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.outcome == XFAIL and verdict.case in expectations.by_case:  # shards of programs have their own line
-            found.setdefault(verdict.defect, []).append(verdict)
-    lines = [f"known failures: {sum(map(len, found.values()))} cases, {len(found)} defects"] if found else []
-    for defect, there in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+            known_failures.setdefault(verdict.defect, []).append(verdict)
+    if not known_failures:
+        return []
+    lines = [f"known failures: {sum(map(len, known_failures.values()))} cases, {len(known_failures)} defects"]
+    for defect, there in sorted(known_failures.items(), key=lambda item: (-len(item[1]), item[0])):
         known, _ = expectations.by_case[there[0].case]
         lines.append(f"  {len(there):4} {defect}: {known.reason}")
         lines.append(f"       {known.link}")

@@ -1,33 +1,34 @@
 """Mismatch: what is wrong with an observation, tagged; and the signature derived from it.
 
 The signature ``STAGE/tag/reason`` is what expectations, diff, bisection and shrinking compare: a
-different failure is a different failure. Positions and values are detail, not identity.
+different failure is a different failure. Positions and values are detail, not identity. ``str`` of a mismatch is one
+line that a stranger can act on.
 
 Source: docs/adr/0003.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from conformance.results.picture import Picture
+from conformance.serialize import unstructure
 
 
 @dataclass(frozen=True)
 class ArrayMismatch:
     """Elements outside their accept set; the first one with index, bits and what was allowed."""
 
+    tag: ClassVar[str] = "array"
     name: str
     index: tuple[int, ...]
     got: str
     allowed: tuple[str, ...]
     wrong: int
     of: int
-    reason: str = "values"
+    reason: str
     picture: Picture | None = None
-    tag: str = "array"
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         allowed = " or ".join(self.allowed)
         where = f"{self.name}[{', '.join(map(str, self.index))}]"
         return f"{where} is {self.got}, allowed is {allowed}; {self.wrong} of {self.of} elements wrong ({self.reason})"
@@ -37,14 +38,13 @@ class ArrayMismatch:
 class DecisionMismatch:
     """A lookup that was fused or refused against contract 5.3, or refused for a reason that does not hold."""
 
+    tag: ClassVar[str] = "decision"
     node: str
     expected: str
     got: str
     reason: str
-    tag: str = "decision"
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         return f"lookup {self.node}: expected {self.expected}, got {self.got}"
 
 
@@ -52,14 +52,13 @@ class DecisionMismatch:
 class DtypeShapeMismatch:
     """An output of another type or shape than the contract gives."""
 
+    tag: ClassVar[str] = "dtype_shape"
     name: str
     expected: str
     got: str
     reason: str
-    tag: str = "dtype_shape"
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         return f"{self.name} is {self.got}, expected {self.expected}"
 
 
@@ -67,12 +66,11 @@ class DtypeShapeMismatch:
 class Mutated:
     """Something was written that must stay as it is: the source program, guard bands, a fused program."""
 
+    tag: ClassVar[str] = "mutated"
     name: str
     reason: str
-    tag: str = "mutated"
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         return f"{self.name} was changed ({self.reason})"
 
 
@@ -80,6 +78,7 @@ class Mutated:
 class LayoutMismatch:
     """Packed codes that stand in other places than the layout's; ``reason`` names the recognised pattern."""
 
+    tag: ClassVar[str] = "layout"
     name: str
     position: tuple[int, ...]
     got: str
@@ -89,10 +88,8 @@ class LayoutMismatch:
     reason: str
     read_from: str = ""
     picture: Picture | None = None
-    tag: str = "layout"
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         where = f"{self.name}[{', '.join(map(str, self.position))}]"
         recognised = f"; {self.read_from}" if self.read_from else ""
         return f"{where} is {self.got}, must be {self.allowed}; {self.wrong} of {self.of} wrong{recognised}"
@@ -102,16 +99,15 @@ class LayoutMismatch:
 class RaisedMismatch:
     """The subject raised, refused, died or hung where the contract asks for a result."""
 
+    tag: ClassVar[str] = "raised"
     type: str
     message: str
-    signal: str
     reason: str
-    tag: str = "raised"
+    signal: str = ""
 
-    def line(self) -> str:
-        """One line a stranger can act on."""
+    def __str__(self) -> str:
         killed = f" (killed by {self.signal})" if self.signal else ""
-        return f"{self.type}{killed}: {self.message.strip().splitlines()[-1] if self.message.strip() else 'no message'}"
+        return f"{self.type}{killed}: {(self.message.strip().splitlines() or ['no message'])[-1]}"
 
 
 Mismatch = ArrayMismatch | DecisionMismatch | DtypeShapeMismatch | Mutated | LayoutMismatch | RaisedMismatch
@@ -124,10 +120,4 @@ def signature(stage: str, mismatch: Mismatch) -> str:
 
 def as_data(mismatch: Mismatch) -> dict[str, Any]:
     """Return the mismatch as a JSON object."""
-    return {k: _plain(v) for k, v in vars(mismatch).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Picture):
-        return vars(value)
-    return list(value) if isinstance(value, tuple) else value
+    return {"tag": mismatch.tag, **unstructure(mismatch)}

@@ -54,6 +54,13 @@ class Picture:
     group: int
     cells: str
 
+    def __post_init__(self) -> None:
+        """A verdict may come from anywhere."""
+        sizes = (self.rows, self.columns, self.height, self.width, self.group)
+        if min(sizes) < 0 or max(self.height, self.width) > SIDE:
+            raise ValueError(f"picture: sizes {sizes}")
+        decode(self.cells, self.height * self.width)
+
 
 def draw(got: Array, right: Array, group: int = 0, wrong: Array | None = None) -> Picture:
     """Return the picture of ``got`` beside what is ``right``, arrays of one shape and dtype.

@@ -1,13 +1,12 @@
 """Replay files: one TOML file from which a case replays anywhere, with the signature it should show.
 
-A file holds ``[replay]`` (subject, signature, versions) and ``[case]``, the whole resolved case.
+A file holds ``[replay]`` and ``[case]``, the whole resolved case. docs/formats.md describes every field.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -15,6 +14,9 @@ from conformance.case.case import Case
 from conformance.case.toml import case_from_table, case_to_table
 from conformance.files import make_folder, write_whole
 from conformance.results.verdict import Verdict
+from conformance.serialize import check_version, structure, unstructure
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Replay:
     case: Case
     subject: str
     signature: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def file_name(case_id: str) -> str:
@@ -43,25 +46,26 @@ def write(folder: Path, case: Case, verdict: Verdict, versions: Mapping[str, str
 
 
 def text(case: Case, subject: str, signature: str, versions: Mapping[str, str]) -> str:
-    """Return what a replay file says."""
-    head = {"subject": subject, "signature": signature, "versions": dict(versions)}
-    return tomli_w.dumps({"replay": head, "case": case_to_table(case)})
+    """Return the text of a replay file."""
+    head = unstructure(Replay(case, subject, signature, versions)) | {"version": FORMAT}
+    return tomli_w.dumps({"replay": {k: v for k, v in head.items() if k != "case"}, "case": case_to_table(case)})
 
 
 def read(path: Path) -> Replay:
     """Return what ``path`` replays.
 
     Raises:
-        ValueError: no such file, or not a replay file; names the file, the field and what is wrong.
+        ValueError: no such file, or not a replay file of this version; names the file, the field and what is wrong.
     """
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such replay file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: not a replay file ({error})") from error
     head = document.get("replay")
-    if not isinstance(head, dict) or not isinstance(head.get("subject"), str) or "case" not in document:
+    if not isinstance(head, dict) or "case" not in document:
         raise ValueError(f"{path}: not a replay file: it needs [replay] with a subject, and [case]")
+    check_version(str(path), "replay file", head.pop("version", 1), FORMAT)
     case = case_from_table(document["case"], f"{path}: case")
-    return Replay(case, head["subject"], str(head.get("signature", "")))
+    return structure(Replay, {**head, "case": case}, str(path), "replay")

@@ -17,8 +17,8 @@ from conformance.case.case import STAGES, Case
 from conformance.files import write_whole
 from conformance.results import expectations, timing
 from conformance.results.picture import KINDS, Picture
-from conformance.results.picture import decode as decode_picture
-from conformance.results.verdict import OUTCOMES, UNEXPECTED, XFAIL, Stream, Verdict, counts, last_line
+from conformance.results.verdict import UNEXPECTED, XFAIL, Outcome, Stream, Verdict, counts, last_line
+from conformance.serialize import structure
 
 _PAGE = Path(__file__).parent / "report_page.html"
 #: Failures that summary.md names one by one.
@@ -45,8 +45,8 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
     bad = [v for v in verdicts if v.outcome in UNEXPECTED]
     verdict = "as expected" if not bad else f"**{len(bad)} unexpected**"
     lines = [f"### q4gsw conformance of `{_cell(header.get('subject', '?'))}`: {verdict}", ""]
-    lines += ["| " + " | ".join(OUTCOMES) + " |", "| ---: " * len(OUTCOMES) + "|"]
-    lines += ["| " + " | ".join(str(found[o]) for o in OUTCOMES) + " |", ""]
+    lines += ["| " + " | ".join(Outcome) + " |", "| ---: " * len(Outcome) + "|"]
+    lines += ["| " + " | ".join(str(found[o]) for o in Outcome) + " |", ""]
     lines.append(strict_line(verdicts))
     if bad:
         by_signature = Counter(v.signature or v.outcome for v in bad)
@@ -56,7 +56,7 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
             lines.append(f"| `{_cell(name)}` | {count} | `{_cell(example.case)}` |")
         lines += ["", "<details><summary>First failures</summary>", ""]
         for v in bad[:_NAMED]:
-            lines.append(f"- {v.outcome} `{_cell(v.case)}` (contract {v.source}): {_cell(v.reason, 300)}")
+            lines.append(f"- {v.outcome} `{_cell(v.case)}` (contract {v.contract}): {_cell(v.reason, 300)}")
             lines.append(f"  replay: `{_cell(v.replay)}`")
         lines += ["", "</details>"]
     known = Counter(v.defect for v in verdicts if v.outcome == XFAIL)
@@ -97,7 +97,7 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         "truncated": [
             f"{s.header.get('subject', '?')} wrote {len(s.verdicts)} verdicts" for s in streams if s.truncated
         ],
-        "verdicts": [_row(v, *guarded.get(v.case, (v.source, ""))) for v in verdicts],
+        "verdicts": [_row(v, *guarded.get(v.case, (v.contract, ""))) for v in verdicts],
         "known": _known(verdicts),
         "timing": _timing(streams),
         "streams": [str(s.header.get("subject", "?")) for s in streams],
@@ -116,14 +116,14 @@ def _timing(streams: Sequence[Stream]) -> list[list[object]]:
     return [[t.stage, t.cases, *s, *r] for t, s, r in zip(found, seconds, rates, strict=True)]
 
 
-def _row(v: Verdict, source: str, detects: str) -> dict[str, Any]:
+def _row(v: Verdict, contract: str, detects: str) -> dict[str, Any]:
     plain = {
         n: getattr(v, n) for n in ("case", "stage", "subject", "outcome", "signature", "reason", "strict", "defect")
     }
     device = device_of([v])
     return {
         **plain,
-        "source": v.source or source,
+        "contract": v.contract or contract,
         "detects": detects,
         "seconds": v.seconds,
         "replay": v.replay,
@@ -134,16 +134,10 @@ def _row(v: Verdict, source: str, detects: str) -> dict[str, Any]:
 
 def _picture(v: Verdict) -> dict[str, Any] | None:
     """The verdict's picture if it has a well-formed one: a stream may come from anywhere."""
-    given = (v.mismatch or {}).get("picture")
     try:
-        picture = Picture(**given)  # type: ignore[arg-type]  # whatever JSON had is checked below
-        sizes = (picture.rows, picture.columns, picture.height, picture.width, picture.group)
-        if not all(isinstance(n, int) and n >= 0 for n in sizes) or max(picture.height, picture.width) > 64:  # noqa: PLR2004 - SIDE
-            return None
-        decode_picture(picture.cells, picture.height * picture.width)
-    except (TypeError, ValueError):
+        return vars(structure(Picture, (v.mismatch or {}).get("picture")))
+    except ValueError:
         return None
-    return vars(picture)
 
 
 def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -161,7 +155,7 @@ def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _entries(subject: str) -> Mapping[str, expectations.Known]:
+def _entries(subject: str) -> Mapping[str, expectations.KnownFailure]:
     """A built-in subject's known failures by defect."""
     path = expectations.for_subject(subject)
     return {known.defect: known for known in expectations.read(path)} if path else {}

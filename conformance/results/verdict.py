@@ -1,24 +1,37 @@
 """Verdict: one case judged, and the stream of verdicts that a run leaves behind.
 
 ``verdicts.jsonl``: a header line, a line a verdict, and a footer line with the counts; a file
-without its footer is truncated, and says so when it is read.
+without its footer is truncated, and says so when it is read. docs/formats.md describes every field.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from conformance.files import append_line, make_folder, unwritable
+from conformance.serialize import check_version, structure
 
-PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = "PASS", "FAIL", "ERROR", "UNSUPPORTED", "XFAIL", "XPASS"
-OUTCOMES = (PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS)
+
+class Outcome(StrEnum):
+    """What became of a case; FAIL is the subject's, ERROR the machine's or the harness's."""
+
+    PASS = "PASS"  # noqa: S105 - no password
+    FAIL = "FAIL"
+    ERROR = "ERROR"
+    UNSUPPORTED = "UNSUPPORTED"
+    XFAIL = "XFAIL"
+    XPASS = "XPASS"
+
+
+PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = Outcome
 #: Outcomes that make a run fail.
 UNEXPECTED = (FAIL, ERROR, XPASS)
-FORMAT = 1
+FORMAT = 2
+_TEXTS = ("device", "driver", "binding")
 
 
 @dataclass(frozen=True)
@@ -26,14 +39,14 @@ class Verdict:
     """The judgement of one case.
 
     ``strict``: whether the strict set (contract 3) holds too, None without one. ``defect``: the known
-    failure that this one is, or was expected to be (conformance.results.expectations). ``source``: the case's
-    contract section.
+    failure that this one is, or was expected to be (conformance.results.expectations). ``contract``: the case's
+    section. ``digest``: of what was answered. ``facts``: the observation's, and how long things took.
     """
 
     case: str
     stage: str
     subject: str
-    outcome: str
+    outcome: Outcome
     signature: str = ""
     reason: str = ""
     mismatch: Mapping[str, Any] | None = None
@@ -43,7 +56,14 @@ class Verdict:
     replay: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     defect: str = ""
-    source: str = ""
+    contract: str = ""
+
+    def __post_init__(self) -> None:
+        """A stream may come from anywhere."""
+        if self.seconds < 0:
+            raise ValueError(f"seconds is {self.seconds}")
+        if not all(isinstance(self.facts.get(name, ""), str) for name in _TEXTS):
+            raise ValueError(f"facts is {dict(self.facts)!r}: {', '.join(_TEXTS)} are texts")
 
 
 @dataclass(frozen=True)
@@ -55,10 +75,10 @@ class Stream:
     truncated: bool
 
 
-def counts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+def counts(verdicts: Iterable[Verdict]) -> dict[Outcome, int]:
     """Return the number of verdicts by outcome, every outcome present."""
-    found = Counter(v.outcome for v in verdicts)
-    return {outcome: found[outcome] for outcome in OUTCOMES}
+    counted = Counter(v.outcome for v in verdicts)
+    return {outcome: counted[outcome] for outcome in Outcome}
 
 
 def last_line(verdicts: Iterable[Verdict]) -> str:
@@ -72,20 +92,18 @@ def last_line(verdicts: Iterable[Verdict]) -> str:
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:
     """Return 0 when everything was as expected, 1 otherwise; a run in which nothing was judged fails."""
-    c = counts(verdicts)
-    judged = sum(c.values()) - c[UNSUPPORTED]
-    return 0 if judged and not any(c[o] for o in UNEXPECTED) else 1
+    judged = {v.outcome for v in verdicts} - {UNSUPPORTED}
+    return 0 if judged and judged.isdisjoint(UNEXPECTED) else 1
 
 
 class Writer:
-    """Writes a verdict stream, a line at a time, so that a killed run keeps what it had."""
+    """Writes a verdict stream, a line at a time, so that a killed run keeps what it had.
+
+    Everything raises ValueError where a line cannot be written: the stream ends with the line before.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Create ``path``.
-
-        Raises:
-            ValueError: the file is there already, or cannot be written; names it and what to do.
-        """
+        """Create ``path``, which must not be there."""
         make_folder(path.parent)
         try:
             path.touch(exist_ok=False)
@@ -102,20 +120,12 @@ class Writer:
             raise
 
     def add(self, verdict: Verdict) -> None:
-        """Append one verdict.
-
-        Raises:
-            ValueError: it cannot be written; the stream ends with the verdict before.
-        """
+        """Append one verdict."""
         self._line(vars(verdict))
         self._verdicts.append(verdict)
 
     def close(self) -> None:
-        """Write the footer.
-
-        Raises:
-            ValueError: it cannot be written; the stream reads as truncated.
-        """
+        """Write the footer; without it the stream reads as truncated."""
         self._line({"footer": {"counts": counts(self._verdicts), "tests": len(self._verdicts)}})
 
     def _line(self, data: Mapping[str, Any]) -> None:
@@ -128,57 +138,27 @@ def read(path: Path) -> Stream:
     One without a footer, or whose last line is cut, is ``truncated``.
 
     Raises:
-        ValueError: not a verdict stream; names the file, the line and what is wrong.
+        ValueError: not a verdict stream of this format; names the file, the line and what is wrong.
     """
     path = path / "verdicts.jsonl" if path.is_dir() else path
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-    header: Mapping[str, Any] | None = None
+        first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
+        header = json.loads(first)["header"]
+        written = header["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a verdict stream ({error!r})") from error
+    check_version(str(path), "verdict stream", written, FORMAT)
     verdicts: list[Verdict] = []
     complete = False
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(rest, 2):
         try:
             data = json.loads(line)
-            if number == 1:
-                header = data["header"]
-            elif "footer" in data:
+            if "footer" in data:
                 complete = data["footer"]["tests"] == len(verdicts)
             else:
-                verdicts.append(_checked(Verdict(**data)))
+                verdicts.append(structure(Verdict, data))
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) and header is not None:
+            if number > len(rest):
                 break  # the line that a killed run was writing
-            raise ValueError(f"{path}:{number}: not a verdict stream ({error!r})") from error
-    if header is None or header.get("format") != FORMAT:
-        raise ValueError(f"{path}:1: not a verdict stream of format {FORMAT}")
+            raise ValueError(f"{path}:{number}: not a verdict stream ({error})") from error
     return Stream(header, tuple(verdicts), truncated=not complete)
-
-
-#: What a field that is not a text has to be.
-_OTHER: Mapping[str, tuple[type, ...]] = {
-    "mismatch": (dict, type(None)),
-    "strict": (bool, type(None)),
-    "seconds": (int, float),
-    "facts": (dict,),
-}
-
-
-def _checked(verdict: Verdict) -> Verdict:
-    """Return ``verdict`` if it can be reported: a stream may come from anywhere.
-
-    Raises:
-        ValueError: a field is not what it has to be; names it.
-    """
-    for name in (f.name for f in fields(Verdict)):
-        if not isinstance(getattr(verdict, name), _OTHER.get(name, (str,))):
-            raise ValueError(f"{name} is {getattr(verdict, name)!r}")
-    if verdict.outcome not in OUTCOMES:
-        raise ValueError(f"outcome is {verdict.outcome!r}, not one of {', '.join(OUTCOMES)}")
-    if not (math.isfinite(verdict.seconds) and verdict.seconds >= 0):
-        raise ValueError(f"seconds is {verdict.seconds}")
-    for name in ("device", "driver", "binding"):
-        if not isinstance(verdict.facts.get(name, ""), str):
-            raise ValueError(f"facts is {dict(verdict.facts)!r}: {name} is no text")
-    return verdict

@@ -26,6 +26,7 @@ from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, V
 from conformance.runs import run
 from conformance.runs.report import Report
 from conformance.runs.shards import Shard, run_shard, shards
+from conformance.serialize import structure
 
 #: What has a verdict of its own.
 Asked = Case | Shard
@@ -165,7 +166,7 @@ class Judging:
             item.stash[_TROUBLE] = str(error)
             pytest.fail(str(error), pytrace=False)
         item.stash[_VERDICT] = verdict
-        named = {"contract": verdict.source, "outcome": verdict.outcome, "signature": verdict.signature}
+        named = {"contract": verdict.contract, "outcome": str(verdict.outcome), "signature": verdict.signature}
         item.user_properties.extend(named.items())  # of the case in junit.xml
         if verdict.outcome == XFAIL:
             pytest.xfail(f"{verdict.defect}: {verdict.reason}")
@@ -192,7 +193,10 @@ class Judging:
             item.stash[_VERDICT] = verdict = error_verdict(asked, self.options.subject, "Harness", reason)
             first = True
         if verdict and first:
-            vars(report)["q4gsw_verdict"] = vars(verdict)
+            vars(report)["q4gsw_verdict"] = {
+                **vars(verdict),
+                "outcome": str(verdict.outcome),
+            }
         return report
 
 
@@ -239,7 +243,7 @@ class Controller:
         data = getattr(report, "q4gsw_verdict", None)
         if data and not self._trouble:
             try:
-                self.report.add(Verdict(**data))
+                self.report.add(structure(Verdict, data))
             except Unwritable as error:
                 self._trouble = str(error)
             else:
@@ -260,7 +264,7 @@ class Controller:
         text = run.describe(asked, verdict) if isinstance(asked, Case) else f"{ERROR} {asked.id}: {verdict.reason}"
         file, _, name = crashitem.partition("::")
         report.when, report.longrepr, report.location = "call", text, (file, None, name)
-        vars(report)["q4gsw_verdict"] = vars(verdict)
+        vars(report)["q4gsw_verdict"] = {**vars(verdict), "outcome": str(verdict.outcome)}
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Tell Ctrl-C from the end that ``shouldstop`` brings."""
@@ -319,7 +323,7 @@ def error_verdict(asked: Asked, subject: str, kind: str, reason: str) -> Verdict
     """Return the ERROR of a case, or of a shard, that nothing judged."""
     command = q4gsw("run", "--subject", subject, "--case", asked.id)
     signature = f"{asked.stage}/raised/{kind}"
-    return Verdict(asked.id, asked.stage, subject, ERROR, signature, reason, replay=command, source=asked.contract)
+    return Verdict(asked.id, asked.stage, subject, ERROR, signature, reason, replay=command, contract=asked.contract)
 
 
 def died(asked: Asked, subject: str, process: str, report: Path) -> Verdict:

@@ -123,7 +123,7 @@ def _whole(shard: Shard, verdicts: Sequence[Verdict], known: Collection[str]) ->
     facts |= {timing.BUILDING: f"{building:.4f}"} | ({timing.FIRST: first[0]} if first else {})
     seconds = round(sum(verdict.seconds for verdict in verdicts), 4)
     whole = Verdict(
-        shard.id, shard.stage, verdicts[0].subject, PASS, seconds=seconds, facts=facts, source=shard.contract
+        shard.id, shard.stage, verdicts[0].subject, PASS, seconds=seconds, facts=facts, contract=shard.contract
     )
     if all(verdict.outcome == UNSUPPORTED for verdict in verdicts):
         return replace(whole, outcome=UNSUPPORTED, reason=verdicts[0].reason)

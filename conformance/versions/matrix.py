@@ -16,12 +16,12 @@ from conformance.results.expectations import Expectations
 from conformance.results.verdict import (
     ERROR,
     FAIL,
-    OUTCOMES,
     PASS,
     UNEXPECTED,
     UNSUPPORTED,
     XFAIL,
     XPASS,
+    Outcome,
     Stream,
     Verdict,
     counts,
@@ -49,7 +49,7 @@ def tables(judged: Sequence[Judged], pinned: Expectations) -> list[str]:
     """Return the matrix as Markdown: outcomes, contract sections, failures; ``pinned`` names the known ones."""
     versions = [j.version for j in judged]
     by_outcome = [counts(j.stream.verdicts) for j in judged]
-    lines = _table("outcome", versions, [[o, *(str(c[o]) for c in by_outcome)] for o in OUTCOMES])
+    lines = _table("outcome", versions, [[o, *(str(c[o]) for c in by_outcome)] for o in Outcome])
     by_section = [_sections(j.stream.verdicts) for j in judged]
     sections = sorted(
         {s for by_version in by_section for s in by_version}, key=lambda s: [int(n) for n in s.split(".")]
@@ -96,7 +96,7 @@ def _sections(verdicts: Iterable[Verdict]) -> dict[str, list[int]]:
     sections: dict[str, list[int]] = {}
     for verdict in verdicts:
         place = next(i for i, outcomes in enumerate((_PASSED, _FAILED, (UNSUPPORTED,))) if verdict.outcome in outcomes)
-        sections.setdefault(verdict.source, [0, 0, 0])[place] += 1
+        sections.setdefault(verdict.contract, [0, 0, 0])[place] += 1
     return sections
 
 

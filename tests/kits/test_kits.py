@@ -363,7 +363,7 @@ def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     named, known = ("--subject-name", "my runtime"), tmp_path / "known.toml"
     assert judged(folder, wrong, *named, "--report", str(tmp_path / "old")) == 1
     (verdict,) = verdict_stream(tmp_path / "old").verdicts
-    assert (verdict.subject, verdict.source, verdict.signature) == ("my runtime", "3.2", "RUN/array/values")
+    assert (verdict.subject, verdict.contract, verdict.signature) == ("my runtime", "3.2", "RUN/array/values")
     assert {p.name for p in (tmp_path / "old").iterdir()} == {"verdicts.jsonl", "summary.md", "report.html"}
     capsys.readouterr()
     assert main.main(shlex.split(verdict.replay)[1:]) == 1, verdict.replay

@@ -72,7 +72,7 @@ def test_other_versions_are_expected_to_pass(tmp_path: Path) -> None:
         (f'"{RAISED}"', '"PACK/raised/A", "PACK/raised/B"', "two signatures of one stage"),
         (RAISED, "MATCH/raised/KeyError", "no signature is of stage PACK"),
         (f'["{RAISED}"]', "[]", "at least one of them"),
-        ("[[known]]", "[[know]]", "has include and [[known]] entries and nothing else"),
+        ("[[known]]", "[[know]]", "unknown field 'know'; known: known, include"),
         ("[[known]]", "[[known]", "line"),
     ],
 )

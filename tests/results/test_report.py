@@ -11,12 +11,12 @@ from conformance.results import diff, report, timing
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Stream, Verdict
 from tests.runs.test_cli import MINIATURES, conformance
 
-HEADER = {"subject": "impl", "device": "default", "revision": "0" * 40, "versions": {"torch": "2.13.0"}, "format": 1}
+HEADER = {"subject": "impl", "device": "default", "revision": "0" * 40, "versions": {"torch": "2.13.0"}, "format": 2}
 PICTURE = {"rows": 2, "columns": 4, "height": 2, "width": 4, "group": 2, "cells": "4.4r"}
 
 
 def verdict(case: str, outcome: str = PASS, signature: str = "", **more: object) -> Verdict:
-    given = {"stage": "PACK", "subject": "impl", "source": "1", "seconds": 0.5, "digest": "d", **more}
+    given = {"stage": "PACK", "subject": "impl", "contract": "1", "seconds": 0.5, "digest": "d", **more}
     return Verdict(case=case, outcome=outcome, signature=signature, **given)  # type: ignore[arg-type]  # plain data
 
 

@@ -101,9 +101,9 @@ def visit(tab: Page) -> Iterator[Visit]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three subjects, 400 cases, every outcome, every kind of picture; the first run did not finish."""
     header = {"subject": "impl", "device": "default", "versions": {"torch": "2.13.0", "numpy": "2.4.6"}}
-    good = Verdict("pack/0", "PACK", "impl", PASS, source="1", seconds=0.01)
-    bad = Verdict("match/other", "MATCH", "impl", FAIL, "MATCH/dtype_shape/dtype", "lookup0 is float32", source="5.3")
-    wrong = replace(bad, stage="KERNEL", signature="KERNEL/array/values", source="7.1", strict=False)
+    good = Verdict("pack/0", "PACK", "impl", PASS, contract="1", seconds=0.01)
+    bad = Verdict("match/other", "MATCH", "impl", FAIL, "MATCH/dtype_shape/dtype", "lookup0 is float32", contract="5.3")
+    wrong = replace(bad, stage="KERNEL", signature="KERNEL/array/values", contract="7.1", strict=False)
     impl = [replace(good, case=f"pack/{i}") for i in range(300)]
     for kind, got in WRONG.items():
         picture = vars(draw(got, RIGHT, 8))
@@ -119,8 +119,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     impl += [replace(bad, case="match/mended", outcome=XPASS, reason="remove the expectation", defect="some-defect")]
     known = replace(bad, subject="other", outcome=XFAIL, defect="some-defect")
     other = [replace(known, case=f"match/known/{i}") for i in range(3)]
-    other += [replace(good, case=f"pack/{i}", subject="other", source="5.3") for i in range(50)]
-    other += [replace(known, case="run/0", stage="RUN", outcome=UNSUPPORTED, reason="no runtime", source="6.2")]
+    other += [replace(good, case=f"pack/{i}", subject="other", contract="5.3") for i in range(50)]
+    other += [replace(known, case="run/0", stage="RUN", outcome=UNSUPPORTED, reason="no runtime", contract="6.2")]
     source = [replace(good, case=f"pack/{i}", subject=CHECKOUT) for i in range(40)]
     streams = [
         Stream(header, tuple(impl), truncated=True),
@@ -275,7 +275,7 @@ def test_lines_never_hide_a_wide_picture(visit: Visit, tmp_path: Path) -> None:
     """4,096 columns in 64 cells: between two lines there would be three pixels."""
     right = np.ones((8, 4096), np.float16)
     picture = vars(draw(right + right, right, 32))
-    wide = Verdict("kernel/wide", "KERNEL", "impl", FAIL, "s", mismatch={"picture": picture}, source="7.1")
+    wide = Verdict("kernel/wide", "KERNEL", "impl", FAIL, "s", mismatch={"picture": picture}, contract="7.1")
     page = visit(written(tmp_path, [Stream({"subject": "impl"}, (wide,), truncated=False)]))
     expect(page.locator("figcaption")).to_contain_text(
         "8 rows down, 4096 columns across, shown as 8 x 64 cells; every 32 columns share a scale"
@@ -365,7 +365,7 @@ def test_keys_are_enough(visit: Visit, report: Path) -> None:
 
 
 def test_what_a_subject_said_stays_text(visit: Visit, tmp_path: Path) -> None:
-    hostile = Verdict(HOSTILE, "KERNEL", HOSTILE, FAIL, HOSTILE, HOSTILE, replay=HOSTILE, source=HOSTILE)
+    hostile = Verdict(HOSTILE, "KERNEL", HOSTILE, FAIL, HOSTILE, HOSTILE, replay=HOSTILE, contract=HOSTILE)
     known = replace(hostile, case="known", subject="other", outcome=XFAIL, defect=HOSTILE, facts={"device": HOSTILE})
     header = {"subject": HOSTILE, HOSTILE: HOSTILE, "versions": {HOSTILE: HOSTILE}}
     page = visit(written(tmp_path, [Stream(header, (hostile, known), truncated=True)]))
@@ -378,8 +378,8 @@ def test_what_a_subject_said_stays_text(visit: Visit, tmp_path: Path) -> None:
 
 
 def test_thousands_of_cases_open_at_once(visit: Visit, tmp_path: Path) -> None:
-    good = Verdict("", "KERNEL", "impl", PASS, source="7.1", reason="a reason of common length " * 4)
-    many = tuple(replace(good, case=f"kernel/{i:04}", source=f"7.{i % 40}") for i in range(5000))
+    good = Verdict("", "KERNEL", "impl", PASS, contract="7.1", reason="a reason of common length " * 4)
+    many = tuple(replace(good, case=f"kernel/{i:04}", contract=f"7.{i % 40}") for i in range(5000))
     page = visit(written(tmp_path, [Stream({"subject": "impl"}, many, truncated=False)]))
     (loaded,) = page.evaluate("performance.getEntriesByType('navigation').map(e => e.domComplete)")
     assert loaded < 5000, "milliseconds; a fifth of it on an idle machine"

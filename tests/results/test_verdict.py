@@ -69,7 +69,13 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "v.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["", "{}\n", "not json\n", json.dumps({"header": {"format": 99}}) + "\n"])
+def test_a_stream_of_another_version_says_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text(json.dumps({"header": {"format": 1}}) + "\n")
+    with pytest.raises(ValueError, match=r"v.jsonl: a verdict stream of version 1; this suite reads version 2: make"):
+        read(tmp_path / "v.jsonl")
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "not json\n", '{"header": 1}\n'])
 def test_what_is_no_stream_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "v.jsonl").write_text(text)
     with pytest.raises(ValueError, match="not a verdict stream"):
@@ -97,7 +103,7 @@ def test_a_malformed_field_is_named(tmp_path: Path, odd: dict[str, object]) -> N
     lines = (tmp_path / "v.jsonl").read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | odd)
     (tmp_path / "v.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=rf"v.jsonl:2: not a verdict stream .*{next(iter(odd))} is "):
+    with pytest.raises(ValueError, match=rf"v.jsonl:2: not a verdict stream .*{next(iter(odd))}"):
         read(tmp_path / "v.jsonl")
 
 

@@ -135,7 +135,7 @@ def test_a_harness_that_raises_costs_its_own_case(tmp_path: Path) -> None:
 
 def test_a_shard_that_was_in_flight_names_its_journal(tmp_path: Path) -> None:
     verdict = died(Shard(0, 3, 50), "s", "gw0", tmp_path)
-    assert (verdict.outcome, verdict.signature, verdict.source) == (ERROR, "MATCH/raised/WorkerDied", "5.3")
+    assert (verdict.outcome, verdict.signature, verdict.contract) == (ERROR, "MATCH/raised/WorkerDied", "5.3")
     assert "journal/shard-3.toml" in verdict.reason
     assert verdict.replay == f"q4gsw replay {tmp_path}/journal/shard-3.toml"
 

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.cli import main
 from conformance.cli import versions as cli_versions
-from conformance.results.expectations import Expectations, Known
+from conformance.results.expectations import Expectations, KnownFailure
 from conformance.results.verdict import Stream, Verdict, Writer, read
 from conformance.runs import run as runner
 from conformance.sources import releases
@@ -22,7 +22,7 @@ from conformance.versions.matrix import Judged, changes, tables
 
 PACKS = f"{Path(__file__).parents[1] / 'fakes/by_release.py'}:Packs"
 PINNED = "1.5.1"
-KNOWN = Known("one-row", ("PACK/layout/x",), ("pack/*/v1",), "a mistake", "https://example.org/1")
+KNOWN = KnownFailure("one-row", ("PACK/layout/x",), ("pack/*/v1",), "a mistake", "https://example.org/1")
 EXPECTED = Expectations({"pack/flat/v1": (KNOWN, "PACK/layout/x")})
 
 
@@ -227,8 +227,8 @@ def test_a_broken_run_and_nothing_judged_are_no_success(
     assert ("nothing was judged" in said) is (len(errors) == 2)
 
 
-def verdict(case: str, outcome: str = "PASS", signature: str = "", defect: str = "", source: str = "4.2") -> Verdict:
-    return Verdict(case, "PACK", "x", outcome, signature, "why", defect=defect, source=source)
+def verdict(case: str, outcome: str = "PASS", signature: str = "", defect: str = "", contract: str = "4.2") -> Verdict:
+    return Verdict(case, "PACK", "x", outcome, signature, "why", defect=defect, contract=contract)
 
 
 def judged(version: str, *verdicts: Verdict) -> Judged:
@@ -260,15 +260,15 @@ def test_the_matrix_and_what_changed() -> None:
         "1.5.0",
         verdict("pack/flat/v1", "FAIL", "PACK/layout/x"),
         verdict("pack/flat/v2", "FAIL", "PACK/layout/z"),
-        verdict("match/a", "UNSUPPORTED", source="4.10"),
-        verdict("match/b", "ERROR", "MATCH/raised/Died", source="4.10"),
+        verdict("match/a", "UNSUPPORTED", contract="4.10"),
+        verdict("match/b", "ERROR", "MATCH/raised/Died", contract="4.10"),
     )
     new = judged(
         PINNED,
         verdict("pack/flat/v1", "XFAIL", "PACK/layout/x", "one-row"),
         verdict("pack/flat/v2", "XPASS"),
-        verdict("match/a", source="4.10"),
-        verdict("match/b", "FAIL", "MATCH/decision/a|b", source="4.10"),
+        verdict("match/a", contract="4.10"),
+        verdict("match/b", "FAIL", "MATCH/decision/a|b", contract="4.10"),
     )
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables([old, new], EXPECTED)]
     for row in (

@@ -28,7 +28,10 @@ def pytest_options(pytestconfig: pytest.Config) -> set[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_and_their_options_exist(path: Path, pytest_options: set[str]) -> None:
-    wrong = {c.text: why for c in commands(path.read_text()) if (why := wrong_with(c, pytest_options))}
+    text = path.read_text()
+    if path.name == "moving.md":  # the first column of its tables holds what is gone
+        text = re.sub(r"^\| .*? \| ", "| ", text, flags=re.MULTILINE)
+    wrong = {c.text: why for c in commands(text) if (why := wrong_with(c, pytest_options))}
     assert not wrong
 
 

@@ -146,7 +146,7 @@ def read(path: Path) -> Stream:
         header = json.loads(first)["header"]
         written = header["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a verdict stream ({error!r})") from error
+        raise ValueError(f"{path}:1: not a verdict stream ({error!r})") from error
     check_version(str(path), "verdict stream", written, FORMAT)
     verdicts: list[Verdict] = []
     complete = False

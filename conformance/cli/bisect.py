@@ -1,9 +1,4 @@
-"""``q4gsw bisect stage | commit | sizes``: from a red case to what broke it.
-
-Exit codes: 0 found, 1 the search ended without an answer, 2 usage.
-
-Source: docs/bisecting.md.
-"""
+"""``q4gsw bisect stage | commit | sizes``: from a red case to what broke it."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +10,7 @@ from conformance.bisect.search import Search, Step
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
-from conformance.cli.options import Parser, positive, way
+from conformance.cli.options import Parser, positive
 from conformance.harness.subject import check_name
 from conformance.results import replay
 from conformance.sources.git import commit_of, files, git
@@ -24,14 +19,13 @@ from conformance.sources.tree import NEEDED
 
 def add_bisect(parser: Parser) -> None:
     """Add the ways and the options of ``q4gsw bisect``."""
-    parser.set_defaults(call=_answer)
-    parser.add_argument(
-        "--from", nargs=2, metavar=("OLD", "NEW"), type=Path, dest="reports", help="what went red, as commands"
-    )
-    ways = parser.ways(required=False)
-    stage = way(ways, "stage", "which hand-over of a case is the first that is wrong", "bisect stage match/control")
-    example = "bisect commit match/control --repo executorch --good v1.4.0 --bad v1.5.1"
-    commit = way(ways, "commit", "which commit broke a case; or, after --, a command", example)
+    parser.set_defaults(call=_from)
+    what = "what went red between two reports, as commands"
+    parser.add_argument("--from", nargs=2, metavar=("OLD", "NEW"), type=Path, dest="reports", help=what)
+    what = "which hand-over of a case is the first that is wrong"
+    stage = parser.way("stage", what, "bisect stage match/torchao/control", _stage)
+    what, example = "which commit broke a case; or, after --, a command", "bisect commit match/torchao/control"
+    commit = parser.way("commit", what, f"{example} --repo executorch --good v1.4.0 --bad v1.5.1", _commit)
     commit.set_defaults(after=())
     commit.add_argument("--repo", type=Path, required=True, help="a git repository; it is only read")
     commit.add_argument("--good", required=True, help="a revision where the case passes")
@@ -39,38 +33,46 @@ def add_bisect(parser: Parser) -> None:
     commit.add_argument("--find-fix", action="store_true", help="--bad is the older one: find the first good commit")
     commit.add_argument("--first-parent", action="store_true", help="follow merges along their first parent only")
     commit.add_argument("--subject-file", default="", help="FILE.py:Class in the repository, instead of executorch-src")
-
-    size = way(ways, "sizes", "at which size a case turns wrong", "bisect sizes kernel/x --axis embed_dim")
+    size = parser.way("sizes", "at which size a case turns wrong", "bisect sizes run/control --axis embed_dim", _sizes)
     size.add_argument("--axis", required=True, choices=sizes.AXES)
     size.add_argument("--good", type=int, default=0, help="a size where it passes (default: the smallest legal one)")
     size.add_argument("--bad", type=int, default=0, help="a size where it fails (default: the case's own)")
-
     for one in (stage, commit, size):
         one.add_argument("case", nargs="?" if one is commit else None, default="", help="a case id, or a replay file")
         one.shared("--case-seconds")
         one.add_argument("--repeat", type=positive, default=1, help="ask so often; all answers must agree")
     for one in (stage, size):
         one.shared("--subject", default="", help="default: a replay file's own, else impl")
+    if parser.ways:
+        parser.ways.required = False
 
 
-def _answer(given: argparse.Namespace) -> int:
-    if given.reports:
-        return from_reports.show(*given.reports)
-    if given.way is None:
+def _from(options: argparse.Namespace) -> int:
+    if not options.reports:
         raise ValueError("bisect needs --from OLD NEW, or one of stage, commit, sizes; see q4gsw bisect --help")
-    if given.way == "commit":
-        return _commit(given, given.after)
-    case, recorded, own = _case(given.case)
-    subject = given.subject or own or "impl"
+    return from_reports.show(*options.reports)
+
+
+def _stage(options: argparse.Namespace) -> int:
+    case, signature, subject = _asked(options)
+    return stages.show(case, subject, options.case_seconds, signature, options.repeat)
+
+
+def _sizes(options: argparse.Namespace) -> int:
+    (case, signature, subject), ends = _asked(options), (options.good, options.bad)
+    return sizes.show(case, subject, options.axis, ends, signature, options.case_seconds, options.repeat)
+
+
+def _asked(options: argparse.Namespace) -> tuple[Case, str, str]:
+    """The case, the signature that is sought ("": any), and the subject."""
+    case, signature, own = _case(options.case)
+    subject = options.subject or own or "impl"
     try:
         check_name(subject)
     except ValueError as error:
-        hint = "" if given.subject else f" (recorded in {given.case}; give --subject)"
+        hint = "" if options.subject else f" (recorded in {options.case}; give --subject)"
         raise ValueError(f"{error}{hint}") from error
-    if given.way == "stage":
-        return stages.show(case, subject, given.case_seconds, recorded, given.repeat)
-    ends = (given.good, given.bad)
-    return sizes.show(case, subject, given.axis, ends, recorded, given.case_seconds, given.repeat)
+    return case, signature, subject
 
 
 def _case(name: str) -> tuple[Case, str, str]:
@@ -81,47 +83,43 @@ def _case(name: str) -> tuple[Case, str, str]:
     return select(load(), ids=[name])[0], "", ""
 
 
-def _commit(given: argparse.Namespace, command: tuple[str, ...]) -> int:
-    if bool(given.case) == bool(command):
+def _commit(options: argparse.Namespace) -> int:
+    command, file = tuple(options.after), options.subject_file
+    if bool(options.case) == bool(command):
         raise ValueError("bisect commit needs a case (id or replay file), or a command after --, and not both")
-    repo = given.repo.expanduser().resolve()
-    good, bad = commit_of(repo, given.good), commit_of(repo, given.bad)
-    old, new = (bad, good) if given.find_fix else (good, bad)
-    names = ("--bad", "--good") if given.find_fix else ("--good", "--bad")
-    kind = "command" if command else "file" if given.subject_file else "executorch-src"
-    what = command or ((given.subject_file,) if given.subject_file else ())
-    if kind == "executorch-src" and NEEDED not in {**files(repo, old), **files(repo, new)}:
-        raise ValueError(
-            f"{repo}: neither end has {NEEDED}: no ExecuTorch repository; give --subject-file, or a command after --"
-        )
-    if kind == "file":
-        path, colon, name = given.subject_file.rpartition(":")
-        if not colon or not name.isidentifier() or path not in {**files(repo, old), **files(repo, new)}:
-            raise ValueError(
-                f"--subject-file {given.subject_file}: neither end has it; give FILE.py:Class of the repository"
-            )
-    case, signature, _ = _case(given.case) if given.case else (None, "", "")
+    repo = options.repo.expanduser().resolve()
+    good, bad = commit_of(repo, options.good), commit_of(repo, options.bad)
+    old, new = (bad, good) if options.find_fix else (good, bad)
+    names = ("--bad", "--good") if options.find_fix else ("--good", "--bad")
+    kind = "command" if command else "file" if file else "executorch-src"
+    path, colon, name = file.rpartition(":") if file else (NEEDED, ":", "name")
+    if not command and not (colon and name.isidentifier() and path in {**files(repo, old), **files(repo, new)}):
+        if file:
+            raise ValueError(f"--subject-file {file}: neither end has it; give FILE.py:Class of the repository")
+        needed = f"{repo}: neither end has {NEEDED}: no ExecuTorch repository"
+        raise ValueError(f"{needed}; give --subject-file, or a command after --")
+    case, signature, _ = _case(options.case) if options.case else (None, "", "")
     search = Search(
-        str(repo),
-        case_to_toml(case) if case else "",
-        kind,
-        old,
-        new,
-        what,
-        given.find_fix,
-        given.first_parent,
-        given.repeat,
-        given.case_seconds,
-        signature,
+        repo=str(repo),
+        case=case_to_toml(case) if case else "",
+        kind=kind,
+        old=old,
+        new=new,
+        what=command or tuple(filter(None, [file])),
+        find_fix=options.find_fix,
+        first_parent=options.first_parent,
+        repeat=options.repeat,
+        seconds=options.case_seconds,
+        signature=signature,
     )
     commits.check_range(repo, old, new, names=names)
-    _mind_the_checkout(repo)
-    found = commits.find(search)
-    _tell(search, found, given.case)
-    return 0 if found.commit and not found.candidates else 1
+    _note_changes(repo)
+    culprit = commits.find(search)
+    _print(search, culprit, options.case)
+    return 0 if culprit.commit and not culprit.candidates else 1
 
 
-def _mind_the_checkout(repo: Path) -> None:
+def _note_changes(repo: Path) -> None:
     try:
         changed = git(repo, "status", "--porcelain", "--untracked-files=no")
     except ValueError:
@@ -130,26 +128,25 @@ def _mind_the_checkout(repo: Path) -> None:
         print(f"  note: {repo} has uncommitted changes; they are part of no step (commit them to have them judged)")
 
 
-def _tell(search: Search, found: Culprit, case: str) -> None:
-    what = "first good" if search.find_fix else "first bad"
+def _print(search: Search, culprit: Culprit, case: str) -> None:
+    before, after = ("bad", "good") if search.find_fix else ("good", "bad")
 
     def name(commit: str) -> str:
         return git(search.clone, "log", "-1", "--format=%H %cs %s", commit).decode(errors="replace").strip()
 
     print(f"log: {search.folder}/steps.jsonl")
-    if found.candidates:
-        print(f"{what}: one of {len(found.candidates)} commits; those between them cannot be tested")
-        for commit in found.candidates:
-            print(f"  {name(commit)}")
+    if culprit.candidates:
+        print(f"first {after}: one of {len(culprit.candidates)} commits; those between them cannot be tested")
+        print("\n".join(f"  {name(commit)}" for commit in culprit.candidates))
         return
-    print(f"{what}: {name(found.commit)}")
-    for parent in found.parents:
+    print(f"first {after}: {name(culprit.commit)}")
+    for parent in culprit.parents:
         print(f"  before: {_evidence(parent)}")
-    if found.step:
-        print(f"  after:  {_evidence(found.step)}")
-    for parent in found.parents[:1]:
-        print(f"  {'bad' if search.find_fix else 'good'} by hand:  {at_commit(search, parent.commit, case)}")
-    print(f"  {'good' if search.find_fix else 'bad'} by hand: {at_commit(search, found.commit, case)}")
+    if culprit.step:
+        print(f"  after:  {_evidence(culprit.step)}")
+    for parent in culprit.parents[:1]:
+        print(f"  {before} by hand:  {at_commit(search, parent.commit, case)}")
+    print(f"  {after} by hand: {at_commit(search, culprit.commit, case)}")
 
 
 def _evidence(step: Step) -> str:

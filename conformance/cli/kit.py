@@ -1,9 +1,6 @@
 """``q4gsw kit export | play | run | judge``: cases for runtimes that are elsewhere.
 
-Exit codes: 0 as it should be, 1 a wrong answer or a case that could not be exported (of `kit run`: an ERROR in its
-report), 2 usage or a malformed kit.
-
-Source: docs/kits.md.
+Exit code 1: a wrong answer, or a case that could not be exported (of `kit run`: an ERROR in its report).
 """
 
 import argparse
@@ -15,7 +12,7 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
-from conformance.cli.options import Parser, way
+from conformance.cli.options import Parser
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw
 from conformance.harness.observation import Facts
 from conformance.kits.command import run_kit, words_of
@@ -28,26 +25,21 @@ from conformance.runs.report import Report
 
 def add_kit(parser: Parser) -> None:
     """Add the ways and the options of ``q4gsw kit``."""
-    ways = parser.ways()
-    export = way(ways, "export", "write cases as kits, a directory each", "kit export kits --level smoke")
-    export.set_defaults(call=_export)
+    export = parser.way("export", "write cases as kits, a directory each", "kit export kits --level smoke", _export)
     export.add_argument("folder", type=Path, help="an empty or new directory")
-    play = way(ways, "play", "run kits on our Vulkan kernel and the wheel's CPU runtime", "kit play kits outputs")
-    play.set_defaults(call=_play)
-    example = "kit run --subject-command 'q4gsw kit play-one {pte} {out}'"
-    single = "kit play-one kits/run__control/model.pte out"
-    one = way(ways, "play-one", "the same for one kit, as a runner is called", single)
-    one.set_defaults(call=_play_one)
+    what = "run kits on our Vulkan kernel and the wheel's CPU runtime"
+    play = parser.way("play", what, "kit play kits outputs", _play)
+    what, example = "the same for one kit, as a runner is called", "kit play-one kits/run__control/model.pte out"
+    one = parser.way("play-one", what, example, _play_one)
     one.add_argument("pte", type=Path, help="the model; case.json is in its directory")
     one.add_argument("out", type=Path)
     one.add_argument("inputs", nargs="*")
-    call = way(ways, "run", "export, call a runner for each case, judge", example)
-    call.set_defaults(call=_run)
+    example = "kit run --subject-command 'q4gsw kit play-one {pte} {out}'"
+    call = parser.way("run", "export, call a runner for each case, judge", example, _run)
     call.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
     call.add_argument("--kits", type=Path, help="kits that were exported before (default: export now)")
     call.shared("--case-seconds")
-    judge = way(ways, "judge", "judge outputs of kits that ran elsewhere", "kit judge kits outputs")
-    judge.set_defaults(call=_judge)
+    judge = parser.way("judge", "judge outputs of kits that ran elsewhere", "kit judge kits outputs", _judge)
     for reading in (play, judge):
         reading.add_argument("folder", type=Path, help="a kit, or a directory of kits")
         reading.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
@@ -60,40 +52,31 @@ def add_kit(parser: Parser) -> None:
         exporting.add_argument("--lower-with", default="impl", help="impl | executorch: who turns programs into files")
 
 
-def _cases(options: argparse.Namespace) -> tuple[Case, ...]:
-    return select(load(), level=options.level, stages=("RUN",), ids=options.case)
-
-
 def _export(options: argparse.Namespace) -> int:
-    cases = _cases(options)
-    return 0 if cases and not _write_kits(options, cases) else 1
+    cases = select(load(), level=options.level, stages=("RUN",), ids=options.case)
+    left = _write_kits(options, cases, options.folder)
+    return 0 if cases and not left else 1
 
 
-def _write_kits(options: argparse.Namespace, cases: Sequence[Case]) -> list[tuple[Case, str, str]]:
-    """Export every case into ``options.folder``; those that could not be, each with its error's name and line.
-
-    Raises:
-        ValueError: no case can be exported as things are: no such lowering, a kit that is there, a full disk.
-    """
+def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -> list[tuple[Case, str, str]]:
+    """Export every case into ``folder``; return those that cannot be, each with its error's name and line."""
     from conformance.kits.export import NotLowered, export, folder_of, lowering  # noqa: PLC0415 - loads torch
 
     logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(options.lower_with)
-    check_writable(options.folder)
+    check_writable(folder)
     for case in cases:
-        folder_of(case, options.folder)
+        folder_of(case, folder)
     left: list[tuple[Case, str, str]] = []
     for case in cases:
         try:
-            path = export(case, options.folder, options.lower_with, run.versions())
-            print(path, flush=True)
+            print(export(case, folder, options.lower_with, run.versions()), flush=True)
         except Unwritable:
             raise
         except (NotLowered, ValueError) as error:
-            line = str(error).partition("\n")[0]
-            left.append((case, type(error).__name__, line))
-            print(f"{case.id}: {line}", file=sys.stderr)
-    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {options.folder}")
+            left.append((case, type(error).__name__, str(error).partition("\n")[0]))
+            print(f"{case.id}: {left[-1][2]}", file=sys.stderr)
+    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
     return left
 
 
@@ -129,19 +112,16 @@ def _judge(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     words, facts = words_of(options.subject_command), _facts(options)
-    cases = () if options.kits else _cases(options)
+    cases = () if options.kits else select(load(), level=options.level, stages=("RUN",), ids=options.case)
     verdicts = _Verdicts(options, "command")
     scratch = new_folder("q4gsw-kits-")
     again = "kit", "run", "--subject-command", options.subject_command, *_profile(options)
-    left = []
-    if not options.kits:
-        options.folder = scratch / "kits"
-        left = _write_kits(options, cases)
+    left = [] if options.kits else _write_kits(options, cases, scratch / "kits")
     for case, kind, line in left:
         reason = f"not exported: {line}"
         verdict = Verdict(case.id, "RUN", "", ERROR, f"RUN/raised/{kind}", reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
-    for path in kits(options.kits or options.folder) if options.kits or len(left) < len(cases) else ():
+    for path in kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ():
         verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, options.case_seconds, facts)
         verdicts.add(verdict, *again, "--kits", path)
     print(f"outputs: {scratch / 'out'}")

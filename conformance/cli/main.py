@@ -20,6 +20,7 @@ from conformance.cli.options import Parser
 from conformance.files import DISK, unwritable
 from conformance.harness.errors import EnvironmentProblem
 
+ROOT = Path(__file__).parents[2]
 USAGE, INTERRUPTED = 2, 130
 
 
@@ -31,54 +32,31 @@ class Command(NamedTuple):
     example: str
 
 
+_RUN, _REPORT, _MODELS = "conformance.cli.run", "conformance.cli.report", "conformance.cli.models"
 #: The commands, by task.
 TASKS = {
     "judge an implementation": {
-        "run": Command(
-            "conformance.cli.run", "run cases and judge them", "run --subject executorch --stages MATCH,PACK"
-        ),
-        "replay": Command(
-            "conformance.cli.run", "run the case of a replay file", "replay report/replay/pack__flat__v1.toml"
-        ),
-        "list": Command(
-            "conformance.cli.run", "the cases: id, stage, contract section, what each detects", "list --case 'run/*'"
-        ),
-        "devices": Command(
-            "conformance.cli.run", "Vulkan devices, and the kernel variants that each can run", "devices"
-        ),
-        "versions": Command(
-            "conformance.cli.versions", "a subject with every release of a package", "versions --since 1.4.0"
-        ),
+        "run": Command(_RUN, "run cases and judge them", "run --subject executorch --stages MATCH,PACK"),
+        "replay": Command(_RUN, "run the case of a replay file", "replay report/replay/pack__flat__v1.toml"),
+        "list": Command(_RUN, "the cases: id, stage, contract section, what each detects", "list --case 'run/*'"),
+        "devices": Command(_RUN, "Vulkan devices, and the kernel variants that each can run", "devices"),
+        "versions": Command("conformance.cli.versions", "judge with every release", "versions --since 1.4.0"),
     },
     "read a report": {
-        "report": Command("conformance.cli.report", "sum up verdict streams", "report report --timing"),
-        "diff": Command(
-            "conformance.cli.report", "what changed between two runs; exit 1 on new failures only", "diff old new"
-        ),
-        "bisect": Command(
-            "conformance.cli.bisect", "what broke a case: a stage, a commit or a size", "bisect stage match/control"
-        ),
+        "report": Command(_REPORT, "sum up verdict streams", "report report --timing"),
+        "diff": Command(_REPORT, "what changed between two runs; exit 1 on new failures only", "diff old new"),
+        "bisect": Command("conformance.cli.bisect", "find what broke a case", "bisect stage match/torchao/control"),
     },
     "judge a runtime that is elsewhere": {
         "kit": Command("conformance.cli.kit", "cases as files", "kit export kits --case 'run/*'"),
     },
     "look into a model": {
-        "audit": Command(
-            "conformance.cli.models",
-            "what a .pte holds, and what would fail or be wrong on a device",
-            "audit model.pte",
-        ),
-        "explain": Command(
-            "conformance.cli.models", "each embedding of a .pt2: fused or refused, and why", "explain model.pt2"
-        ),
-        "operators": Command(
-            "conformance.cli.models", "the operators that ExecuTorch's Vulkan runtime registers", "operators"
-        ),
+        "audit": Command(_MODELS, "what a .pte holds, and what would fail or be wrong on a device", "audit model.pte"),
+        "explain": Command(_MODELS, "each embedding of a .pt2: fused or refused, and why", "explain model.pt2"),
+        "operators": Command(_MODELS, "the operators that ExecuTorch's Vulkan runtime registers", "operators"),
     },
     "prove": {
-        "prove": Command(
-            "conformance.cli.prove", "prove numbers and addressing; check certificates", "prove layout --subject impl"
-        ),
+        "prove": Command("conformance.cli.prove", "prove numbers and addressing", "prove layout --subject impl"),
     },
 }
 COMMANDS = {name: command for commands in TASKS.values() for name, command in commands.items()}
@@ -87,9 +65,9 @@ COMMANDS = {name: command for commands in TASKS.values() for name, command in co
 def parser(name: str) -> Parser:
     """Return the parser of a command; this imports the command's module and no other."""
     module, what, example = COMMANDS[name]
-    made = Parser(prog=f"q4gsw {name}", description=what, example=f"q4gsw {example}")
-    getattr(importlib.import_module(module), f"add_{name}")(made)
-    return made
+    own = Parser(prog=f"q4gsw {name}", description=what, example=example)
+    getattr(importlib.import_module(module), f"add_{name}")(own)
+    return own
 
 
 def menu() -> str:
@@ -102,8 +80,8 @@ def menu() -> str:
 
 def version() -> str:
     """Return the suite's version."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    return f"q4gsw {project['project']['version']}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return f"q4gsw {project['version']}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK and not error.filename:
             raise
-        print(f"error: {unwritable(error.filename or 'standard output', error)}", file=sys.stderr)
+        full = unwritable(error.filename or "standard output", error)
+        print(f"error: {full if error.errno in DISK else f'{error.filename}: {error.strerror}'}", file=sys.stderr)
         if not error.filename:
             _no_more_output()  # or what is left fails once more at exit
         return USAGE

@@ -1,12 +1,7 @@
-"""``q4gsw audit | explain | operators``: commands about model files.
-
-Exit codes: 0 read; 1 something would fail or be wrong on a device (audit); 2 the file or the command line is
-at fault.
-
-Source: docs/contract.md section 6.
-"""
+"""``q4gsw audit | explain | operators``: commands about model files."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from conformance.cli.options import Parser
@@ -15,16 +10,18 @@ from conformance.pte import operators as vulkan_operators
 
 def add_audit(parser: Parser) -> None:
     """Add the options of ``q4gsw audit``."""
-    parser.set_defaults(call=_audit)
-    parser.add_argument("file", type=Path, help="MODEL.pte")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _reading(parser, _audit, "MODEL.pte")
 
 
 def add_explain(parser: Parser) -> None:
     """Add the options of ``q4gsw explain``."""
-    parser.set_defaults(call=_explain)
-    parser.add_argument("file", type=Path, help="MODEL.pt2, as torch.export.save writes it")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    _reading(parser, _explain, "MODEL.pt2, as torch.export.save writes it")
+
+
+def _reading(parser: Parser, call: Callable[[argparse.Namespace], int], what: str) -> None:
+    parser.set_defaults(call=call)
+    parser.add_argument("file", type=Path, help=what)
+    parser.add_argument("--json", dest="form", action="store_const", const="json", default="text", help="print JSON")
 
 
 def add_operators(parser: Parser) -> None:
@@ -34,26 +31,26 @@ def add_operators(parser: Parser) -> None:
     parser.add_argument("--revision", default="HEAD", help="revision of the clone (default: HEAD)")
 
 
-def _audit(given: argparse.Namespace) -> int:
+def _audit(options: argparse.Namespace) -> int:
     from conformance.harness import limited  # noqa: PLC0415 - other commands do not need it
 
-    text = limited.run("conformance.audit.audit:audit_file", given.file, "json" if given.json else "text")
+    text = limited.run("conformance.audit.audit:audit_file", options.file, options.form)
     print(text[1:])
     return int(text[0])
 
 
-def _explain(given: argparse.Namespace) -> int:
+def _explain(options: argparse.Namespace) -> int:
     from conformance.explain.pt2 import check_pt2  # noqa: PLC0415 - other commands do not need them
     from conformance.harness import limited  # noqa: PLC0415 - the same
 
-    check_pt2(given.file)
-    print(limited.run("conformance.explain.explain:explain_file", given.file, "json" if given.json else "text"))
+    check_pt2(options.file)
+    print(limited.run("conformance.explain.explain:explain_file", options.file, options.form))
     return 0
 
 
-def _operators(given: argparse.Namespace) -> int:
-    if given.executorch_src:
-        vulkan_operators.save(vulkan_operators.read_source(given.executorch_src, given.revision))
+def _operators(options: argparse.Namespace) -> int:
+    if options.executorch_src:
+        vulkan_operators.save(vulkan_operators.read_source(options.executorch_src, options.revision))
         vulkan_operators.load.cache_clear()
     known = vulkan_operators.load()
     print("\n".join(known.operators))

@@ -1,6 +1,7 @@
 """The parser of every command, and the options that commands share: each is declared here once."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from conformance.case.case import LEVELS, STAGES
@@ -32,25 +33,24 @@ class Parser(argparse.ArgumentParser):
     """A command's parser: what is wrong raises, and the help ends with an example."""
 
     def __init__(self, *, example: str = "", **others: Any) -> None:
-        super().__init__(epilog=f"example: {example}", allow_abbrev=False, **others)
+        super().__init__(epilog=f"example: q4gsw {example}", allow_abbrev=False, **others)
+        self.ways: argparse._SubParsersAction[Parser] | None = None
 
     def error(self, message: str) -> NoReturn:
         """Raise in place of exiting: errors end where every command ends."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
-    def ways(self, *, required: bool = True) -> "argparse._SubParsersAction[Parser]":
-        """Return what ``way`` adds to."""
-        return self.add_subparsers(dest="way", required=required, metavar="WAY")
+    def way(self, name: str, what: str, example: str, call: Callable[[argparse.Namespace], int]) -> "Parser":
+        """Add the parser of one way of the command, such as ``kit export``, which ``call`` runs."""
+        self.ways = self.ways or self.add_subparsers(dest="way", required=True, metavar="WAY")
+        one = self.ways.add_parser(name, help=what, description=what, example=example)
+        one.set_defaults(call=call)
+        return one
 
     def shared(self, *names: str, **changed: Any) -> None:
         """Add options of ``DECLARED``, with what is ``changed`` in all of them."""
         for name in names:
             self.add_argument(name, **DECLARED[name] | changed)
-
-
-def way(ways: "argparse._SubParsersAction[Parser]", name: str, what: str, example: str) -> Parser:
-    """Add the parser of one way of a command, such as ``kit export``."""
-    return ways.add_parser(name, help=what, description=what, example=f"q4gsw {example}")
 
 
 def positive(text: str) -> int:

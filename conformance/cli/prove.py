@@ -1,28 +1,21 @@
 """``q4gsw prove``: arithmetic, layout, indexing, all of them; and whether certificates hold.
 
-Exit codes: 0 proven (or the certificate holds), 1 refuted, rejected, or a journal that cannot be continued, 2 usage
-or a machine that lacks something. Needs numpy and tqdm only, for devices PyPI's vulkan.
-
-Source: docs/proofs.md.
+Needs numpy and tqdm only, for devices PyPI's vulkan too.
 """
 
 import argparse
 import fnmatch
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from conformance.cli.options import Parser, positive, way
+from conformance.cli.options import Parser, positive
 from conformance.files import check_writable
-from conformance.proofs import arithmetic as prove_arithmetic
-from conformance.proofs import certificate
-from conformance.proofs import check as prove_check
-from conformance.proofs import domain as prove_domain
-from conformance.proofs import indexing as prove_indexing
-from conformance.proofs import layout as prove_layout
-from conformance.proofs import target as prove_target
-from conformance.proofs.certificate import PROVEN, REFUSED, CasesClaim, Certificate
+from conformance.proofs import arithmetic, certificate, check, domain, indexing, layout, target
+from conformance.proofs.certificate import PROVEN, REFUSED, Certificate, IndexingClaim, LayoutClaim
 from conformance.proofs.journal import Journal
 
 OUT = Path("report/certificates")
@@ -30,123 +23,121 @@ OUT = Path("report/certificates")
 
 def add_prove(parser: Parser) -> None:
     """Add the ways and the options of ``q4gsw prove``."""
-    ways = parser.ways()
     what = "every scale bit pattern of a domain times every code"
-    arithmetic = way(ways, "arithmetic", what, "prove arithmetic --variant 'block-buffer-*' --domain boundary")
-    arithmetic.set_defaults(call=_arithmetic)
-    which = arithmetic.add_mutually_exclusive_group()
+    numbers = parser.way(
+        "arithmetic", what, "prove arithmetic --variant 'block-buffer-*' --domain boundary", _arithmetic
+    )
+    which = numbers.add_mutually_exclusive_group()
     which.add_argument("--domain", default="all", help="all | boundary | START:STOP, bit patterns (default: all)")
     which.add_argument("--range", dest="domain", help="START:STOP, bit patterns of the scale's dtype")
-    arithmetic.add_argument("--resume", action="store_true", help="go on with the journal next to the certificate")
-    arithmetic.add_argument("--threads", type=positive, help="threads of the oracle (default: cores, at most 6)")
-    arithmetic.add_argument("--chunk", type=positive, default=prove_arithmetic.MOST, help="scales a chunk at most")
+    numbers.add_argument("--resume", action="store_true", help="continue the journal next to the certificate")
+    numbers.add_argument("--threads", type=positive, help="threads of the oracle (default: cores, at most 6)")
+    numbers.add_argument("--chunk", type=positive, default=arithmetic.MOST, help="scales a chunk at most")
     what = "which code, scale and index every output element reads"
-    indexing = way(ways, "indexing", what, "prove indexing --variant 'block-*'")
-    indexing.set_defaults(call=_indexing)
+    addresses = parser.way("indexing", what, "prove indexing --variant 'block-*'", _indexing)
     what = "the byte layouts are bijections, and a packer keeps to them"
-    layout = way(ways, "layout", what, "prove layout --subject path.py:Class")
-    layout.set_defaults(call=_layout)
+    bytes_ = parser.way("layout", what, "prove layout --subject path.py:Class", _layout)
     what = "layout, indexing and float16 of every variant, float32 at its boundaries"
-    every = way(ways, "all", what, "prove all --out docs/certificates/lavapipe")
-    every.set_defaults(call=_all)
-    for one in (arithmetic, indexing, every):
+    every = parser.way("all", what, "prove all --out docs/certificates/lavapipe", _all)
+    every.set_defaults(resume=False, threads=None, chunk=arithmetic.MOST)
+    for one in (numbers, addresses, every):
         one.add_argument("--variant", default="*", help="names or patterns, with commas (default: all)")
         one.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
         one.shared("--device")
-    for one in (arithmetic, indexing, layout, every):
+    for one in (numbers, addresses, bytes_, every):
         one.shared("--subject", help="impl | executorch | reference; layout: path.py:Class too")
         one.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
-    check = way(ways, "check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json")
-    check.set_defaults(call=_check)
-    check.add_argument("files", type=Path, nargs="+")
-    check.shared("--device", help="Vulkan device by name or index (default: the certificate's)")
-    check.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
+    again = parser.way("check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json", _check)
+    again.add_argument("files", type=Path, nargs="+")
+    again.shared("--device", help="Vulkan device by name or index (default: the certificate's)")
+    again.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
 
 
-def _variants(given: argparse.Namespace) -> list[str]:
-    check_writable(given.out)
-    names = prove_target.variants(given.subject)
-    patterns = given.variant.split(",")
-    found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    if not found:
-        raise ValueError(f"no variant {given.variant!r} of {given.subject}; there are {', '.join(names)}")
-    return found
+def _variants(options: argparse.Namespace) -> list[str]:
+    check_writable(options.out)
+    names = target.variants(options.subject)
+    patterns = options.variant.split(",")
+    chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if not chosen:
+        raise ValueError(f"no variant {options.variant!r} of {options.subject}; there are {', '.join(names)}")
+    return chosen
 
 
-def _arithmetic(given: argparse.Namespace) -> int:
-    names = _variants(given)
-    return max(_arithmetic_of(given, name, given.domain) for name in names)
+def _arithmetic(options: argparse.Namespace) -> int:
+    return max(_arithmetic_of(options, name, options.domain) for name in _variants(options))
 
 
-def _arithmetic_of(given: argparse.Namespace, variant: str, domain_name: str) -> int:
-    target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
-    try:
-        domain = prove_domain.parse(domain_name, target.numerics.scale_dtype)
-        out = given.out / f"arithmetic-{variant}-{domain.name.replace(':', '-')}.json"
-        chunk = min(
-            target.open_products(min(given.chunk, domain.segment, domain.size), prove_arithmetic.SLOTS), domain.segment
-        )
-        versions = certificate.versions(given.subject)
-        header = prove_arithmetic.header(target, domain, chunk, versions)
-        journal = Journal(out.with_suffix(".journal"), header, resume=given.resume)
-        prove_arithmetic.prove(target, domain, chunk, journal, threads=given.threads)
-        claim, mismatches = prove_arithmetic.findings(journal.records, target.numerics, domain)
-        timing = prove_arithmetic.timing(journal.records)
-        proof = Certificate(claim, target.facts, mismatches, versions, timing)
+def _arithmetic_of(options: argparse.Namespace, variant: str, domain_name: str) -> int:
+    with closing(target.open_target(options.subject, variant, device=options.device, shader=options.shader)) as asked:
+        scales = domain.parse(domain_name, asked.numerics.scale_dtype)
+        out = options.out / f"arithmetic-{variant}-{scales.name.replace(':', '-')}.json"
+        most = min(options.chunk, scales.segment, scales.size)
+        chunk = min(asked.open_products(most, arithmetic.SLOTS), scales.segment)
+        versions = certificate.versions(options.subject)
+        header = arithmetic.header(asked, scales, chunk, versions)
+        journal = Journal(out.with_suffix(".journal"), header, resume=options.resume)
+        arithmetic.prove(asked, scales, chunk, journal, threads=options.threads)
+        claim, mismatches = arithmetic.findings(journal.records, asked.numerics, scales)
+        proof = Certificate(claim, asked.facts, mismatches, versions, arithmetic.timing(journal.records))
         certificate.write(out, proof)
         journal.remove()
-    finally:
-        target.close()
     free = sum(record.tally.unconstrained for record in journal.records)
     counts = {"refused": claim.refused, "not_strict": claim.not_strict, "unconstrained": free, "damaged": claim.damaged}
-    return _report(out, proof, "pairs", domain.pairs, counts)
+    return _report(out, proof, "pairs", scales.pairs, counts)
 
 
-def _indexing(given: argparse.Namespace) -> int:
-    return max(_indexing_of(given, name) for name in _variants(given))
+def _indexing(options: argparse.Namespace) -> int:
+    return max(_indexing_of(options, name) for name in _variants(options))
 
 
-def _indexing_of(given: argparse.Namespace, variant: str) -> int:
-    target = prove_target.open_target(given.subject, variant, device=given.device, shader=given.shader)
-    try:
-        began, started = time.time(), time.perf_counter()
-        claim, mismatches = prove_indexing.prove(target)
-        spent = time.perf_counter() - started
-        stages = {**target.seconds, "oracle": spent - sum(target.seconds.values())}
-    finally:
-        target.close()
-    timing = certificate.timing(began, time.time(), spent, stages)
-    proof = Certificate(claim, target.facts, mismatches, certificate.versions(given.subject), timing)
-    return _report_cases(given.out / f"indexing-{variant}.json", proof, claim, prove_indexing.case_names())
+def _indexing_of(options: argparse.Namespace, variant: str) -> int:
+    with closing(target.open_target(options.subject, variant, device=options.device, shader=options.shader)) as asked:
+        name, prove, elements = f"indexing-{variant}", partial(indexing.prove, asked), indexing.case_names()
+        return _cases(options, name, prove, asked.facts, elements, asked.seconds)
 
 
-def _layout(given: argparse.Namespace) -> int:
-    check_writable(given.out)
+def _layout(options: argparse.Namespace) -> int:
+    check_writable(options.out)
+    name, prove = f"layout-{Path(options.subject.partition(':')[0]).stem}", partial(layout.prove, options.subject)
+    return _cases(options, name, prove, target.TargetFacts(options.subject), layout.case_names(), {})
+
+
+def _cases(
+    options: argparse.Namespace,
+    name: str,
+    prove: Callable[[], tuple[IndexingClaim | LayoutClaim, tuple[str, ...]]],
+    facts: target.TargetFacts,
+    elements: Mapping[str, int],
+    seconds: Mapping[str, float],
+) -> int:
+    """Prove case by case; ``seconds`` is what the target spends meanwhile, by stage."""
     began, started = time.time(), time.perf_counter()
-    claim, mismatches = prove_layout.prove(given.subject)
+    claim, mismatches = prove()
     spent = time.perf_counter() - started
-    timing = certificate.timing(began, time.time(), spent, {"oracle": spent})
-    facts = prove_target.TargetFacts(given.subject)
-    proof = Certificate(claim, facts, mismatches, certificate.versions(given.subject), timing)
-    out = given.out / f"layout-{Path(given.subject.partition(':')[0]).stem}.json"
-    return _report_cases(out, proof, claim, prove_layout.case_names())
+    timing = certificate.timing(began, time.time(), spent, {**seconds, "oracle": spent - sum(seconds.values())})
+    proof = Certificate(claim, facts, mismatches, certificate.versions(options.subject), timing)
+    out = options.out / f"{name}.json"
+    certificate.write(out, proof)
+    judged = [case for case, outcome in claim.cases.items() if not outcome.startswith(REFUSED)]
+    exceeded = len(claim.cases) - len(judged)
+    counts = {"cases": len(claim.cases), "exceed a limit": exceeded, "wrong": len(mismatches)}
+    return _report(out, proof, "elements", sum(elements[case] for case in judged), counts)
 
 
-def _all(given: argparse.Namespace) -> int:
+def _all(options: argparse.Namespace) -> int:
     worst = 0
-    given.resume, given.threads, given.chunk = False, None, prove_arithmetic.MOST
-    for name in _variants(given):
+    for name in _variants(options):
         if not name.endswith("-nomodes"):  # the same addresses as with modes declared
-            worst = max(worst, _indexing_of(given, name))
-        worst = max(worst, _arithmetic_of(given, name, "all" if "f16scale" in name else "boundary"))
-    return worst if given.shader else max(worst, _layout(given))
+            worst = max(worst, _indexing_of(options, name))
+        worst = max(worst, _arithmetic_of(options, name, "all" if "f16scale" in name else "boundary"))
+    return worst if options.shader else max(worst, _layout(options))
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     worst = 0
-    for path in given.files:
+    for path in options.files:
         try:
-            lines = prove_check.check(path, device=given.device, rerun=not given.no_rerun)
+            lines = check.check(path, device=options.device, rerun=not options.no_rerun)
             print(f"{path}: holds; {'; '.join(lines)}", flush=True)
         except certificate.Rejected as error:
             worst = 1
@@ -154,20 +145,9 @@ def _check(given: argparse.Namespace) -> int:
     return worst
 
 
-def _report_cases(out: Path, proof: Certificate, claim: CasesClaim, elements: Mapping[str, int]) -> int:
-    certificate.write(out, proof)
-    outcomes = list(claim.cases.values())
-    exceeded = sum(outcome.startswith(REFUSED) for outcome in outcomes)
-    judged = sum(elements[name] for name, outcome in claim.cases.items() if not outcome.startswith(REFUSED))
-    counts = {"cases": len(outcomes), "exceed a limit": exceeded, "wrong": len(proof.mismatches)}
-    return _report(out, proof, "elements", judged, counts)
-
-
 def _report(path: Path, proof: Certificate, what: str, judged: int, counts: Mapping[str, int]) -> int:
     """One line for a certificate, one for its rates, one a mismatch."""
-    print(
-        f"{proof.result}: {path} ({', '.join(f'{name} {count}' for name, count in {what: judged, **counts}.items())})"
-    )
+    print(f"{proof.result}: {path} ({', '.join(f'{name} {n}' for name, n in {what: judged, **counts}.items())})")
     stages = vars(proof.timing.stages)
     rates = ", ".join(f"{name} {_giga(judged, seconds)}" for name, seconds in stages.items())
     whole = _giga(judged, proof.timing.working_s)

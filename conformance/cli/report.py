@@ -25,17 +25,17 @@ def add_diff(parser: Parser) -> None:
     parser.add_argument("new", type=Path, help="the same of the later run")
 
 
-def _report(given: argparse.Namespace) -> int:
-    streams = [read(path) for path in given.file]
+def _report(options: argparse.Namespace) -> int:
+    streams = [read(path) for path in options.file]
     verdicts = [v for stream in streams for v in stream.verdicts]
     for verdict in verdicts:
         if verdict.outcome in UNEXPECTED:
             print(f"{verdict.outcome} {verdict.case}: {verdict.reason}")
-    if given.html:
-        first = given.file[0] if given.file[0].is_dir() else given.file[0].parent
-        paths = report.write(given.out or first, streams, load())
+    if options.html:
+        first = options.file[0] if options.file[0].is_dir() else options.file[0].parent
+        paths = report.write(options.out or first, streams, load())
         print("written: " + ", ".join(map(str, paths)))
-    if given.timing:
+    if options.timing:
         print("\n".join(timing.lines(verdicts, timing.workers_of(s.header for s in streams))))
     for stream in streams:
         if stream.truncated:
@@ -44,15 +44,15 @@ def _report(given: argparse.Namespace) -> int:
     return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
 
 
-def _diff(given: argparse.Namespace) -> int:
-    old, new = read(given.old), read(given.new)
-    for path, stream in ((given.old, old), (given.new, new)):
+def _diff(options: argparse.Namespace) -> int:
+    old, new = read(options.old), read(options.new)
+    for path, stream in ((options.old, old), (options.new, new)):
         if stream.truncated:
             print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     found = diff.compare(old, new)
     print("\n".join(diff.lines(found)))
     if new.truncated and not found.failed:
         raise ValueError(
-            f"{given.new}: the run did not finish, so nothing is known of what it did not reach; run it again"
+            f"{options.new}: the run did not finish, so nothing is known of what it did not reach; run it again"
         )
     return 1 if found.failed else 0

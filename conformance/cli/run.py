@@ -14,7 +14,7 @@ from conformance.harness.subject import check_name
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.verdict import UNEXPECTED, exit_code, last_line
-from conformance.runs.run import describe, run_case, versions
+from conformance.runs.run import describe, run_case
 
 
 def add_run(parser: Parser) -> None:
@@ -86,7 +86,7 @@ def _replay(options: argparse.Namespace) -> int:
     check_name(subject)
     _device(options)
     with Worker(subject, options.case_seconds) as worker:
-        verdict = run_case(worker, recorded.case, None, versions())
+        verdict = run_case(worker, recorded.case, None)
     if verdict.outcome in UNEXPECTED:
         print(describe(recorded.case, verdict))
     else:

@@ -67,6 +67,7 @@ class Worker:
         """
         answer = self.run(case, CHECK)
         if isinstance(answer, Raised) and (answer.loading or answer.type in {"Died", "Timeout"}):
+            self.close()
             line = answer.message.strip().rpartition("\n")[2]
             raise BadSubject(line if line.startswith("subject ") else f"subject {self.subject!r}: {line}")
 

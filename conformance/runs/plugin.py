@@ -33,9 +33,8 @@ Asked = Case | Shard
 _ROOT = Path(__file__).parents[2]
 #: Fewer cases than these are not worth a process of their own.
 _CASES_A_WORKER = 20
-_VERDICT = pytest.StashKey[Verdict]()
-#: Why the run cannot go on, where that ended a test.
-_TROUBLE = pytest.StashKey[str]()
+#: How a test ended: its verdict, or why the run cannot go on.
+_END = pytest.StashKey[Verdict | str]()
 
 
 def selected(options: Namespace) -> tuple[Asked, ...]:
@@ -60,7 +59,10 @@ def selected(options: Namespace) -> tuple[Asked, ...]:
     drawn = [*shards(options.level, options.stages, options.seed), *filter(None, map(Shard.named, patterns))]
     every: list[Asked] = [*load(), *dict.fromkeys(drawn)]
     chosen = select(every, level=options.level, stages=options.stages, ids=patterns)
-    return tuple(one for one in chosen if not failed or one.id in failed)
+    chosen = tuple(one for one in chosen if not failed or one.id in failed)
+    if not chosen:
+        raise ValueError("no case is selected: none of that level and those stages is named")
+    return chosen
 
 
 def judge(options: Namespace, after: Sequence[str] = ()) -> int:
@@ -72,8 +74,7 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
         KeyboardInterrupt: by the user; the report says that it is truncated.
     """
     judging = Judging(options)
-    cores = len(os.sched_getaffinity(0))
-    most = min(cores, len(judging.asked) // _CASES_A_WORKER)
+    most = min(len(os.sched_getaffinity(0)), len(judging.asked) // _CASES_A_WORKER)
     workers = options.workers if options.workers is not None else most if most > 1 else 0
     chosen_by = (*options.stages, *options.case, options.case_list, options.keyword, options.last_failed)
     header = run.header(options.subject, options.device, options.level, chosen_by)
@@ -81,15 +82,15 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     report = Report(options.report, header, judging.expected)
     options.report, options.workers = str(report.folder), workers
     controller = Controller(options, report, judging.asked)
+    files = {"test_generated.py" if isinstance(one, Shard) else "test_cases.py" for one in judging.asked}
     words = [
-        f"{_ROOT}/conformance/suite",
-        "-c",
-        f"{_ROOT}/pyproject.toml",
-        "--rootdir",
-        str(_ROOT),
+        *(f"{_ROOT}/conformance/suite/{file}" for file in sorted(files)),
         "-q",
         "--no-header",
+        "-k",
+        options.keyword,
     ]
+    words += ["-c", f"{_ROOT}/pyproject.toml", "--rootdir", str(_ROOT)]
     words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider"]
     words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml", "-r", "fE" if options.quiet else "fEs"]
     words += ["-q", "-p", "no:terminaldistreporter"] if options.quiet else []
@@ -98,8 +99,11 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
         # cases would run on past --max-failures. The quick cases of other levels are better off in large batches.
         words += ["--maxschedchunk", "1"]
     try:
-        judging.check()
-        status = pytest.main([*words, "-k", options.keyword, *after], plugins=[judging, controller])
+        if ".py:" in options.subject:  # the user's, which may be anything
+            judging.worker.check(next((one for one in judging.asked if isinstance(one, Case)), load()[0]))
+            if workers:  # which have children of their own
+                judging.worker.close()
+        status = pytest.main([*words, *after], plugins=[judging, controller])
     except BadSubject:
         report.discard()
         raise
@@ -113,24 +117,7 @@ class Judging:
         self.options = options
         self.asked = selected(options)
         self.expected = run.expected_of(options.subject, options.expectations, off=options.no_expectations)
-        self._versions = run.versions()
-        self._worker = Worker(options.subject, options.case_seconds)
-
-    def check(self) -> None:
-        """Let the child load a subject of the user's, which may be anything.
-
-        Raises:
-            BadSubject: it is no subject.
-        """
-        if ".py:" not in self.options.subject:
-            return
-        try:
-            self._worker.check(next((one for one in self.asked if isinstance(one, Case)), load()[0]))
-        except BadSubject:
-            self._worker.close()
-            raise
-        if self.options.workers:  # which have children of their own
-            self._worker.close()
+        self.worker = Worker(options.subject, options.case_seconds)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Give a test of the suite its cases, or its shards of generated programs."""
@@ -139,13 +126,9 @@ class Judging:
                 asked = [one for one in self.asked if isinstance(one, kind)]
                 metafunc.parametrize(name, asked, ids=[one.id for one in asked])
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave out a test that has no case: pytest would report it as a skip."""
-        items[:] = [item for item in items if not item.name.endswith("[NOTSET]")]
-
     def pytest_sessionfinish(self) -> None:
         """End the child."""
-        self._worker.close()
+        self.worker.close()
 
     @pytest.fixture
     def judge(self, request: pytest.FixtureRequest) -> Callable[[Asked], None]:
@@ -157,15 +140,13 @@ class Judging:
         try:
             if isinstance(asked, Shard):
                 known, examples = self.expected.signatures(), self.options.examples
-                case, verdict = run_shard(
-                    self._worker, asked, report, self._versions, known, examples and Path(examples)
-                )
+                case, verdict = run_shard(self.worker, asked, report, known, examples and Path(examples))
             else:
-                case, verdict = asked, run.run_case(self._worker, asked, report, self._versions, self.expected)
+                case, verdict = asked, run.run_case(self.worker, asked, report, self.expected)
         except Unwritable as error:
-            item.stash[_TROUBLE] = str(error)
+            item.stash[_END] = str(error)
             pytest.fail(str(error), pytrace=False)
-        item.stash[_VERDICT] = verdict
+        item.stash[_END] = verdict
         named = {"contract": verdict.contract, "outcome": str(verdict.outcome), "signature": verdict.signature}
         item.user_properties.extend(named.items())  # of the case in junit.xml
         if verdict.outcome == XFAIL:
@@ -181,22 +162,14 @@ class Judging:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Send the verdict along with pytest's report, from whatever process it comes from."""
         report = yield
-        if _TROUBLE in item.stash:
-            vars(report)["q4gsw_trouble"] = item.stash[_TROUBLE]
+        end = item.stash.get(_END, None)
+        if end is None and call.excinfo is not None and isinstance(item, pytest.Function):
+            (asked,) = (one for one in self.asked if one.id == item.callspec.id)
+            reason = f"not judged, the harness raised {call.excinfo.exconly().splitlines()[0]}"
+            item.stash[_END] = end = error_verdict(asked, self.options.subject, "Harness", reason)
+        elif call.when != "call":
             return report
-        verdict, first = item.stash.get(_VERDICT, None), call.when == "call"
-        if verdict is None and call.excinfo is not None and isinstance(item, pytest.Function):
-            asked: Any = item.callspec.params.get(
-                "case", item.callspec.params.get("shard")
-            )  # the harness is at fault; the case must not be missing
-            reason = f"not judged, the harness raised {call.excinfo.exconly().partition(chr(10))[0]}"
-            item.stash[_VERDICT] = verdict = error_verdict(asked, self.options.subject, "Harness", reason)
-            first = True
-        if verdict and first:
-            vars(report)["q4gsw_verdict"] = {
-                **vars(verdict),
-                "outcome": str(verdict.outcome),
-            }
+        vars(report)["q4gsw"] = _plain(end) if isinstance(end, Verdict) else end
         return report
 
 
@@ -208,7 +181,6 @@ class Controller:
         self._asked = {one.id: one for one in asked}
         #: What pytest runs and nothing has judged yet, by node id.
         self._left: dict[str, Asked] = {}
-        self._judged: set[str] = set()
         self._trouble = ""
         self._stopped = self._interrupted = False
 
@@ -231,23 +203,21 @@ class Controller:
         self._collected(ids)
 
     def _collected(self, node_ids: Iterable[str]) -> None:
-        for node_id in node_ids:
-            name = node_id.partition("[")[2].removesuffix("]")
-            if name not in self._judged:
-                self._left[node_id] = self._asked[name]
+        if not self.report.verdicts:  # a worker that replaces a dead one collects everything once more
+            self._left = {node_id: self._asked[node_id.partition("[")[2].removesuffix("]")] for node_id in node_ids}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect verdicts as they arrive; a report that cannot be written ends the run."""
-        self._trouble = self._trouble or getattr(report, "q4gsw_trouble", "")
-        data = getattr(report, "q4gsw_verdict", None)
-        if data and not self._trouble:
+        end = getattr(report, "q4gsw", None)
+        if isinstance(end, str):
+            self._trouble = self._trouble or end
+        elif end and not self._trouble:
             try:
-                self.report.add(structure(Verdict, data))
+                self.report.add(structure(Verdict, end))
+                del self._left[report.nodeid]
             except Unwritable as error:
                 self._trouble = str(error)
-            else:
-                self._judged.add(self._left.pop(report.nodeid).id)
         self._stopped |= 0 < self.options.max_failures <= self.report.failures
         if self._trouble or self._stopped:
             self._session.shouldstop = self._trouble or f"stopping after {self.report.failures} failures"
@@ -260,11 +230,21 @@ class Controller:
             report.outcome, report.when, report.longrepr = "passed", "teardown", None
             return
         process = vars(report)["node"].gateway.id
-        verdict = died(asked, self.options.subject, process, self.report.folder)
-        text = run.describe(asked, verdict) if isinstance(asked, Case) else f"{ERROR} {asked.id}: {verdict.reason}"
+        reason = f"its test process, {process}, died (killed, or out of memory?) while it ran: it is not judged"
+        if isinstance(asked, Shard):
+            journal = self.report.folder / "journal" / f"shard-{asked.number}.toml"
+            reason = f"{reason}; the program that it was at is in {journal}"
+            verdict = error_verdict(asked, self.options.subject, "WorkerDied", reason, journal)
+            text = f"{ERROR} {asked.id}: {reason}"
+        else:
+            verdict = error_verdict(asked, self.options.subject, "WorkerDied", reason)
+            with contextlib.suppress(Unwritable):  # the stream will meet the same trouble, and stop the run
+                path = replay.write(self.report.folder / "replay", asked, verdict, run.versions())
+                verdict = replace(verdict, replay=q4gsw("replay", path))
+            text = run.describe(asked, verdict)
         file, _, name = crashitem.partition("::")
         report.when, report.longrepr, report.location = "call", text, (file, None, name)
-        vars(report)["q4gsw_verdict"] = {**vars(verdict), "outcome": str(verdict.outcome)}
+        vars(report)["q4gsw"] = _plain(verdict)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Tell Ctrl-C from the end that ``shouldstop`` brings."""
@@ -303,38 +283,29 @@ class Controller:
             self.report.discard()
             return 2
         cut = not self._stopped and status in {pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR}
-        lines = []
+        count, lines = f"{len(self._left)} cases were not", []
         if self._stopped:
-            lines = [f"stopped after {self.report.failures} failures; {len(self._left)} cases were not run"]
+            lines = [f"stopped after {self.report.failures} failures; {count} run"]
         elif cut:
-            lines = [f"interrupted: {len(self._left)} cases were not run, and the report says that it is truncated"]
+            lines = [f"interrupted: {count} run, and the report says that it is truncated"]
         elif self._left:
+            lines = [f"{count} judged: too many test processes died; each is an ERROR"]
+            reason = "not judged: the processes of this run had died before it was this case's turn"
             for asked in self._left.values():
-                reason = "not judged: the processes of this run had died before it was this case's turn"
                 self.report.add(error_verdict(asked, self.options.subject, "NotRun", reason))
-            lines = [f"{len(self._left)} cases were not judged: too many test processes died; each is an ERROR"]
         print("\n".join([*lines, *self.report.finish(truncated=cut)]))  # noqa: T201 - the run's last lines
         if self._interrupted:
             raise KeyboardInterrupt
         return 1 if cut else exit_code(self.report.verdicts)
 
 
-def error_verdict(asked: Asked, subject: str, kind: str, reason: str) -> Verdict:
-    """Return the ERROR of a case, or of a shard, that nothing judged."""
-    command = q4gsw("run", "--subject", subject, "--case", asked.id)
+def error_verdict(asked: Asked, subject: str, kind: str, reason: str, file: Path | None = None) -> Verdict:
+    """Return the ERROR of a case, or of a shard, that nothing judged; ``file`` replays it, or its id does."""
+    command = q4gsw("replay", file) if file else q4gsw("run", "--subject", subject, "--case", asked.id)
     signature = f"{asked.stage}/raised/{kind}"
     return Verdict(asked.id, asked.stage, subject, ERROR, signature, reason, replay=command, contract=asked.contract)
 
 
-def died(asked: Asked, subject: str, process: str, report: Path) -> Verdict:
-    """Return the ERROR of what was in flight when ``process`` died, with a file in ``report`` that replays it."""
-    reason = f"its test process, {process}, died (killed, or out of memory?) while it ran: it is not judged"
-    verdict = error_verdict(asked, subject, "WorkerDied", reason)
-    if isinstance(asked, Shard):
-        journal = report / "journal" / f"shard-{asked.number}.toml"
-        reason = f"{reason}; the program that it was at is in {journal}"
-        return replace(verdict, reason=reason, replay=q4gsw("replay", journal))
-    with contextlib.suppress(Unwritable):  # the stream will meet the same trouble, and stop the run
-        path = replay.write(report / "replay", asked, verdict, run.versions())
-        verdict = replace(verdict, replay=q4gsw("replay", path))
-    return verdict
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as xdist can send it."""
+    return vars(verdict) | {"outcome": str(verdict.outcome)}

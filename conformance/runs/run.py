@@ -1,12 +1,10 @@
-"""Running cases: a worker, the judge, the report directory, and what a failure prints.
+"""One case: run, judged, and what a failure prints; and what a run depends on."""
 
-Used alike by ``q4gsw run`` and by the pytest plugin.
-"""
-
+import functools
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from conformance.sources.git import GitProblem
 _PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that a verdict depends on: Python and the packages under judgement."""
     found = {"python": platform.python_version()}
@@ -90,14 +89,13 @@ def run_case(
     worker: Worker,
     case: Case,
     report: Path | None,
-    known_versions: Mapping[str, str],
     expected: Expectations = expectations.NONE,
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     verdict = expected.apply(timed(worker, case))
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=q4gsw("run", "--subject", worker.subject, "--case", case.id))
-    path = replay.write(report / "replay", case, verdict, known_versions)
+    path = replay.write(report / "replay", case, verdict, versions())
     return replace(verdict, replay=q4gsw("replay", path))
 
 

@@ -8,7 +8,7 @@ subject has known failures, their signatures do not count here: one of its progr
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -69,7 +69,6 @@ def run_shard(
     worker: Worker,
     shard: Shard,
     report: Path,
-    versions: Mapping[str, str],
     known: Collection[str] = (),
     examples: Path | None = None,
 ) -> tuple[Case | None, Verdict]:
@@ -90,7 +89,7 @@ def run_shard(
     verdicts: list[Verdict] = []
 
     def check(case: Case) -> str:
-        write_whole({journal: replay.text(case, worker.subject, "", versions)})
+        write_whole({journal: replay.text(case, worker.subject, "", run.versions())})
         verdict = run.timed(worker, case)
         if not verdicts or verdicts[-1].signature in {"", *known}:  # what follows a failure is shrinking
             verdicts.append(verdict)
@@ -103,7 +102,7 @@ def run_shard(
     whole, last = _whole(shard, verdicts, known), verdicts[-1]
     if smallest is None:
         return None, whole
-    verdict = run.run_case(worker, smallest, report, versions)
+    verdict = run.run_case(worker, smallest, report)
     if verdict.signature != last.signature:
         again = verdict.signature or "nothing"
         reason = f"{smallest.id} failed once with {last.signature} and then with {again}"

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from conformance.case.case import LEVELS, STAGES, Case
 from conformance.case.single_table import SingleTable, single_table
 from conformance.case.toml import case_from_table
-from conformance.serialize import structure, unstructure
+from conformance.serialize import structure
 
 CASES = Path(__file__).parent.parent / "cases"
 
@@ -131,7 +131,7 @@ def _case(row: dict[str, Any]) -> Case:
         if isinstance(question, dict) and "single_table" in question:
             rest = {k: v for k, v in question.items() if k != "single_table"}
             parameters = structure(SingleTable, question["single_table"], at=f"{name}.single_table")
-            row = {**row, name: {**rest, "spec": unstructure(single_table(parameters))}}
+            row = {**row, name: {**rest, "spec": single_table(parameters)}}
     return case_from_table(row)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from conformance.case.case import QUESTIONS, Case, Question, check
-from conformance.serialize import register_as_is, register_tagged, structure, unstructure
+from conformance.case.case import CASE_VERSION, QUESTIONS, Case, Question, check
+from conformance.serialize import check_version, register_as_is, register_tagged, structure, unstructure
 from reference.program.spec import STEP_TYPES, ProgramSpec, Step
 
 _NAMES = {kind: name for name, kind in QUESTIONS.items()}
@@ -32,11 +32,15 @@ def case_from_table(table: Any, where: str = "") -> Case:
         ValueError: not a well-formed case; names ``where``, the field and what is allowed.
     """
     prefix = f"{where}: " if where else ""
-    names = [name for name in QUESTIONS if name in table] if isinstance(table, dict) else []
+    if not isinstance(table, dict):
+        raise ValueError(f"{prefix}a case is a table")
+    # A file has had its version from the start; a row of the catalogue has none.
+    check_version(where or str(table.get("id", "case")), "case", table.get("version", CASE_VERSION), CASE_VERSION)
+    names = [name for name in QUESTIONS if name in table]
     if len(names) > 1:
         raise ValueError(f"{prefix}a case holds one question, not {' and '.join(names)}")
     questions = [structure(QUESTIONS[name], table[name], where, name) for name in names]
-    rest = {k: v for k, v in table.items() if k not in names} if isinstance(table, dict) else table
+    rest = {k: v for k, v in table.items() if k not in names}
     try:
         return check(structure(Case, {**rest, "question": questions[0] if questions else None}))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Subject: an implementation under judgement, and how one is found by name or file."""
+"""Subject: an implementation under judgement, and how one is loaded by name or file."""
 
 import difflib
 import importlib
@@ -13,7 +13,7 @@ from conformance.harness.observation import Observation
 from conformance.sources.tree import source_tree
 
 SUBJECTS = Path(__file__).parent.parent / "subjects"
-#: Built-in subjects that are told what to judge: NAME:WHAT.
+#: Built-in subjects that judge something named: NAME:WHAT.
 WHAT = {"executorch-src": "PATH[@REVISION]"}
 
 
@@ -84,8 +84,8 @@ def load(spec: str) -> Subject:
     """
     check_name(spec)
     name, _, what = spec.partition(":")
-    told = (what,) if name in WHAT else ()
-    if spec in names() or told:
+    arguments = (what,) if name in WHAT else ()
+    if spec in names() or arguments:
         stem = name.replace("-", "_")
         module, class_name = importlib.import_module(f"conformance.subjects.{stem}"), "SubjectUnderTest"
     else:
@@ -96,10 +96,10 @@ def load(spec: str) -> Subject:
         module = importlib.util.module_from_spec(module_spec)
         sys.modules[module_spec.name] = module
         module_spec.loader.exec_module(module)
-    found = getattr(module, class_name, None)
-    if found is None:
+    subject_class = getattr(module, class_name, None)
+    if subject_class is None:
         raise BadSubject(f"subject {spec!r}: no class {class_name} there")
-    subject = found(*told)
+    subject = subject_class(*arguments)
     if not isinstance(subject, Subject):
         raise BadSubject(f"subject {spec!r}: {class_name} needs the methods supports(case) and run(case)")
     return subject

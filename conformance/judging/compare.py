@@ -33,12 +33,12 @@ def same_bits(name: str, got: Array, expected: Array, group_size: int = 0) -> Ar
     """Compare bit for bit; NaN matches any NaN (contract 3.5, host). ``group_size`` is for the picture."""
     if wrong := dtype_shape(name, got, dtype_name(expected), expected.shape):
         return wrong
-    bits, want = _bits(got), _bits(expected)
-    right = (bits == want) | (_is_nan(got) & _is_nan(expected))
+    bits, right_bits = _bits(got), _bits(expected)
+    right = (bits == right_bits) | (_is_nan(got) & _is_nan(expected))
     if right.all():
         return None
     index = _first(~right)
-    reason = "sign_of_zero" if _only_zero_signs(bits, want, right) else "values"
+    reason = "sign_of_zero" if _only_zero_signs(bits, right_bits, right) else "values"
     allowed = (_show(expected, index),)
     picture = draw(got, expected, group_size, ~right)
     return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, reason, picture)
@@ -143,11 +143,11 @@ def _is_nan(array: Array) -> Array:
     return np.zeros(array.shape, bool)
 
 
-def _only_zero_signs(bits: Array, want: Array, right: Array) -> bool:
+def _only_zero_signs(bits: Array, right_bits: Array, right: Array) -> bool:
     if bits.dtype.kind != "u" or not bits.size:
         return False
     magnitude = np.array(2 ** (8 * bits.dtype.itemsize - 1) - 1, bits.dtype)
-    return bool((((bits & magnitude) == 0) & ((want & magnitude) == 0))[~right].all())
+    return bool((((bits & magnitude) == 0) & ((right_bits & magnitude) == 0))[~right].all())
 
 
 def _first(wrong: Array) -> tuple[int, ...]:

@@ -43,10 +43,10 @@ def _operands(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
     for name in graph.source_outputs:
         if name not in expected:
             return DtypeShapeMismatch(name, "absent", dtype_name(graph.source_outputs[name]), "made_up")
-    for name, want in expected.items():
+    for name, right in expected.items():
         if name not in graph.source_outputs:
-            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", "missing", "missing")
-        if wrong := compare.same_bits(name, graph.source_outputs[name], want):
+            return DtypeShapeMismatch(name, f"{dtype_name(right)}{list(right.shape)}", "missing", "missing")
+        if wrong := compare.same_bits(name, graph.source_outputs[name], right):
             return wrong
     return None
 
@@ -58,13 +58,13 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
         if name not in graph.outputs:
             why = graph.failed.get(name, "missing")
             return DtypeShapeMismatch(name, "an array", why, "missing")
-        found: Mismatch | None = None
+        wrong: Mismatch | None = None
         if name in linear:
-            found = _linear(spec, linear[name], graph)
+            wrong = _linear(spec, linear[name], graph)
         elif name in expected:
-            found = compare.same_bits(name, graph.outputs[name], expected[name])
-        if found is not None:
-            return found
+            wrong = compare.same_bits(name, graph.outputs[name], expected[name])
+        if wrong is not None:
+            return wrong
     return None
 
 

@@ -5,13 +5,13 @@ Source: docs/contract.md; each oracle names its section.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
-from conformance.case.operands import operands, table_values
+from conformance.case.operands import Operands, operands, table_values
 from conformance.harness.observation import (
     Arrays,
     Facts,
@@ -47,13 +47,7 @@ from reference.table.quantize import quantize_hqq, quantize_no_clipping, quantiz
 
 #: The reason in the signature of a refusal for which the subject gives none.
 NO_REASON = "no_reason"
-_PACKERS = {
-    "flat": layouts.pack_flat,
-    "linear_weight": layouts.pack_linear_weight,
-    "blocks": layouts.pack_blocks,
-}
-
-
+_PACKERS = {"flat": layouts.pack_flat, "linear_weight": layouts.pack_linear_weight, "blocks": layouts.pack_blocks}
 _QUANTIZERS = {
     "symmetric": quantize_symmetric,
     "no_clipping": quantize_no_clipping,
@@ -62,12 +56,8 @@ _QUANTIZERS = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What an oracle found: the first mismatch (None: right), and whether the strict set holds."""
-
-    mismatch: Mismatch | None
-    strict: bool | None = None
+#: What an oracle returns: the first mismatch (None: right), and whether the strict set holds (None: there is none).
+Judgement = tuple[Mismatch | None, bool | None]
 
 
 def verdict_on(
@@ -114,26 +104,12 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
         message = f"{observation.reason}: {observation.detail}"
         refused = RaisedMismatch("Refused", message, observation.reason or NO_REASON)
         return verdict(FAIL, refused)
-    oracles: dict[str, Callable[[Any, Any], Finding]]
-    oracles = {
-        "QUANTIZE": _quantize,
-        "EXPORT": _export,
-        "MATCH": _match,
-        "PACK": _pack,
-        "LOWER": _lower,
-        "PREPACK": _pack,
-        "KERNEL": _kernel,
-        "RUN": _run,
-    }
-    oracle = oracles[case.stage]
-    expected_kind = {"EXPORT": Graph, "MATCH": Graph, "LOWER": File, "RUN": Graph}.get(case.stage, Arrays)
-    if not isinstance(observation, expected_kind):
-        wrong = RaisedMismatch(
-            "BadObservation", f"{case.stage} answers with {expected_kind.__name__}", "BadObservation"
-        )
+    oracle, kind = _ORACLES[case.stage]
+    if not isinstance(observation, kind):
+        wrong = RaisedMismatch("BadObservation", f"{case.stage} answers with {kind.__name__}", "BadObservation")
         return verdict(ERROR, wrong)
-    finding = oracle(case.question, observation)
-    return verdict(FAIL if finding.mismatch else PASS, finding.mismatch, strict=finding.strict)
+    mismatch, strict = oracle(case.question, observation)
+    return verdict(FAIL if mismatch else PASS, mismatch, strict=strict)
 
 
 def _may_refuse(question: Question, refused: Refused) -> bool:
@@ -143,24 +119,20 @@ def _may_refuse(question: Question, refused: Refused) -> bool:
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"
 
 
-def _quantize(given: Quantization, observation: Arrays) -> Finding:
+def _quantize(question: Quantization, observation: Arrays) -> Judgement:
     """Contract 4: torchao's codes, scales and zero points, bit for bit."""
-    weights = values_array(given.values, given.dtype, (given.vocab_size, given.embed_dim))
-    expected = _QUANTIZERS[given.method](weights, given.group_size)
-    for name, want in zip(("scale", "qdata", "zero_point"), (expected[1], expected[0], expected[2]), strict=True):
+    q = question
+    weights = values_array(q.values, q.dtype, (q.vocab_size, q.embed_dim))
+    codes, scales, zero_points = _QUANTIZERS[q.method](weights, q.group_size)
+    for name, right in {"scale": scales, "qdata": codes, "zero_point": zero_points}.items():
         if name not in observation.arrays:
-            return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
-        if wrong := compare.same_bits(name, observation.arrays[name], want):
-            return Finding(wrong)
-    return Finding(None)
+            return DtypeShapeMismatch(name, "an array", "missing", "missing"), None
+        if wrong := compare.same_bits(name, observation.arrays[name], right):
+            return wrong, None
+    return None, None
 
 
-def _export(question: Program, graph: Graph) -> Finding:
-    """Contract 4: how the program is spelled, and what it computes."""
-    return Finding(export.judge_export(question.spec, graph))
-
-
-def _match(question: Program, graph: Graph) -> Finding:
+def _match(question: Program, graph: Graph) -> Judgement:
     """Contract 5: decisions as the predicate has them, the original's bits, nothing touched, stable."""
     wrong = (
         _decisions(question.spec, graph)
@@ -168,7 +140,7 @@ def _match(question: Program, graph: Graph) -> Finding:
         or next((Mutated(name, "source") for name in graph.changed), None)
         or next((Mutated(name, "second_run") for name in graph.unstable), None)
     )
-    return Finding(wrong)
+    return wrong, None
 
 
 def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
@@ -182,8 +154,8 @@ def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
         if decision.fused and reasons:
             return DecisionMismatch(lookup, f"refused ({why})", "fused", f"undue_fusion:{min(reasons)}")
         if not decision.fused and not reasons:
-            said = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
-            return DecisionMismatch(lookup, "fused", said, f"missed_fusion:{decision.reason or NO_REASON}")
+            refused = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
+            return DecisionMismatch(lookup, "fused", refused, f"missed_fusion:{decision.reason or NO_REASON}")
         if decision.reason and decision.reason not in reasons:
             return DecisionMismatch(lookup, f"refused ({why})", f"refused ({decision.reason})", "wrong_reason")
     return None
@@ -197,13 +169,13 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
     expected, groups = evaluate(spec), _group_sizes(spec)
     linear = {s.name: s for s in spec.steps if isinstance(s, Linear)}
     for name in spec.outputs():
-        want = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
+        right = graph.source_outputs[name] if name in linear or name not in expected else expected[name]
         if name not in graph.outputs:
             why = graph.failed.get(name, "missing")
-            return DtypeShapeMismatch(name, f"{dtype_name(want)}{list(want.shape)}", why, "missing")
+            return DtypeShapeMismatch(name, f"{dtype_name(right)}{list(right.shape)}", why, "missing")
         wrong: ArrayMismatch | DtypeShapeMismatch | None
-        wrong = compare.same_bits(name, graph.outputs[name], want, groups.get(name, 0))
-        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(want) == "float32":
+        wrong = compare.same_bits(name, graph.outputs[name], right, groups.get(name, 0))
+        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(right) == "float32":
             wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensor_values(spec), nearest=True)
         if wrong:
             return wrong
@@ -216,43 +188,29 @@ def _group_sizes(spec: ProgramSpec) -> dict[str, int]:
     return {s.name: blocks[s.table][-1] for s in spec.steps if isinstance(s, Lookup) and blocks[s.table]}
 
 
-def _lower(question: Program, file: File) -> Finding:
-    """Contract 6: what the file holds."""
-    return Finding(lowered.judge_lower(question, file))
-
-
-def _run(question: Program, graph: Graph) -> Finding:
-    """Contract 5.7 and 6: what the file computes."""
-    return Finding(*lowered.judge_run(question.spec, graph))
-
-
-def _pack(table: Table, observation: Arrays) -> Finding:
+def _pack(table: Table, observation: Arrays) -> Judgement:
     """Contract 1: flat and linear-weight bytes, and the blocks that the GPU reads."""
     name = "blocks" if table.layout == "blocks" else "packed"
     if name not in observation.arrays:
-        return Finding(DtypeShapeMismatch(name, "an array", "missing", "missing"))
-    values = table_values(table)
-    if wrong := _fences(name, observation.arrays[name], observation.facts):
-        return Finding(wrong)
-    expected = _PACKERS[table.layout](values)
-    return Finding(compare.same_codes(name, observation.arrays[name], expected, values, table.layout))
+        return DtypeShapeMismatch(name, "an array", "missing", "missing"), None
+    packed, values = observation.arrays[name], table_values(table)
+    right = _PACKERS[table.layout](values)
+    fences = _fences(name, packed, observation.facts)
+    return fences or compare.same_codes(name, packed, right, values, table.layout), None
 
 
-def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Finding:
+def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Judgement:
     """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
-    facts = observation.facts
     if "out" not in observation.arrays:
-        return Finding(DtypeShapeMismatch("out", "an array", "missing", "missing"))
-    given, got = operands(question), observation.arrays["out"]
-    shape = (*given.indices.shape, given.values.shape[1])
-    if wrong := compare.dtype_shape("out", got, question.output_dtype, shape):
-        return Finding(wrong)
-    if broken := _fences("out", got, facts):
-        return Finding(broken)
+        return DtypeShapeMismatch("out", "an array", "missing", "missing"), None
+    facts, read, out = observation.facts, operands(question), observation.arrays["out"]
+    shape = (*read.indices.shape, read.values.shape[1])
+    wrong = compare.dtype_shape("out", out, question.output_dtype, shape) or _fences("out", out, facts)
+    if wrong:
+        return wrong, None
     modes = HOST if facts.arithmetic == "host" else compare.float_modes(facts)
-    allowed = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, modes)
-    strict = _accept(given.values, given.scales, given.indices, given.group_size, question.output_dtype, HOST)
-    return Finding(compare.accepted("out", got, allowed, given.group_size), bool(strict.contains(got).all()))
+    strict = bool(_accept(read, question.output_dtype, HOST).contains(out).all())
+    return compare.accepted("out", out, _accept(read, question.output_dtype, modes), read.group_size), strict
 
 
 def _fences(name: str, got: Any, facts: Facts) -> Mutated | ArrayMismatch | None:
@@ -267,17 +225,25 @@ def _fences(name: str, got: Any, facts: Facts) -> Mutated | ArrayMismatch | None
     return None
 
 
-def _accept(values: Any, scales: Any, indices: Any, group_size: int, output_dtype: str, modes: FloatModes) -> AcceptSet:
+def _accept(read: Operands, output_dtype: str, modes: FloatModes) -> AcceptSet:
     """Accept sets of a lookup; rows of indices outside [0, V) are NaN (contract 7.3)."""
-    outside = (indices < 0) | (indices >= values.shape[0])
-    rows = np.where(outside, 0, indices).astype(np.int64)
-    per_column = np.repeat(scales, group_size, axis=1)
-    if not values.shape[0]:
-        rows, values, per_column = (
-            rows * 0,
-            np.zeros((1, values.shape[1]), np.int8),
-            np.ones((1, values.shape[1]), scales.dtype),
-        )
-    accept = accept_products(values[rows], per_column[rows], output_dtype, modes)
+    values, scales = read.values, read.scales_by_column()
+    outside = (read.indices < 0) | (read.indices >= values.shape[0])
+    rows = np.where(outside, 0, read.indices).astype(np.int64)
+    if not values.shape[0]:  # every index is outside: any row will do
+        values, scales = np.zeros((1, values.shape[1]), np.int8), np.ones((1, values.shape[1]), scales.dtype)
+    accept = accept_products(values[rows], scales[rows], output_dtype, modes)
     nan = accept.any_nan | outside[..., None]
     return replace(accept, any_nan=nan, unconstrained=accept.unconstrained & ~outside[..., None])
+
+
+_ORACLES: dict[str, tuple[Callable[[Any, Any], Judgement], type[Arrays | Graph | File]]] = {
+    "QUANTIZE": (_quantize, Arrays),
+    "EXPORT": (lambda question, graph: (export.judge_export(question.spec, graph), None), Graph),
+    "MATCH": (_match, Graph),
+    "PACK": (_pack, Arrays),
+    "LOWER": (lambda question, file: (lowered.judge_lower(question, file), None), File),
+    "PREPACK": (_pack, Arrays),
+    "KERNEL": (_kernel, Arrays),
+    "RUN": (lambda question, graph: lowered.judge_run(question.spec, graph), Graph),
+}

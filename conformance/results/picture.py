@@ -85,7 +85,7 @@ def decode(cells: str, count: int) -> str:
     Raises:
         ValueError: another letter is there, or another number of them.
     """
-    found: list[str] = []
+    letters: list[str] = []
     at = total = 0
     while at < len(cells):
         run = _RUN.match(cells, at)
@@ -95,11 +95,11 @@ def decode(cells: str, count: int) -> str:
         total += length
         if total > count:
             break
-        found.append(run[2] * length)
+        letters.append(run[2] * length)
         at = run.end()
     if total != count:
         raise ValueError(f"picture: {total} cells, expected {count}")
-    return "".join(found)
+    return "".join(letters)
 
 
 def _differs(mine: Array, theirs: Array) -> Array:

@@ -41,12 +41,12 @@ def write(folder: Path, streams: Sequence[Stream], cases: Iterable[Case] = ()) -
 
 def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
     """Return the text for a pull request's comment: counts, failures by signature, strict, known failures."""
-    found = counts(verdicts)
+    by_outcome = counts(verdicts)
     bad = [v for v in verdicts if v.outcome in UNEXPECTED]
     verdict = "as expected" if not bad else f"**{len(bad)} unexpected**"
     lines = [f"### q4gsw conformance of `{_cell(header.get('subject', '?'))}`: {verdict}", ""]
     lines += ["| " + " | ".join(Outcome) + " |", "| ---: " * len(Outcome) + "|"]
-    lines += ["| " + " | ".join(str(found[o]) for o in Outcome) + " |", ""]
+    lines += ["| " + " | ".join(str(by_outcome[o]) for o in Outcome) + " |", ""]
     lines.append(strict_line(verdicts))
     if bad:
         by_signature = Counter(v.signature or v.outcome for v in bad)
@@ -110,10 +110,10 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
 
 def _timing(streams: Sequence[Stream]) -> list[list[object]]:
     workers = timing.workers_of(s.header for s in streams)
-    found = timing.by_stage([v for stream in streams for v in stream.verdicts])
-    seconds = ([f"{s:.2f}" for s in (t.seconds, t.first, t.building)] for t in found)
-    rates = ([f"{r * workers:.1f}" for r in (t.rate, t.all_in)] for t in found)
-    return [[t.stage, t.cases, *s, *r] for t, s, r in zip(found, seconds, rates, strict=True)]
+    stages = timing.by_stage([v for stream in streams for v in stream.verdicts])
+    seconds = ([f"{s:.2f}" for s in (t.seconds, t.first, t.building)] for t in stages)
+    rates = ([f"{r * workers:.1f}" for r in (t.rate, t.all_in)] for t in stages)
+    return [[t.stage, t.cases, *s, *r] for t, s, r in zip(stages, seconds, rates, strict=True)]
 
 
 def _row(v: Verdict, contract: str, detects: str) -> dict[str, Any]:
@@ -141,9 +141,9 @@ def _picture(v: Verdict) -> dict[str, Any] | None:
 
 
 def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    found = Counter((v.subject, v.defect) for v in verdicts if v.outcome == XFAIL)
+    known_failures = Counter((v.subject, v.defect) for v in verdicts if v.outcome == XFAIL)
     rows = []
-    for (subject, defect), count in found.most_common():
+    for (subject, defect), count in known_failures.most_common():
         known = _entries(subject).get(defect)
         if known:
             text = {"reason": known.reason, "link": known.link}
@@ -167,8 +167,8 @@ def _environment(streams: Sequence[Stream]) -> list[list[str]]:
     for stream in streams:
         column = {k: str(v) for k, v in stream.header.items() if k not in {"versions", "format", "subject"}}
         column |= {k: str(v) for k, v in dict(stream.header.get("versions", {})).items()}
-        if found := device_of(stream.verdicts):
-            column["Vulkan device"] = found
+        if device := device_of(stream.verdicts):
+            column["Vulkan device"] = device
         columns.append(column)
     names = dict.fromkeys(name for column in columns for name in column)
     return [[name, *(column.get(name, "") for column in columns)] for name in names]

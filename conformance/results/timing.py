@@ -45,7 +45,7 @@ class StageTime:
 
 def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
     """Return the time of each stage that was asked, in hand-over order; what is unsupported is left out."""
-    found = []
+    times = []
     for stage in STAGES:
         there = [v for v in verdicts if v.stage == stage and v.outcome != UNSUPPORTED]
         if there:
@@ -53,14 +53,14 @@ def by_stage(verdicts: Sequence[Verdict]) -> tuple[StageTime, ...]:
             cases = sum(int(_number(v, "programs")) if "programs" in v.facts else 1 for v in there)
             later = (v for v in there if FIRST not in v.facts or "programs" in v.facts)
             building = sum(_number(v, BUILDING) for v in later if BUILDING in v.facts)
-            found.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), building, len(first)))
-    return tuple(found)
+            times.append(StageTime(stage, cases, sum(v.seconds for v in there), sum(first), building, len(first)))
+    return tuple(times)
 
 
 def workers_of(headers: Iterable[Mapping[str, object]]) -> int:
     """Return how many workers the runs of these headers had at the most, as far as they say."""
-    told = [header.get("workers") for header in headers]
-    return max([n for n in told if isinstance(n, int) and 0 < n < _MOST], default=1)
+    counts = [header.get("workers") for header in headers]
+    return max([n for n in counts if isinstance(n, int) and 0 < n < _MOST], default=1)
 
 
 def lines(verdicts: Sequence[Verdict], workers: int = 1, slowest: int = 10) -> list[str]:

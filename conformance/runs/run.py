@@ -104,7 +104,7 @@ def timed(worker: Worker, case: Case) -> Verdict:
     started = time.perf_counter()
     verdict = judge(case, worker.run(case), worker.subject)
     seconds = round(time.perf_counter() - started, 4)
-    first = {timing.FIRST: f"{seconds:.4f}"} if worker.first else {}
+    first = {timing.FIRST: seconds} if worker.first else {}
     return replace(verdict, seconds=seconds, facts={**verdict.facts, **first})
 
 

@@ -118,8 +118,8 @@ def _whole(shard: Shard, verdicts: Sequence[Verdict], known: Collection[str]) ->
     excused = Counter(verdict.signature for verdict in verdicts if verdict.signature in known)
     first = [verdict.facts[timing.FIRST] for verdict in verdicts if timing.FIRST in verdict.facts]
     building = sum(float(v.facts.get(timing.BUILDING, 0)) for v in verdicts if timing.FIRST not in v.facts)
-    facts = {"programs": str(len(verdicts)), "seed": str(shard.seed), "known_failures": str(excused.total())}
-    facts |= {timing.BUILDING: f"{building:.4f}"} | ({timing.FIRST: first[0]} if first else {})
+    facts = {"programs": len(verdicts), "seed": shard.seed, "known_failures": excused.total()}
+    facts |= {timing.BUILDING: round(building, 4)} | ({timing.FIRST: first[0]} if first else {})
     seconds = round(sum(verdict.seconds for verdict in verdicts), 4)
     whole = Verdict(
         shard.id, shard.stage, verdicts[0].subject, PASS, seconds=seconds, facts=facts, contract=shard.contract
@@ -140,6 +140,6 @@ def summed(verdicts: Iterable[Verdict]) -> list[str]:
     if not judged:
         return []
     programs, known = (sum(int(v.facts.get(name, 0)) for v in judged) for name in ("programs", "known_failures"))
-    seeds = ", ".join(dict.fromkeys(v.facts.get("seed", "?") for v in judged))
+    seeds = ", ".join(dict.fromkeys(str(v.facts.get("seed", "?")) for v in judged))
     excused = f", {known} of them known failures" if known else ""
     return [f"generated programs: {programs}{excused}; seed {seeds}; {len(judged)} shards, each counted as one test"]

@@ -1,10 +1,15 @@
 """The verdict stream: written line by line, truncated when its footer is missing, never overwritten."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from conformance.case.case import QUESTIONS, Case
+from conformance.harness.observation import Facts
+from conformance.results.replay import Replay
 from conformance.results.verdict import (
     ERROR,
     FAIL,
@@ -18,6 +23,8 @@ from conformance.results.verdict import (
     last_line,
     read,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def verdict(outcome: str) -> Verdict:
@@ -125,3 +132,10 @@ def test_exit_codes(outcomes: list[str], code: int) -> None:
 def test_the_last_line_counts_every_outcome() -> None:
     line = last_line([verdict(o) for o in (PASS, PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS)])
     assert line == "tests:7 passed:2 failed:1 error:1 unsupported:1 xfail:1 xpass:1"
+
+
+@pytest.mark.parametrize("kind", [Verdict, Facts, Case, Replay, *QUESTIONS.values()], ids=lambda k: k.__name__)
+def test_every_field_of_a_file_is_described(kind: type) -> None:
+    formats = (ROOT / "docs" / "formats.md").read_text()
+    for field in dataclasses.fields(kind):
+        assert re.search(rf"`([a-z]+\.)?{field.name}`", formats) or field.name == "question", field.name

@@ -7,10 +7,13 @@ import contextlib
 import errno
 import os
 import shlex
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+#: Bytes of a text that is read whole.
+_MOST_TEXT = 64 << 20
 _OTHER = "write to another directory"
 _ADVICE = {
     errno.ENOSPC: f"free some space there, or {_OTHER}",
@@ -34,6 +37,28 @@ def unwritable(path: Path | str, error: OSError) -> Unwritable:
     'r/summary.md: cannot be written (No space left on device); free some space there, or write to another directory'
     """
     return Unwritable(f"{path}: cannot be written ({error.strerror}); {_ADVICE.get(error.errno or 0, _OTHER)}")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that may come from anyone: a regular one, and not too large.
+
+    Raises:
+        ValueError: it is something else, or no UTF-8; says what.
+        OSError: it cannot be read.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_TEXT:
+        raise ValueError(f"no regular file of at most {_MOST_TEXT} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` in one line, with an escape for what a terminal would act upon.
+
+    >>> print(printable(chr(27) + "[2J" + chr(10)))
+    \x1b[2J\n
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def make_folder(path: Path) -> Path:

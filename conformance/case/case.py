@@ -6,10 +6,16 @@ kernel dispatch, or a program whose fused lookup is dispatched. A case carries e
 Source: docs/contract.md sections 1, 5 and 7.
 """
 
+import dataclasses
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from reference.program.spec import ProgramSpec, Values, validate
+from reference.arithmetic.bfloat16 import FLOAT_DTYPES
+from reference.program.spec import ProgramSpec, Values, check_elements, check_sizes, validate
+from reference.program.values import PATTERNS
 
 CASE_VERSION = 2
 #: Hand-over order.
@@ -22,6 +28,23 @@ LAYOUTS = ("flat", "linear_weight", "blocks")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.\-]*(/[a-z0-9][a-z0-9_.\-]*)+")
 _SECTION = re.compile(r"[1-7](\.\d+)?")
+_LIMIT, _HEX = re.compile(r"[A-Za-z0-9]*"), re.compile(r"[0-9a-fA-F]*")
+_PATTERNS = tuple(sorted(set(PATTERNS) - {"quantized"}))
+_FLOATS = ("float32", "float16")
+#: The words of every text of a question but names, which a program's own check reads.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "layout": LAYOUTS,
+    "storage": STORAGES,
+    "dtype": FLOAT_DTYPES,
+    "output_dtype": _FLOATS,
+    "scale_dtype": _FLOATS,
+    "indices_dtype": ("int32", "int64"),
+    "weight_layout": ("flat", "block"),
+    "weight_storage": ("buffer", "texture2d"),
+    "io_storage": ("buffer", "texture3d"),
+    "float_modes": ("declared", "none"),
+}
 
 
 @dataclass(frozen=True)
@@ -152,8 +175,8 @@ def check(case: Case) -> Case:
     _one_of("level", case.level, LEVELS)
     if not _SECTION.fullmatch(case.contract):
         raise ValueError(f"contract {case.contract!r} must be a section of docs/contract.md, such as 5.3")
-    if not case.detects.strip():
-        raise ValueError("detects must say which bug the case detects")
+    if not case.detects.strip() or not case.detects.isprintable():
+        raise ValueError("detects must say in one line which bug the case detects")
     kinds = _OF_STAGE.get(case.stage, ("program",))
     if not isinstance(case.question, tuple(QUESTIONS[kind] for kind in kinds)):
         raise ValueError(f"a {case.stage} case needs {' or '.join(f'[{kind}]' for kind in kinds)}")
@@ -162,11 +185,10 @@ def check(case: Case) -> Case:
 
 
 def _check_question(case: Case) -> None:
-    if isinstance(case.question, Quantization):
-        _one_of("quantize.method", case.question.method, METHODS)
-    if isinstance(case.question, Table):
-        _one_of("table.layout", case.question.layout, LAYOUTS)
-        _one_of("table.storage", case.question.storage, STORAGES)
+    kind = next(name for name, other in QUESTIONS.items() if type(case.question) is other)
+    _check_words(kind, case.question)
+    if isinstance(case.question, Table | Quantization | Dispatch):
+        _check_sizes(kind, case.question)
     if case.program is not None:
         validate(case.program)
     if isinstance(case.question, Program):
@@ -176,6 +198,43 @@ def _check_question(case: Case) -> None:
             raise ValueError(
                 "an EXPORT case needs program.spec.route export or torchao: a synthetic program is not exported"
             )
+
+
+def _check_words(kind: str, question: Question) -> None:
+    """Every text is one of its vocabulary, every whole number one of 64 bits."""
+    for name, words in _WORDS.items():
+        if hasattr(question, name):
+            _one_of(f"{kind}.{name}", getattr(question, name), words)
+    if isinstance(question, Dispatch) and not _LIMIT.fullmatch(question.exceeds_limit):
+        raise ValueError(f"{kind}.exceeds_limit must be the name of a limit, such as maxImageDimension3D")
+    for value in _parts(question):
+        if isinstance(value, Values):
+            _one_of(f"{kind}: pattern", value.pattern, _PATTERNS)
+            if not _HEX.fullmatch(value.data):
+                raise ValueError(f"{kind}: literal data is not hex")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError(f"{kind}: a number does not fit into 64 bits")
+
+
+def _check_sizes(kind: str, question: Table | Quantization | Dispatch) -> None:
+    """Memory holds the arrays."""
+    check_sizes(kind, (question.vocab_size, question.embed_dim))
+    least = 1 if isinstance(question, Dispatch) else 0
+    if not isinstance(question, Table) and question.group_size < least:
+        raise ValueError(f"{kind}.group_size {question.group_size} is not from {least} on")
+    if isinstance(question, Dispatch):
+        check_sizes(f"{kind}.indices_shape", question.indices_shape)
+        rows = question.vocab_size + math.prod(question.indices_shape)
+        check_elements(kind, rows * max(question.embed_dim, 1))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """A value and everything in it."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        value = tuple(getattr(value, own.name) for own in dataclasses.fields(value))
+    for one in value if isinstance(value, tuple) else ():
+        yield from _parts(one)
 
 
 def _one_of(field_name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -48,7 +48,7 @@ def load_file(path: Path) -> tuple[Case, ...]:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if unknown := sorted(set(document) - {"defaults", "case"}):
         raise ValueError(f"{path}: unknown table {unknown[0]!r}; a file has [defaults] and [[case]]")

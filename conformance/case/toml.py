@@ -60,7 +60,7 @@ def case_from_toml(text: str, where: str = "") -> Case:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not TOML: {error}" if where else f"not TOML: {error}") from error
     return case_from_table(table, where)
 

@@ -11,7 +11,7 @@ from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
 from conformance.cli.options import Parser, positive
-from conformance.harness.subject import check_name
+from conformance.harness.subject import from_file
 from conformance.results import replay
 from conformance.sources.git import commit_of, files, git
 from conformance.sources.tree import NEEDED
@@ -42,7 +42,7 @@ def add_bisect(parser: Parser) -> None:
         one.shared("--case-seconds")
         one.add_argument("--repeat", type=positive, default=1, help="ask so often; all answers must agree")
     for one in (stage, size):
-        one.shared("--subject", default="", help="default: a replay file's own, else impl")
+        one.shared("--subject", default="", help="default: a replay file's own, if built in, else impl")
     if parser.ways:
         parser.ways.required = False
 
@@ -66,13 +66,7 @@ def _sizes(options: argparse.Namespace) -> int:
 def _asked(options: argparse.Namespace) -> tuple[Case, str, str]:
     """The case, the signature that is sought ("": any), and the subject."""
     case, signature, own = _case(options.case)
-    subject = options.subject or own or "impl"
-    try:
-        check_name(subject)
-    except ValueError as error:
-        hint = "" if options.subject else f" (recorded in {options.case}; give --subject)"
-        raise ValueError(f"{error}{hint}") from error
-    return case, signature, subject
+    return case, signature, from_file(own or "impl", options.subject, Path(options.case))
 
 
 def _case(name: str) -> tuple[Case, str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conformance.cli.options import Parser
-from conformance.files import DISK, unwritable
+from conformance.files import DISK, printable, unwritable
 from conformance.harness.errors import EnvironmentProblem
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: interrupted; a report that was being written holds what was judged until then", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, EnvironmentProblem) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return getattr(error, "exit_code", USAGE)
     except BrokenPipeError:
         _no_more_output()  # the reader of a pipe has enough

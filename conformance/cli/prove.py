@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from conformance.cli.options import Parser, positive
-from conformance.files import check_writable
+from conformance.files import check_writable, printable
+from conformance.harness.subject import resolved
 from conformance.proofs import arithmetic, certificate, check, domain, indexing, layout, target
 from conformance.proofs.certificate import PROVEN, REFUSED, Certificate, IndexingClaim, LayoutClaim
 from conformance.proofs.journal import Journal
@@ -50,6 +51,8 @@ def add_prove(parser: Parser) -> None:
     again = parser.way("check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json", _check)
     again.add_argument("files", type=Path, nargs="+")
     again.shared("--device", help="Vulkan device by name or index (default: the certificate's)")
+    again.shared("--subject", default="", help="path.py:Class that a certificate names, to run it")
+    again.add_argument("--shader", type=Path, help="GLSL file that a certificate names, to compile it")
     again.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
 
 
@@ -99,7 +102,7 @@ def _indexing_of(options: argparse.Namespace, variant: str) -> int:
 def _layout(options: argparse.Namespace) -> int:
     check_writable(options.out)
     name, prove = f"layout-{Path(options.subject.partition(':')[0]).stem}", partial(layout.prove, options.subject)
-    return _cases(options, name, prove, target.TargetFacts(options.subject), layout.case_names(), {})
+    return _cases(options, name, prove, target.TargetFacts(resolved(options.subject)), layout.case_names(), {})
 
 
 def _cases(
@@ -137,11 +140,12 @@ def _check(options: argparse.Namespace) -> int:
     worst = 0
     for path in options.files:
         try:
-            lines = check.check(path, device=options.device, rerun=not options.no_rerun)
-            print(f"{path}: holds; {'; '.join(lines)}", flush=True)
+            named = {"own_subject": options.subject, "shader": options.shader}
+            lines = check.check(path, device=options.device, rerun=not options.no_rerun, **named)
+            print(f"{path}: holds; {printable('; '.join(lines))}", flush=True)
         except certificate.Rejected as error:
-            worst = 1
-            print(f"{path}: {error}", flush=True)
+            worst = max(worst, error.exit_code)
+            print(f"{path}: {printable(str(error))}", flush=True)
     return worst
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from conformance.case.catalogue import by_contract, load, select
 from conformance.case.toml import case_to_toml
 from conformance.cli.options import Parser
-from conformance.harness.subject import check_name
+from conformance.harness.subject import check_name, from_file
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.verdict import UNEXPECTED, exit_code, last_line
@@ -40,7 +40,7 @@ def add_replay(parser: Parser) -> None:
     """Add the options of ``q4gsw replay``."""
     parser.set_defaults(call=_replay)
     parser.add_argument("file", type=Path)
-    parser.shared("--subject", default="", help="another subject than the file's own")
+    parser.shared("--subject", default="", help="default: the file's own, if built in")
     parser.shared("--device", "--validate", "--case-seconds")
 
 
@@ -82,8 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     recorded = replay.read(options.file)
-    subject = options.subject or recorded.subject
-    check_name(subject)
+    subject = from_file(recorded.subject, options.subject, options.file)
     _device(options)
     with Worker(subject, options.case_seconds) as worker:
         verdict = run_case(worker, recorded.case, None)

@@ -75,6 +75,26 @@ def check_name(spec: str) -> None:
     raise ValueError(f"unknown subject {spec!r}; did you mean {' or '.join(near)}? (or path.py:Class)")
 
 
+def from_file(recorded: str, option: str, file: Path) -> str:
+    """Return the subject to ask where ``file`` records one: ``--subject``, or the file's own where it is built in.
+
+    Raises:
+        ValueError: the file's own runs code from a path, which only the command line may name; or see ``check_name``.
+    """
+    if not option and ":" in recorded:
+        raise ValueError(f"{file}: its subject {recorded!r} is code of its own, which runs only if --subject names it")
+    try:
+        check_name(option or recorded)
+    except ValueError as error:
+        raise ValueError(str(error) if option else f"{error} (recorded in {file}; give --subject)") from error
+    return option or recorded
+
+
+def option_for(spec: str) -> tuple[str, ...]:
+    """Return the words with which a command takes the subject ``spec``, though a file names it (``from_file``)."""
+    return ("--subject", resolved(spec)) if ":" in spec else ()
+
+
 def load(spec: str) -> Subject:
     """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``), NAME:WHAT or path.py:Class.
 

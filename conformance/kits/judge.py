@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.files import read_text
 from conformance.harness.observation import Declared, Facts
 from conformance.judging import compare
 from conformance.judging.judge import verdict_on
@@ -47,9 +48,9 @@ class Profile(Declared):
 def read_profile(path: Path) -> Facts:
     """Return a device profile, TOML or JSON, as the facts that ``compare.float_modes`` reads."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a device profile ({error})") from error
     return Facts(**vars(structure(Profile, data, str(path))))
 

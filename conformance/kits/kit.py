@@ -24,7 +24,7 @@ from conformance.judging.lowered import exact_linear
 from conformance.serialize import structure, unstructure
 from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype, to_float
 from reference.program.evaluate import evaluate
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec
+from reference.program.spec import Dequantize, Linear, ProgramSpec, validate
 from reference.program.values import tensor_values
 
 FORMAT = 2
@@ -154,7 +154,7 @@ def strict_outputs(spec: ProgramSpec) -> dict[str, Array]:
 
     ValueError, with the step and why, where an output cannot be judged: such a program cannot be a kit.
     """
-    _check_size(spec)
+    validate(spec)
     expected, tensors = evaluate(spec), tensor_values(spec)
     outputs = {}
     for step in spec.steps:
@@ -168,18 +168,6 @@ def strict_outputs(spec: ProgramSpec) -> dict[str, Array]:
         elif not isinstance(step, Dequantize):  # max_norm: nothing of the contract depends on how a norm is summed
             raise ValueError(f"step {step.name} has no value that the contract fixes; it cannot be in a kit")
     return outputs
-
-
-def _check_size(spec: ProgramSpec) -> None:
-    """Every array of the program and of its oracle fits into memory: a few lines may ask for petabytes."""
-    elements = sum(math.prod(t.shape) for t in spec.tensors) + sum(t.vocab_size * t.embed_dim for t in spec.tables)
-    for step in spec.steps:
-        if isinstance(step, Lookup | PackedLookup | Linear):
-            table = step if isinstance(step, PackedLookup) else spec.dequantize(step.table)
-            read = spec.tensor(step.x if isinstance(step, Linear) else step.indices)
-            elements += math.prod(read.shape) * 2 * max(spec.tensor(table.weight).shape, default=1)
-    if elements * 8 > _MAX_BYTES:
-        raise ValueError(f"the program has {elements} elements; a kit has at most {_MAX_BYTES // 8}")
 
 
 def read_tensor(folder: Path, tensor: Tensor) -> Array:

@@ -3,15 +3,20 @@
 The forward method is generated as source text, so that torch.export sees what a person would have
 written, in strict mode too, and so that a defect can be shown by a script of its own.
 
-Source: docs/contract.md section 4.
+A spec may come from a file. Its texts are checked where it is read (``reference.program.spec.validate``); here a name
+becomes an identifier and a dtype is torch's own, and ``compiled`` takes nothing but calls on ``torch`` and ``self``.
+
+Source: docs/contract.md section 4; docs/security.md.
 """
 
+import ast
 import linecache
+from types import CodeType
 from typing import Any
 
 import torch
 
-from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
+from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, torch_dtype, user_inputs
 from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Step
 
 
@@ -42,16 +47,41 @@ def make_module(spec: ProgramSpec, values: dict[str, Array], quantized: dict[str
     source = forward_source(spec, tables)
     for step in tied_linears(spec, tables):
         table = tables[spec.dequantize(step.table).weight.rpartition(".")[0]]
-        linear = torch.nn.Linear(table.embed_dim, table.vocab_size, bias=False, dtype=getattr(torch, table.dtype))
+        linear = torch.nn.Linear(table.embed_dim, table.vocab_size, bias=False, dtype=torch_dtype(table.dtype))
         linear.weight = quantized[table.name].weight if quantized else None
         module.add_module(names[step.name], linear)
     filename = f"<forward of spec {id(module)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     scope: dict[str, Any] = {"torch": torch}
-    exec(compile(source, filename, "exec"), scope)  # noqa: S102 - the text is generated just above, from a validated spec
+    exec(compiled(source, filename), scope)  # noqa: S102 - generated above from a validated spec, and checked once more
     module.__class__ = type("SpecModule", (SpecModule,), {"forward": scope["forward"]})
     module.eval()
     return module
+
+
+_NODES = (
+    *(ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Expr, ast.Return, ast.Call, ast.keyword),
+    *(ast.Attribute, ast.Name, ast.Load, ast.Store, ast.Constant, ast.List, ast.Tuple, ast.UnaryOp, ast.USub),
+)
+
+
+def compiled(source: str, filename: str) -> CodeType:
+    """The code of a ``forward``: calls with numbers, on ``torch``, ``self`` and what was assigned before.
+
+    Raises:
+        ValueError: it has anything else: another statement, a text, a name of Python's own, a name with _ in front.
+    """
+    tree = ast.parse(source, filename)
+    nodes = list(ast.walk(tree))
+    own = {"self", "torch"} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    own |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in nodes:
+        name = getattr(node, "attr", getattr(node, "id", ""))
+        foreign = isinstance(node, ast.Name) and node.id not in own
+        text = isinstance(node, ast.Constant) and not isinstance(node.value, int | float | None)
+        if not isinstance(node, _NODES) or foreign or text or name.startswith("_"):
+            raise ValueError(f"line {getattr(node, 'lineno', 1)} of the forward of a spec is no call on tensors")
+    return compile(tree, filename, "exec")
 
 
 def _register(module: Any, name: str, tensor: Any, source: str) -> None:
@@ -190,7 +220,7 @@ class _Writer:
             zero_point = self.chain(self.tensor(step.zero_point), step.zero_point_ops, step.zero_point)
         return (
             f"torch.ops.torchao.dequantize_affine.default({weight}, {list(step.block_size)}, {scale}, {zero_point}, "
-            f"torch.{step.input_dtype}, {step.qmin}, {step.qmax}, output_dtype=torch.{step.output_dtype})"
+            f"{torch_dtype(step.input_dtype)}, {step.qmin}, {step.qmax}, output_dtype={torch_dtype(step.output_dtype)})"
         )
 
     def lookup(self, step: Lookup) -> str:
@@ -222,7 +252,7 @@ class _Writer:
         zero_point = self.tensor(step.zero_point) if step.zero_point else "None"
         return (
             f"torch.ops.quantized_decomposed.embedding_4bit.dtype({weight}, {scale}, {zero_point}, {step.qmin}, "
-            f"{step.qmax}, {self.tensor(step.indices)}, dtype=torch.{step.output_dtype})"
+            f"{step.qmax}, {self.tensor(step.indices)}, dtype={torch_dtype(step.output_dtype)})"
         )
 
     def chain(self, text: str, ops: tuple[str, ...], tensor: str) -> str:

@@ -36,8 +36,11 @@ PASSING = {
 
 
 def torch_dtype(name: str) -> Any:
-    """Return torch's dtype of that name."""
-    return getattr(torch, name)
+    """Return torch's dtype of that name; ValueError where it has none."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"torch has no dtype {name!r}")
+    return dtype
 
 
 def dtype_name(dtype: Any) -> str:
@@ -80,7 +83,7 @@ def identifiers(spec: ProgramSpec) -> dict[str, str]:
     taken = set(dir(torch.nn.Module())) | set(keyword.kwlist) | {"self", "torch"}
     names: dict[str, str] = {}
     for name in [*(t.name for t in all_tensors(spec)), *(t.name for t in spec.tables), *(s.name for s in spec.steps)]:
-        identifier = re.sub(r"\W", "_", name)
+        identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
         identifier = identifier if identifier[:1].isalpha() else f"t{identifier}"
         while identifier in taken:
             identifier += "_"

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conformance.files import write_whole
+from conformance.files import read_text, write_whole
 from conformance.proofs.target import TargetFacts
 from conformance.serialize import register_tagged, structure, unstructure
 
@@ -34,6 +34,14 @@ REFUSED = "refused: "
 
 class Rejected(ValueError):  # noqa: N818 - says what happened to the certificate
     """A certificate that does not hold; the message says why in one line."""
+
+    exit_code = 1
+
+
+class Untrusted(Rejected):
+    """A certificate about a file that the command line does not name: nothing of it was imported or read."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,10 @@ def write(path: Path, certificate: Certificate) -> None:
 def read(path: Path) -> Certificate:
     """A certificate whose form and seals are right, or Rejected; the claim itself is ``conformance.proofs.check``'s."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise Rejected(f"cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Rejected(f"is truncated or no JSON: {error}") from error
     version = data.pop("certificate", None) if isinstance(data, dict) else None
     if type(version) is not int:

@@ -14,7 +14,15 @@ import numpy as np
 from conformance.harness import subject
 from conformance.harness.errors import EnvironmentProblem
 from conformance.proofs import arithmetic, certificate, indexing, layout, target
-from conformance.proofs.certificate import PROVEN, REFUSED, ArithmeticClaim, CasesClaim, IndexingClaim, Rejected
+from conformance.proofs.certificate import (
+    PROVEN,
+    REFUSED,
+    ArithmeticClaim,
+    CasesClaim,
+    IndexingClaim,
+    Rejected,
+    Untrusted,
+)
 from conformance.proofs.domain import Domain, parse
 from conformance.proofs.target import Array, Numerics, Target, TargetFacts
 from reference.arithmetic.accept import CODES, HOST, accept_products
@@ -22,7 +30,9 @@ from reference.arithmetic.accept_many import Tally, judge_rows
 from reference.arithmetic.exact import Allowed, allowed_bits
 from reference.arithmetic.rounding import FORMATS, is_nan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+#: The shader that certificates of subject "impl" are about.
+GLSL = ROOT / "vulkan" / "glsl" / "embedding_q4gsw.comp"
 #: Scales of the seeded sample; each with all 16 codes.
 SAMPLE = 64
 #: Cases of an indexing certificate that are run again.
@@ -30,9 +40,15 @@ _CASES = 4
 _CHUNK = 1 << 18
 
 
-def check(path: Path, *, device: str = "", rerun: bool = True) -> list[str]:
-    """What holds, a line each; Rejected where something does not."""
+def check(
+    path: Path, *, device: str = "", rerun: bool = True, own_subject: str = "", shader: Path | None = None
+) -> list[str]:
+    """What holds, a line each; Rejected where something does not.
+
+    A certificate may come from anyone: the code and the shader that it names are ours, or those that the caller names.
+    """
     stored = certificate.read(path)
+    _check_trusted(stored.target, own_subject, shader)
     if stored.result != PROVEN:
         reason = next(iter(stored.mismatches), "its counts are not 0")
         raise Rejected(f"says itself that the proof failed: {reason}")
@@ -49,6 +65,15 @@ def check(path: Path, *, device: str = "", rerun: bool = True) -> list[str]:
         raise
     except (ValueError, ImportError, EnvironmentProblem) as error:
         raise Rejected(f"cannot be checked here: {error}") from error
+
+
+def _check_trusted(facts: TargetFacts, own_subject: str, shader: Path | None) -> None:
+    """No subject's code is imported and no shader read but ours, and what the command line names."""
+    known = {"reference", *subject.names(), *filter(None, [own_subject and subject.resolved(own_subject)])}
+    if facts.subject not in known:
+        raise Untrusted(f"its subject {facts.subject!r} is code of its own, which runs only if --subject names it")
+    if facts.shader and (ROOT / facts.shader).resolve() not in {GLSL, shader and shader.resolve()}:
+        raise Untrusted(f"its shader {facts.shader!r} is not ours: it is read only if --shader names it")
 
 
 def _check_target(facts: TargetFacts) -> tuple[Numerics, str]:

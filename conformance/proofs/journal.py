@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformance.files import append_line, write_whole
+from conformance.files import append_line, read_text, write_whole
 from conformance.proofs.certificate import Stages, canonical
 from conformance.serialize import structure, unstructure
 from reference.arithmetic.accept_many import Tally
@@ -56,10 +56,10 @@ class Journal:
         write_whole({path: "".join(f"{canonical(line)}\n" for line in lines)})  # also drops a line that was cut off
 
     def _read(self) -> list[Record]:
-        lines = self.path.read_text().split("\n")[:-1]  # what follows the last line end was cut off
         try:
+            lines = read_text(self.path).split("\n")[:-1]  # what follows the last line end was cut off
             header, *chunks = [json.loads(line) for line in lines] or [None]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise JournalRefused(f"{self.path} is no journal: {error}") from error
         if not isinstance(header, dict):
             raise JournalRefused(f"{self.path} is no journal: it has no header line")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conformance.case.case import STAGES, Case
+from conformance.files import read_text
 from conformance.results.verdict import FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
 from conformance.serialize import structure
 
@@ -146,8 +147,8 @@ def read(path: Path, *, included: bool = False) -> tuple[KnownFailure, ...]:
         ValueError: as ``load``, as far as the file alone can show it.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     document = structure(_Document, table, str(path))
     include = document.include

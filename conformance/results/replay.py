@@ -12,7 +12,7 @@ import tomli_w
 
 from conformance.case.case import Case
 from conformance.case.toml import case_from_table, case_to_table
-from conformance.files import make_folder, write_whole
+from conformance.files import make_folder, read_text, write_whole
 from conformance.results.verdict import Verdict
 from conformance.serialize import check_version, structure, unstructure
 
@@ -58,10 +58,10 @@ def read(path: Path) -> Replay:
         ValueError: no such file, or not a replay file of this version; names the file, the field and what is wrong.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such replay file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a replay file ({error})") from error
     head = document.get("replay")
     if not isinstance(head, dict) or "case" not in document:

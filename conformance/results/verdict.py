@@ -6,7 +6,7 @@ without its footer is truncated, and says so when it is read. docs/formats.md de
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -126,10 +126,14 @@ class Writer:
 
     def close(self) -> None:
         """Write the footer; without it the stream reads as truncated."""
-        self._line({"footer": {"counts": counts(self._verdicts), "tests": len(self._verdicts)}})
+        self._line({"footer": _footer(self._verdicts)})
 
     def _line(self, data: Mapping[str, Any]) -> None:
         append_line(self._path, json.dumps(data, default=dict))
+
+
+def _footer(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    return {"counts": counts(verdicts), "tests": len(verdicts)}
 
 
 def read(path: Path) -> Stream:
@@ -138,27 +142,30 @@ def read(path: Path) -> Stream:
     One without a footer, or whose last line is cut, is ``truncated``.
 
     Raises:
-        ValueError: not a verdict stream of this format; names the file, the line and what is wrong.
+        ValueError: not a verdict stream of this format, or one that was altered; names the file, the line and what is
+            wrong.
     """
     path = path / "verdicts.jsonl" if path.is_dir() else path
     try:
         first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
         header = json.loads(first)["header"]
         written = header["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}:1: not a verdict stream ({error!r})") from error
     check_version(str(path), "verdict stream", written, FORMAT)
     verdicts: list[Verdict] = []
-    complete = False
+    footer: Any = None
     for number, line in enumerate(rest, 2):
         try:
             data = json.loads(line)
             if "footer" in data:
-                complete = data["footer"]["tests"] == len(verdicts)
+                footer = footer or (number, data["footer"])
             else:
                 verdicts.append(structure(Verdict, data))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number > len(rest):
                 break  # the line that a killed run was writing
             raise ValueError(f"{path}:{number}: not a verdict stream ({error})") from error
-    return Stream(header, tuple(verdicts), truncated=not complete)
+    if footer is not None and footer != (len(rest) + 1, _footer(verdicts)):
+        raise ValueError(f"{path}:{footer[0]}: the footer does not end the stream, or counts other verdicts: altered")
+    return Stream(header, tuple(verdicts), truncated=footer is None)

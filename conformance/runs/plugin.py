@@ -20,6 +20,7 @@ from conformance.case.case import LEVELS, Case
 from conformance.case.catalogue import load, nearest, select
 from conformance.files import DISK, Unwritable, q4gsw, unwritable
 from conformance.harness.errors import BadSubject
+from conformance.harness.subject import option_for
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, exit_code, read
@@ -240,7 +241,7 @@ class Controller:
             verdict = error_verdict(asked, self.options.subject, "WorkerDied", reason)
             with contextlib.suppress(Unwritable):  # the stream will meet the same trouble, and stop the run
                 path = replay.write(self.report.folder / "replay", asked, verdict, run.versions())
-                verdict = replace(verdict, replay=q4gsw("replay", path))
+                verdict = replace(verdict, replay=q4gsw("replay", path, *option_for(verdict.subject)))
             text = run.describe(asked, verdict)
         file, _, name = crashitem.partition("::")
         report.when, report.longrepr, report.location = "call", text, (file, None, name)
@@ -301,7 +302,9 @@ class Controller:
 
 def error_verdict(asked: Asked, subject: str, kind: str, reason: str, file: Path | None = None) -> Verdict:
     """Return the ERROR of a case, or of a shard, that nothing judged; ``file`` replays it, or its id does."""
-    command = q4gsw("replay", file) if file else q4gsw("run", "--subject", subject, "--case", asked.id)
+    command = q4gsw("run", "--subject", subject, "--case", asked.id)
+    if file:
+        command = q4gsw("replay", file, *option_for(subject))
     signature = f"{asked.stage}/raised/{kind}"
     return Verdict(asked.id, asked.stage, subject, ERROR, signature, reason, replay=command, contract=asked.contract)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from conformance.case.case import Case
 from conformance.case.catalogue import load
 from conformance.files import q4gsw
-from conformance.harness.subject import resolved
+from conformance.harness.subject import option_for, resolved
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
 from conformance.results import expectations, replay, timing
@@ -96,7 +96,7 @@ def run_case(
     if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
         return replace(verdict, replay=q4gsw("run", "--subject", worker.subject, "--case", case.id))
     path = replay.write(report / "replay", case, verdict, versions())
-    return replace(verdict, replay=q4gsw("replay", path))
+    return replace(verdict, replay=q4gsw("replay", path, *option_for(worker.subject)))
 
 
 def timed(worker: Worker, case: Case) -> Verdict:

@@ -13,6 +13,10 @@ Source: docs/contract.md sections 1, 4 and 5.
 
 import dataclasses
 import itertools
+import keyword
+import math
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 SPEC_VERSION = 1
@@ -36,6 +40,10 @@ OPAQUE_OPS = ("add_zero", "transpose_twice")
 #: How the builder makes the torch program: a graph by hand, torch.export of a module that calls
 #: the ops, or torchao's quantize_ on a real nn.Embedding followed by torch.export.
 ROUTES = ("synthetic", "export", "torchao")
+#: A program may come from a file: more elements, dimensions, or tensors, tables and steps are refused before anything
+#: is allocated. The largest case of the catalogue has about 2**20 elements.
+MOST_ELEMENTS, MOST_DIMENSIONS, MOST_PARTS = 1 << 25, 8, 1000
+_NAME = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,7 @@ def table_parts(table: QuantizedTable) -> tuple[TensorSpec, TensorSpec, TensorSp
 
 
 def validate(spec: ProgramSpec) -> None:
-    """Check that a spec is well formed: names, references, dtypes, sources and ops.
+    """Check that a spec is well formed: names, references, dtypes, sources, ops, and sizes that fit into memory.
 
     Raises:
         ValueError: names the first offending tensor or step, what is wrong and what is allowed.
@@ -225,48 +233,87 @@ def validate(spec: ProgramSpec) -> None:
     if spec.version != SPEC_VERSION:
         raise ValueError(f"spec version {spec.version} is not {SPEC_VERSION}")
     _one_of("program", "route", spec.route, ROUTES)
+    if (parts := len(spec.tensors) + len(spec.tables) + len(spec.steps)) > MOST_PARTS:
+        raise ValueError(f"program: {parts} tensors, tables and steps; at most {MOST_PARTS} are allowed")
     known: set[str] = set()
     for tensor in spec.tensors:
         where = f"tensor {tensor.name!r}"
         _unique(where, tensor.name, known)
         _one_of(where, "dtype", tensor.dtype, DTYPES)
         _one_of(where, "source", tensor.source, SOURCES)
-        if any(size < 0 for size in tensor.shape) or any(d not in range(len(tensor.shape)) for d in tensor.dynamic):
+        check_sizes(where, tensor.shape)
+        if any(d not in range(len(tensor.shape)) for d in tensor.dynamic):
             raise ValueError(f"{where}: shape {tensor.shape} with dynamic dimensions {tensor.dynamic} cannot be")
     for table in spec.tables:
         where = f"table {table.name!r}"
+        _unique(where, table.name, known)
+        _one_of(where, "dtype", table.dtype, DTYPES)
+        check_sizes(where, (table.vocab_size, table.embed_dim))
         if table.group_size < 0 or (table.group_size and table.embed_dim % table.group_size):
             raise ValueError(f"{where}: group_size {table.group_size} does not divide embed_dim {table.embed_dim}")
-        for part in table_parts(table):
-            _unique(where, part.name, known)
-    dequantized: set[str] = set()
+    every = (*spec.tensors, *itertools.chain(*map(table_parts, spec.tables)))
+    tensors = {tensor.name: tensor.shape for tensor in every}
+    elements, dequantized = sum(map(math.prod, tensors.values())), dict[str, tuple[int, ...]]()
     for step in spec.steps:
         where = f"step {step.name!r}"
         _unique(where, step.name, known)
-        _check_references(where, step, known, dequantized)
+        _check_step(where, step, tensors, dequantized)
+        elements += _elements(step, tensors | dequantized)
         if isinstance(step, Dequantize):
-            dequantized.add(step.name)
+            dequantized[step.name] = tensors[step.weight]
+    check_elements("program", elements)
 
 
-def _check_references(where: str, step: Step, known: set[str], dequantized: set[str]) -> None:
-    """Every name a step refers to must exist before it."""
+def check_sizes(where: str, shape: tuple[int, ...]) -> None:
+    """Check that sizes are not negative and that memory holds an array of them; ValueError names ``where``."""
+    if min(shape, default=0) < 0 or len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{where}: shape {shape} is not of at most {MOST_DIMENSIONS} sizes from 0 on")
+    check_elements(where, math.prod(max(size, 1) for size in shape))
+
+
+def check_elements(where: str, elements: int) -> None:
+    """Check that memory holds so many elements; ValueError names ``where``."""
+    if elements > MOST_ELEMENTS:
+        raise ValueError(f"{where}: {elements} elements; at most {MOST_ELEMENTS} are allowed")
+
+
+def _elements(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """At least as many elements as a step yields, its chains of ops included."""
+    if isinstance(step, Read):
+        return math.prod(shapes[step.of])
+    table = shapes[step.weight if isinstance(step, Dequantize | PackedLookup) else step.table]
+    chains = sum(len(getattr(step, field.name)) for field in dataclasses.fields(step) if field.name.endswith("_ops"))
+    elements = math.prod(table) * (1 + chains)
+    if not isinstance(step, Dequantize):
+        elements += math.prod(shapes[step.x if isinstance(step, Linear) else step.indices]) * 2 * max(table, default=1)
+    return elements
+
+
+def _check_step(where: str, step: Step, tensors: Mapping[str, object], dequantized: Mapping[str, object]) -> None:
+    """Every name that a step refers to must exist before it, every other text be a word of its vocabulary."""
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
-        if field.name in {"weight", "scale", "indices", "x", "of"} or (field.name == "zero_point" and value):
-            _one_of(where, field.name, value, known - {step.name})
+        if field.name in {"weight", "scale", "indices", "x"} or (field.name == "zero_point" and value):
+            _one_of(where, field.name, value, tensors)
+        elif field.name == "of":
+            _one_of(where, field.name, value, {*tensors, *dequantized})
         elif field.name == "table":
             _one_of(where, field.name, value, dequantized)
         elif field.name.endswith("_ops"):
             for op in value:
                 _one_of(where, field.name, op, IDENTITY_OPS + OPAQUE_OPS)
+        elif field.name.endswith("_dtype"):
+            _one_of(where, field.name, value, DTYPES)
 
 
 def _unique(where: str, name: str, known: set[str]) -> None:
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise ValueError(f"{where}: the name is no identifier: letters, digits and single underscores, no keyword")
     if name in known:
         raise ValueError(f"{where}: the name is used twice")
     known.add(name)
 
 
-def _one_of(where: str, field: str, value: str, allowed: tuple[str, ...] | set[str]) -> None:
+def _one_of(where: str, field: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{where}: {field} {value!r} is not one of {', '.join(sorted(allowed))}")

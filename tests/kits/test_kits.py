@@ -224,8 +224,11 @@ def test_a_case_that_is_not_the_kits_or_that_cannot_be_judged_is_named(
     indices, tensor = LOOKUP.tensors[2], LOOKUP.tensors[0]
     for spec, message in (
         (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(3,)))), "output_0.bin differs"),
-        (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(1 << 40,)))), "elements; a kit has at"),
-        (replace(LOOKUP, tensors=(replace(tensor, shape=(1 << 31, 1 << 31)), *LOOKUP.tensors[1:])), "elements; a kit"),
+        (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(1 << 40,)))), "elements; at most"),
+        (
+            replace(LOOKUP, tensors=(replace(tensor, shape=(1 << 31, 1 << 31)), *LOOKUP.tensors[1:])),
+            "elements; at most",
+        ),
         (replace(LOOKUP, tensors=(replace(tensor, shape=()), *LOOKUP.tensors[1:])), "case.toml: "),
         (
             replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, values=Values("constant", value=7)))),

@@ -309,10 +309,11 @@ def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
     failure = done.stdout[done.stdout.index("FAIL pack/worked-bytes/flat") : done.stdout.index("replay:")]
     assert failure in there
     replay = str(report / "replay" / "pack__worked-bytes__flat.toml")
-    assert f"q4gsw replay {replay}\n" in there
-    ends = conformance("replay", replay).stdout.splitlines()[-2:]
+    again = ("replay", replay, "--subject", f"{path}:Mine")
+    assert f"q4gsw {' '.join(again)}\n" in there
+    ends = conformance(*again).stdout.splitlines()[-2:]
     assert "\n".join(ends) in there
     mend = re.search(r"^\$ (sed .*)$", there, re.MULTILINE)
     assert mend
     subprocess.run(["bash", "-c", mend[1]], check=True)
-    assert conformance("replay", replay).stdout in there
+    assert conformance(*again).stdout in there

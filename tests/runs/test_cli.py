@@ -86,7 +86,7 @@ def test_a_failure_replays_from_its_file_alone_in_an_empty_directory(tmp_path: P
     elsewhere = tmp_path / "empty"
     elsewhere.mkdir()
     shutil.copy(report / "replay" / "pack__flat__v1.toml", elsewhere / "case.toml")
-    again = conformance("replay", "case.toml", cwd=elsewhere)
+    again = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Raises", cwd=elsewhere)
     assert again.returncode == 1
     assert "recorded signature: PACK/raised/KeyError@subject_misbehaving.Raises.bad (the same failure)" in again.stdout
     mended = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Good", cwd=elsewhere)

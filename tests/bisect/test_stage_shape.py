@@ -86,8 +86,9 @@ def test_a_replay_file_s_subject_and_signature_are_the_ones_sought(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stage(signature: str) -> tuple[int, str]:
-        recorded = Verdict("test/pack", "PACK", f"{SIZED}:RightBelow24Rows", "FAIL", signature)
-        code = main.main(["bisect", "stage", str(replay.write(tmp_path, PACK, recorded, {}))])
+        subject = f"{SIZED}:RightBelow24Rows"
+        recorded = Verdict("test/pack", "PACK", subject, "FAIL", signature)
+        code = main.main(["bisect", "stage", str(replay.write(tmp_path, PACK, recorded, {})), "--subject", subject])
         said = capsys.readouterr()
         return code, said.out + said.err
 

@@ -176,10 +176,10 @@ def test_a_shader_that_has_changed_is_refused(tmp_path: Path) -> None:
     words = ["--variant", VARIANT, "--range", "0:4096", "--shader", str(shader), "--out", str(tmp_path)]
     assert main(["prove", "arithmetic", *words]) == 0
     (path,) = tmp_path.glob("*.json")
-    assert check.check(path)
+    assert check.check(path, shader=shader)
     shader.write_text(shader.read_text().replace("- 8)", "- 7)"))
     with pytest.raises(Rejected, match=r"own\.comp is another now: target\.glsl_sha256"):
-        check.check(path)
+        check.check(path, shader=shader)
 
 
 def test_a_refuted_certificate_is_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:

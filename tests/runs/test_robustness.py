@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import time
 import xml.etree.ElementTree as ET
@@ -48,7 +49,7 @@ def test_a_killed_worker_costs_the_case_that_it_was_at(tmp_path: Path) -> None:
     assert (bad.outcome, bad.signature) == (ERROR, "PACK/raised/WorkerDied")
     assert re.search(r"its test process, gw\d, died", bad.reason)
     assert f"ERROR {AT}" in done.stdout
-    assert replay.read(Path(bad.replay.split()[-1])).case.id == AT
+    assert replay.read(Path(shlex.split(bad.replay)[2])).case.id == AT
 
 
 def test_a_worker_killed_after_its_last_verdict_costs_nothing(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
         options.keyword,
     ]
     words += ["-c", f"{_ROOT}/pyproject.toml", "--rootdir", str(_ROOT)]
-    words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider"]
+    # What Python says of pipes while it cleans up after an interruption is no verdict; tests/ looks at such warnings.
+    words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
     words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml", "-r", "fE" if options.quiet else "fEs"]
     words += ["-q", "-p", "no:terminaldistreporter"] if options.quiet else []
     if options.max_failures or options.level == "deep":

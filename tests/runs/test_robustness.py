@@ -247,5 +247,5 @@ def test_ctrl_c_ends_a_run_with_one_line(way: str, tmp_path: Path) -> None:
 
 def test_what_python_says_while_it_cleans_up_is_no_verdict(tmp_path: Path) -> None:
     """An interrupted run leaves pipes of its workers behind; pytest makes exit code 1 of such a warning."""
-    done = run("alone", "impl", tmp_path / "r", "--case", "pack/flat/v1", "--", "-p", "tests.support.leaking")
+    done = run("alone", "impl", tmp_path / "r", "--case", "pack/flat/v1", "--", "-p", "tests.fakes.leaking")
     assert done.returncode == 0, done.stderr

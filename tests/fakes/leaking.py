@@ -1,4 +1,4 @@
-"""A pytest plugin for the suite (``-p tests.support.leaking``): at the end something raises where nobody catches it."""
+"""A pytest plugin for the suite (``-p tests.fakes.leaking``): at the end something raises where nobody catches it."""
 
 
 class _Leak:

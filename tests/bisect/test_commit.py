@@ -32,22 +32,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bisect(repo: Path, good: str, bad: str, *more: str) -> int:
-    return main(
-        [
-            "bisect",
-            "commit",
-            CASE,
-            "--repo",
-            str(repo),
-            "--good",
-            good,
-            "--bad",
-            bad,
-            "--subject-file",
-            "subject.py:Packs",
-            *more,
-        ]
-    )
+    return search(repo, good, bad, CASE, "--subject-file", "subject.py:Packs", *more)
+
+
+def search(repo: Path, good: str, bad: str, *more: str) -> int:
+    return main(["bisect", "commit", "--repo", str(repo), "--good", good, "--bad", bad, *more])
 
 
 def first(capsys: pytest.CaptureFixture[str]) -> str:
@@ -195,20 +184,7 @@ def test_interrupted_and_started_again_it_gives_the_same_answer(
 
 def test_a_command_is_asked_in_the_commit_s_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = linear(tmp_path / "repo", 30, lambda i: {"value": str(i), "run.sh": "exit $((`cat value` > 17 ? 3 : 0))"})
-    words = [
-        "bisect",
-        "commit",
-        "--repo",
-        str(tmp_path / "repo"),
-        "--good",
-        names[2],
-        "--bad",
-        "main",
-        "--",
-        "sh",
-        "run.sh",
-    ]
-    assert main(words) == 0
+    assert search(tmp_path / "repo", names[2], "main", "--", "sh", "run.sh") == 0
     said = capsys.readouterr().out
     assert f"first bad: {names[18]}" in said
     assert "COMMAND/exit/3" in said
@@ -225,20 +201,7 @@ def test_a_broken_harness_stops_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: str, said: str
 ) -> None:
     names = linear(tmp_path / "repo", 30, lambda i: {"value": str(i), "run.sh": script})
-    words = [
-        "bisect",
-        "commit",
-        "--repo",
-        str(tmp_path / "repo"),
-        "--good",
-        names[2],
-        "--bad",
-        "main",
-        "--",
-        "sh",
-        "run.sh",
-    ]
-    assert main(words) == 1
+    assert search(tmp_path / "repo", names[2], "main", "--", "sh", "run.sh") == 1
     assert said in capsys.readouterr().err
 
 

@@ -94,7 +94,9 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     words += ["-c", f"{_ROOT}/pyproject.toml", "--rootdir", str(_ROOT)]
     # What Python says of pipes while it cleans up after an interruption is no verdict; tests/ looks at such warnings.
     words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-    words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml", "-r", "fE" if options.quiet else "fEs"]
+    words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml"]
+    # Failures are printed whole, once: pytest's summary would repeat each, wherever the variable CI is set in full.
+    words += ["-r", "N" if options.quiet else "s"]
     words += ["-q", "-p", "no:terminaldistreporter"] if options.quiet else []
     if options.max_failures or options.level == "deep":
         # One case after the other: handed out in advance, all the long shards of level deep would be one worker's, and

@@ -233,7 +233,7 @@ def test_the_command_line_may_name_a_subject(tmp_path: Path) -> None:
 def test_the_command_that_a_run_prints_names_the_subject_and_can_be_pasted(tmp_path: Path) -> None:
     path, _ = evil(tmp_path / "it's a folder")
     words = ["run", "--subject", f"{path}:Evil", "--case", PACK, "--report", str(tmp_path / "r"), "--workers", "0"]
-    env = with_q4gsw(tmp_path)
+    env = with_q4gsw(tmp_path) | {"CI": "true"}  # where pytest would print each failure a second time
     run = subprocess.run(["q4gsw", *words], env=env, capture_output=True, text=True, check=False)
     (line,) = (line for line in run.stdout.splitlines() if line.startswith("  replay:"))
     command = line.removeprefix("  replay:").strip()

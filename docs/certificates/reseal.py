@@ -1,13 +1,15 @@
-"""Brings certificates of version 1 to version 2: ``python docs/certificates/reseal.py FILE...`` rewrites each in place.
+"""Brings certificates to this release: ``python docs/certificates/reseal.py FILE...`` rewrites each in place.
 
-The old seals are verified first. Every field that version 2 leaves out is computed from the fields that stay, by the
-suite's own code, and has to be what the file says: nothing that was stored is lost. Nothing is proven again; that is
-``q4gsw prove check``'s.
+One of version 2 gets the hash of today's GLSL where that still compiles to the very SPIR-V that was proven: a comment may
+change. One of version 1 becomes one of version 2: its seals are verified first, and every field that version 2 leaves
+out is computed from the fields that stay, by the suite's own code, and has to be what the file says. Nothing is proven
+again; that is ``q4gsw prove check``'s.
 """
 
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from conformance.proofs import indexing, layout
 from conformance.proofs import target as targets
-from conformance.proofs.certificate import KINDS, REFUSED, Certificate, write
+from conformance.proofs.certificate import KINDS, REFUSED, VERSION, Certificate, read, write
 from conformance.proofs.domain import Domain, boundary_bits, parse
 from conformance.proofs.target import Numerics, TargetFacts
 from conformance.serialize import structure
@@ -124,13 +126,26 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     }
 
 
+def reseal_source(path: Path) -> None:
+    """Give a certificate of this version the hash of today's GLSL."""
+    stored = read(path)
+    today = targets.derived(stored.target)[0] if stored.target.glsl_sha256 else stored.target
+    if today != replace(stored.target, glsl_sha256=today.glsl_sha256):
+        raise ValueError("its shader compiles to another SPIR-V today: prove it again")
+    write(path, replace(stored, target=today))
+
+
 def reseal(path: Path) -> None:
     """Rewrite one file.
 
     Raises:
-        ValueError: it is of another version, was changed, or holds a field that the others do not give.
+        ValueError: it is of another version, was changed, holds a field that the others do not give, or its shader is
+            another program today.
     """
     old = json.loads(path.read_text())
+    if old["certificate"] == VERSION:
+        reseal_source(path)
+        return
     verify_seals(old)
     new = convert(old)
     kept = ("domain", "segments.sums", "counts.not_strict", "counts.refused", "counts.damaged", "mismatches")
@@ -149,6 +164,6 @@ if __name__ == "__main__":
     for argument in sys.argv[1:]:
         try:
             reseal(Path(argument))
-            print(f"{argument}: version 2")
+            print(f"{argument}: resealed")
         except ValueError as error:
             sys.exit(f"{argument}: {error}")

@@ -2,7 +2,7 @@
 
 // et_vk.embedding_q4gsw: out[i, d] = (code[index[i], d] - 8) * scale[index[i], d / G]   (docs/contract.md 2, 7)
 //
-// One source, 24 variants by these defines (impl/kernel_variants.py lists them):
+// One source, 24 variants by these defines (impl/dispatch/variants.py lists them):
 //   OUT_HALF        t_out is float16, else float32
 //   SCALES_HALF     t_scales is float16, else float32
 //   IO_TEXTURE      t_out is an image3D and t_indices an isampler3D, else both are buffers

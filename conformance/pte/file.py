@@ -8,20 +8,24 @@ Source: docs/contract.md section 6.
 """
 
 import hashlib
+import importlib.resources
+import json
 import math
+import re
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from executorch.backends.vulkan import serialization
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import ValueList, VkGraph, VkTensor
-from executorch.backends.vulkan.serialization.vulkan_graph_serialize import (
-    VulkanDelegateHeader,
-    flatbuffer_to_vk_graph,
-)
+from executorch.backends.vulkan.serialization.vulkan_graph_serialize import VulkanDelegateHeader
+from executorch.exir._serialize._dataclass import _json_to_dataclass
+from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import PTEFile, deserialize_pte_binary
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 from executorch.exir.version import EXECUTORCH_SCHEMA_VERSION
@@ -47,6 +51,9 @@ _SMALLEST = 48
 _GRAPH_IDENTIFIER = b"VK00"
 _GRAPH_VERSION = "0"
 _IN_NAMED_DATA = 2**64 - 1
+#: A string, or a number that flatc prints as a bare word where json.loads has another one.
+_STRING_OR_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|(?<![\w.])(?:inf|nan)(?![\w.])')
+_JSON_WORDS = {"inf": "Infinity", "nan": "NaN"}
 #: What ExecuTorch's readers raise on bytes that are no program; MemoryError is a limit that the caller set.
 _READERS_RAISE = (
     ValueError,
@@ -249,13 +256,26 @@ def _delegate(
     flatbuffer = blob[header.flatbuffer_offset : graph_end]
     if flatbuffer[4:8] != _GRAPH_IDENTIFIER:
         raise BadFile(f"{where}: graph identifier {flatbuffer[4:8]!r}, not {_GRAPH_IDENTIFIER!r}")
-    graph: VkGraph = flatbuffer_to_vk_graph(flatbuffer)
+    graph = _read_graph(flatbuffer)
     if graph.version != _GRAPH_VERSION:
         raise BadFile(f"{where}: graph version {graph.version!r}; executorch 1.5.1 reads {_GRAPH_VERSION!r}")
     inline = blob[header.bytes_offset : header.bytes_offset + header.bytes_size]
     constants = tuple(_constant(entry, inline, named, where) for entry in graph.constants)
     _check_graph(graph, constants, where)
     return VulkanDelegate(method, index, graph, constants, tuple(c.named_key or "" for c in graph.constants), options)
+
+
+def _read_graph(flatbuffer: bytes) -> VkGraph:
+    """What executorch's flatbuffer_to_vk_graph reads, and graphs that hold an infinity or a NaN, which it cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        schema, binary = Path(folder, "schema.fbs"), Path(folder, "graph.bin")
+        schema.write_bytes(importlib.resources.files(serialization).joinpath("schema.fbs").read_bytes())
+        binary.write_bytes(flatbuffer)
+        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
+        text = Path(folder, "graph.json").read_text(encoding="utf-8")
+    text = _STRING_OR_WORD.sub(lambda match: _JSON_WORDS.get(match[0], match[0]), text)
+    graph: VkGraph = _json_to_dataclass(json.loads(text), VkGraph)
+    return graph
 
 
 def _constant(entry: Any, inline: bytes, named: Mapping[str, bytes], where: str) -> bytes:

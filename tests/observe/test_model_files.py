@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import struct
 import warnings
@@ -11,13 +12,22 @@ from typing import Any
 
 import pytest
 import torch
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
+    Double,
+    DoubleList,
+    OperatorCall,
+    String,
+    VkGraph,
+    VkValue,
+)
+from executorch.backends.vulkan.serialization.vulkan_graph_serialize import convert_to_flatbuffer
 
 from conformance.cli.main import main
 from conformance.explain.explain import load_pt2
 from conformance.explain.pt2 import check_model
 from conformance.harness import limited
 from conformance.harness.errors import BadFile
-from conformance.pte.file import read_pte
+from conformance.pte.file import _read_graph, read_pte
 
 
 def header(program: int = 64, segments: int = 64, segment_bytes: int = 0, identifier: bytes = b"ET12") -> bytes:
@@ -46,6 +56,20 @@ def test_a_bad_pte_is_one_line(name: str, tmp_path: Path) -> None:
         read_pte(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_graph_with_infinities_and_nan_is_read_and_strings_stay_as_they_are() -> None:
+    """Every causal attention holds -inf, which flatc prints as a bare word that json.loads does not know."""
+    values = [
+        Double(math.inf),
+        DoubleList([1.5, -math.inf, math.inf]),
+        String('[inf, -inf] "nan" \\'),
+        Double(math.nan),
+    ]
+    graph = VkGraph("0", [OperatorCall(0, "a.inf", [0])], [VkValue(v) for v in values], [], [0], [], [])
+    *read, last = (v.value for v in _read_graph(convert_to_flatbuffer(graph)).values)
+    assert read == values[:-1]
+    assert math.isnan(last.double_val)
 
 
 @pytest.mark.parametrize("name", ["text", "older", "truncated program"])

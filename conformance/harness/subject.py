@@ -19,7 +19,7 @@ WHAT = {"executorch-src": "PATH[@REVISION]"}
 
 @runtime_checkable
 class Subject(Protocol):
-    """The one interface of the suite. A subject is made anew in every child process."""
+    """The one interface of the suite. Every child process makes a subject of its own."""
 
     def supports(self, case: Case) -> bool | str | None:
         """Return whether the subject can be asked this case: a bool; or the reason why not, or None."""

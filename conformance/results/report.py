@@ -1,6 +1,6 @@
 """The files of a report beside verdicts.jsonl: summary.md for a pull request, report.html for a browser.
 
-Both come from the verdict stream alone, so ``q4gsw report DIR --html`` makes them anew.
+Both come from the verdict stream alone, so ``q4gsw report DIR --html`` writes them again.
 They are written whole and together, or not at all.
 
 Source: docs/reading-a-report.md.

@@ -1,9 +1,9 @@
 """Brings certificates to this release: ``python docs/certificates/reseal.py FILE...`` rewrites each in place.
 
-One of version 2 gets the hash of today's GLSL where that still compiles to the very SPIR-V that was proven: a comment may
-change. One of version 1 becomes one of version 2: its seals are verified first, and every field that version 2 leaves
-out is computed from the fields that stay, by the suite's own code, and has to be what the file says. Nothing is proven
-again; that is ``q4gsw prove check``'s.
+One of version 2 gets the hash of today's GLSL where that still compiles to the very SPIR-V that was proven: comments
+may change. One of version 1 becomes one of version 2: its seals are verified first, and every field that version 2
+leaves out is computed from the fields that stay, by the suite's own code, and has to be what the file says. Nothing
+is proven again; that is ``q4gsw prove check``'s.
 """
 
 import hashlib

@@ -51,7 +51,7 @@ def test_every_case_could_show_a_bug() -> None:
     reasons = {c.id: why for c in CASES if (why := cannot_show_a_bug(c))}
     for pattern, expected in ABOUT.items():
         about = fnmatch.filter(list(reasons), pattern)
-        assert about, f"{pattern} is trusted by now, or gone"
+        assert about, f"{pattern} is trusted, or gone"
         assert {reasons.pop(name) for name in about} == {expected}
     assert not reasons
 

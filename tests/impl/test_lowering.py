@@ -32,7 +32,7 @@ F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 
 @pytest.fixture(autouse=True, scope="module")
 def _patterns_are_traced_once() -> Iterator[None]:
-    """Upstream traces its graph patterns anew for every program, which takes most of a lowering's time."""
+    """Upstream traces its graph patterns again for every program, which takes most of a lowering's time."""
     patched = pytest.MonkeyPatch()
     for entry in fusable_patterns.values():
         if entry.get_graphs_fn is not None:

@@ -190,7 +190,7 @@ def job(workspace: Path, home: Path, of_main: Path | None = None) -> tuple[str, 
 
 
 def judged(workspace: Path, report: str) -> subprocess.CompletedProcess[str]:
-    """What the step "Judge" does, without nox and at level smoke; ``report`` is anew in the workspace."""
+    """What the step "Judge" does, without nox and at level smoke; ``report`` is new in the workspace."""
     ci = workspace / "repository" / "ci"
     options = ("--subject", f"{ci}/q4gsw_subject.py:Packer", "--expectations", str(ci / "q4gsw_known.toml"))
     return conformance("run", *PACKED, *options, "--report", str(workspace / report))
@@ -300,7 +300,7 @@ def test_the_device_profile_on_the_page_is_one(tmp_path: Path) -> None:
 
 
 def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
-    """Its packer fails with the very lines, is replayed, and passes when it is mended by the sed on the page."""
+    """Its packer fails with the very lines, is replayed, and passes once the sed on the page has fixed it."""
     (packer,) = blocks(FIRST, "python")
     path, report = tmp_path / "packer.py", tmp_path / "report"
     path.write_text(packer)
@@ -313,7 +313,7 @@ def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
     assert f"q4gsw {' '.join(again)}\n" in there
     ends = conformance(*again).stdout.splitlines()[-2:]
     assert "\n".join(ends) in there
-    mend = re.search(r"^\$ (sed .*)$", there, re.MULTILINE)
-    assert mend
-    subprocess.run(["bash", "-c", mend[1]], check=True)
+    fix = re.search(r"^\$ (sed .*)$", there, re.MULTILINE)
+    assert fix
+    subprocess.run(["bash", "-c", fix[1]], check=True)
     assert conformance(*again).stdout in there

@@ -131,9 +131,9 @@ def test_a_run_of_known_failures_is_as_expected(tmp_path: Path, workers: str) ->
     assert "4 one-row-raises: a miniature's mistake" in done.stdout
     assert "failed:0 error:0 unsupported:0 xfail:4 xpass:0" in done.stdout
     assert run(*arguments, str(tmp_path / "off"), "--no-expectations").returncode == 1
-    mended = run(*arguments, str(tmp_path / "good"), "--subject", f"{MINIATURES}:Good")
-    assert mended.returncode == 1
-    assert "xfail:0 xpass:4" in mended.stdout
+    fixed = run(*arguments, str(tmp_path / "good"), "--subject", f"{MINIATURES}:Good")
+    assert fixed.returncode == 1
+    assert "xfail:0 xpass:4" in fixed.stdout
 
 
 def test_a_file_at_fault_is_bad_usage(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def test_max_failures_and_last_failed(tmp_path: Path) -> None:
     assert " failed:2 " in done.stdout
     again = conformance("run", *arguments, "--last-failed", str(tmp_path / "two"), "--report", str(tmp_path / "again"))
     assert again.stdout.splitlines()[-1].startswith("tests:2 passed:0 failed:2")
-    mended = conformance("run", "--subject", f"{MINIATURES}:Good", "--last-failed", str(tmp_path / "two"))
-    assert "tests:2 passed:2" in mended.stdout
+    fixed = conformance("run", "--subject", f"{MINIATURES}:Good", "--last-failed", str(tmp_path / "two"))
+    assert "tests:2 passed:2" in fixed.stdout
     conformance("run", "--subject", f"{MINIATURES}:Good", "--stages", "PACK", "--report", str(tmp_path / "good"))
     nothing = conformance("run", "--last-failed", str(tmp_path / "good"))
     assert nothing.returncode == 2

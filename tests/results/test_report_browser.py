@@ -116,7 +116,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         replace(wrong, case="kernel/dead", outcome=ERROR, reason="the worker died"),
         replace(wrong, case=LONG),
     ]
-    impl += [replace(bad, case="match/mended", outcome=XPASS, reason="remove the expectation", defect="some-defect")]
+    impl += [replace(bad, case="match/fixed", outcome=XPASS, reason="remove the expectation", defect="some-defect")]
     known = replace(bad, subject="other", outcome=XFAIL, defect="some-defect")
     other = [replace(known, case=f"match/known/{i}") for i in range(3)]
     other += [replace(good, case=f"pack/{i}", subject="other", contract="5.3") for i in range(50)]
@@ -188,7 +188,7 @@ def test_it_opens_on_what_was_unexpected(visit: Visit, report: Path) -> None:
         "match/other",
         "kernel/dead",
         LONG,
-        "match/mended",
+        "match/fixed",
     ]
     expect(page.get_by_role("status")).to_have_text("8 of 402 cases")
     expect(page.locator("#truncated")).to_have_text("The run did not finish: impl wrote 308 verdicts")
@@ -205,7 +205,7 @@ def test_filters_by_outcome_stage_and_typed_text(visit: Visit, report: Path) -> 
     assert cases(page) == ["kernel/dead"]
     choice(page, "stage").select_option("every stage")
     page.get_by_role("searchbox").fill("some-defect")
-    assert cases(page) == ["match/mended"]
+    assert cases(page) == ["match/fixed"]
     choice(page, "outcome").select_option("XFAIL")
     assert cases(page) == [f"match/known/{i}" for i in range(3)]
     choice(page, "outcome").select_option("every outcome")
@@ -305,7 +305,7 @@ def test_the_matrix_leads_to_its_cases(visit: Visit, report: Path) -> None:
     expect(choice(page, "outcome")).to_be_focused()
     expect(choice(page, "subject")).to_be_in_viewport()
     page.get_by_role("button", name="impl, section 5.3").click()
-    assert cases(page) == ["match/other", "match/mended"]
+    assert cases(page) == ["match/other", "match/fixed"]
     page.get_by_role("button", name="other, section 6.2").click()
     assert cases(page) == ["run/0"]
     assert "subject=other" in page.url
@@ -356,7 +356,7 @@ def test_keys_are_enough(visit: Visit, report: Path) -> None:
     expect(first).to_have_attribute("aria-expanded", "false")
     choice(page, "stage").focus()
     page.keyboard.type("MATCH")  # as one chooses from a list
-    assert cases(page) == ["match/other", "match/mended"]
+    assert cases(page) == ["match/other", "match/fixed"]
     for name in ("outcome", "stage", "section", "subject"):
         expect(page.get_by_role("combobox", name=name)).to_have_count(1)
     expect(page.get_by_role("searchbox", name="text in id, signature, reason")).to_have_count(1)

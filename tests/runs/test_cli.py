@@ -89,9 +89,9 @@ def test_a_failure_replays_from_its_file_alone_in_an_empty_directory(tmp_path: P
     again = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Raises", cwd=elsewhere)
     assert again.returncode == 1
     assert "recorded signature: PACK/raised/KeyError@subject_misbehaving.Raises.bad (the same failure)" in again.stdout
-    mended = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Good", cwd=elsewhere)
-    assert mended.returncode == 0
-    assert "not the recorded failure" in mended.stdout
+    fixed = conformance("replay", "case.toml", "--subject", f"{MINIATURES}:Good", cwd=elsewhere)
+    assert fixed.returncode == 0
+    assert "not the recorded failure" in fixed.stdout
 
 
 def test_a_killed_run_leaves_a_report_that_says_so(tmp_path: Path) -> None:

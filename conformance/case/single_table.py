@@ -7,9 +7,10 @@ is what a case carries; nothing but the catalogue knows templates.
 Source: docs/contract.md sections 4 and 5.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reference.program.spec import (
+    Apply,
     Dequantize,
     Linear,
     Lookup,
@@ -29,7 +30,10 @@ class SingleTable:
 
     ``zero_point``: "zeros", "none", "one_nonzero" (the last group only) or "ones". ``linear``: "",
     "before" or "after" the lookups. ``reads``: other consumers, of "weight", "scale" or "table".
-    ``dialect``: "torchao" or "embedding_4bit". ``group_sizes`` gives each lookup its own grouping.
+    ``dialect``: "torchao" or "embedding_4bit". ``group_sizes`` gives each lookup its own grouping. ``consumers`` of the
+    first lookup's rows, each of what the one before it yields: "mul", "add" (of an input), "positions" (adds the last
+    lookup's rows), "norm", "linear", "linear_bias"; ``linear_of_rows``: the tied linear reads rows too.
+    ``hide_lookups``: only consumers' values are returned. ``indices_moved``: an offset is added to indices first.
     """
 
     route: str = "torchao"
@@ -68,7 +72,12 @@ class SingleTable:
     scale_grad_by_freq: bool = False
     max_norm: float = 0.0
     linear: str = ""
+    linear_bias: bool = False
+    linear_of_rows: bool = False
     reads: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    hide_lookups: bool = False
+    indices_moved: bool = False
     unwrap: bool = False
     strict: bool = False
 
@@ -83,7 +92,7 @@ def single_table(p: SingleTable) -> ProgramSpec:
         raise ValueError("route 'torchao' makes the torchao dialect only")
     groupings = p.group_sizes or (p.group_size,)
     tensors = list(_index_tensors(p))
-    if p.linear:
+    if p.linear and not p.linear_of_rows:
         tensors.append(TensorSpec("x", p.dtype, (2, p.embed_dim), Values("weights", 31), "input"))
     tables: tuple[QuantizedTable, ...] = ()
     if p.route == "torchao":
@@ -96,10 +105,40 @@ def single_table(p: SingleTable) -> ProgramSpec:
     for i in range(p.lookups):
         steps += _lookup(p, i, groupings[i % len(groupings)], steps)
     if p.linear:
-        linear: list[Step] = [_dequantize(p, "dq_linear", groupings[0]), Linear("linear", "dq_linear", "x")]
+        x, bias = ("lookup0" if p.linear_of_rows else "x"), ("bias" if p.linear_bias else "")
+        if bias:
+            tensors.append(TensorSpec(bias, p.dtype, (p.vocab_size,), Values("weights", 32)))
+        linear: list[Step] = [_dequantize(p, "dq_linear", groupings[0]), Linear("linear", "dq_linear", x, bias)]
         steps = linear + steps if p.linear == "before" else steps + linear
     steps += [Read(f"read_{of}", _read_name(p, of, groupings[0])) for of in p.reads]
-    return ProgramSpec(tuple(steps), tuple(tensors), tables, p.route, p.unwrap, p.strict)
+    for number, function in enumerate(p.consumers):
+        steps += _consumer(p, f"made{number}", function, f"made{number - 1}" if number else "lookup0", tensors)
+    read = {getattr(step, field, "") for step in steps for field in ("of", "other", "x")}
+    hidden = tuple(f"lookup{i}" for i in range(p.lookups) if p.hide_lookups and f"lookup{i}" in read)
+    return ProgramSpec(tuple(steps), tuple(tensors), tables, p.route, p.unwrap, p.strict, hidden)
+
+
+def _consumer(p: SingleTable, name: str, function: str, of: str, tensors: list[TensorSpec]) -> list[Step]:
+    """One consumer of rows; what else it reads is added to ``tensors``."""
+    dtype = p.output_dtype or p.dtype
+
+    def held(what: str, shape: tuple[int, ...], source: str = "buffer") -> str:
+        tensors.append(TensorSpec(f"{name}_{what}", dtype, shape, Values("weights", 51 + len(tensors)), source))
+        return f"{name}_{what}"
+
+    match function:
+        case "mul":
+            return [Apply(name, of, "mul", 8.0)]
+        case "add":
+            return [Apply(name, of, "add", other=held("added", (p.embed_dim,), "input"))]
+        case "positions":
+            return [Apply(name, of, "add", other=f"lookup{p.lookups - 1}")]
+        case "norm":
+            return [Apply(name, of, "norm", other=held("weight", (p.embed_dim,)), bias=held("bias", (p.embed_dim,)))]
+        case "linear" | "linear_bias":
+            bias = held("bias", (8,)) if function == "linear_bias" else ""
+            return [Apply(name, of, "linear", other=held("weight", (8, p.embed_dim)), bias=bias)]
+    raise ValueError(f"consumer {function!r} is not one of mul, add, positions, norm, linear, linear_bias")
 
 
 def _index_tensors(p: SingleTable) -> list[TensorSpec]:
@@ -109,12 +148,12 @@ def _index_tensors(p: SingleTable) -> list[TensorSpec]:
             f"indices{i}",
             p.indices_dtype,
             p.indices_shape,
-            Values("uniform", 41 + i, 0, high),
+            Values("uniform", 41 + i, 0, max(high - p.indices_moved, 0)),
             p.indices_source,
             p.indices_dynamic,
         )
         for i in range(p.lookups)
-    ]
+    ] + ([TensorSpec("offset", p.indices_dtype, (1,), Values("constant", value=1.0))] if p.indices_moved else [])
 
 
 def _table_tensors(p: SingleTable, groupings: tuple[int, ...]) -> list[TensorSpec]:
@@ -145,6 +184,10 @@ def _table_tensors(p: SingleTable, groupings: tuple[int, ...]) -> list[TensorSpe
 
 def _lookup(p: SingleTable, i: int, group_size: int, before: list[Step]) -> list[Step]:
     indices, name = f"indices{i}", f"lookup{i}"
+    if p.indices_moved:
+        moved = Apply(f"moved{i}", indices, "add", other="offset")
+        still = replace(p, indices_moved=False)
+        return [moved, *(_at(step, moved.name) for step in _lookup(still, i, group_size, before))]
     if p.dialect == "embedding_4bit":
         zero_point = "" if p.zero_point == "none" else _zero_point(group_size)
         output = p.output_dtype or p.dtype
@@ -155,6 +198,10 @@ def _lookup(p: SingleTable, i: int, group_size: int, before: list[Step]) -> list
     lookup = Lookup(name, table, indices, p.table_ops, p.padding_idx, p.scale_grad_by_freq, p.sparse, p.max_norm)
     known = any(s.name == table for s in before)
     return [lookup] if known else [_dequantize(p, table, group_size), lookup]
+
+
+def _at(step: Step, indices: str) -> Step:
+    return replace(step, indices=indices) if isinstance(step, Lookup | PackedLookup) else step
 
 
 def _dequantize(p: SingleTable, name: str, group_size: int) -> Dequantize:

@@ -19,7 +19,7 @@ from torch.export.pt2_archive._package import PT2ArchiveReader
 from conformance.explain.pt2 import check_members, check_model, check_pt2
 from conformance.explain.report import Explanation, Parameters, Row, render, to_json
 from conformance.harness.errors import BadFile, one_line
-from conformance.observe.execute import op_name
+from conformance.program.lookups import op_name
 from conformance.program.tensors import dtype_name
 from impl.matcher import fuse_q4_embeddings
 

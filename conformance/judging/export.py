@@ -70,7 +70,7 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
 
 def _linear(spec: ProgramSpec, step: Linear, graph: Graph) -> Mismatch | None:
     """A linear's dtype and shape; in float32 its values too. No order of summing is the contract's: 3.6 bounds it."""
-    tensors, table = tensor_values(spec), spec.dequantize(step.table)
+    tensors, table = {**tensor_values(spec), **evaluate(spec), **graph.outputs}, spec.dequantize(step.table)
     got, zero_point = graph.outputs[step.name], tensors.get(table.zero_point)
     shape = (*tensors[step.x].shape[:-1], tensors[table.weight].shape[0])
     if wrong := compare.dtype_shape(step.name, got, table.output_dtype, shape):

@@ -176,7 +176,8 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
         wrong: ArrayMismatch | DtypeShapeMismatch | None
         wrong = compare.same_bits(name, graph.outputs[name], right, groups.get(name, 0))
         if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(right) == "float32":
-            wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensor_values(spec), nearest=True)
+            tensors = {**tensor_values(spec), **expected, **graph.outputs}
+            wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensors, nearest=True)
         if wrong:
             return wrong
     return None

@@ -16,9 +16,10 @@ from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeS
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
 from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate
 from reference.program.fusibility import violations
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
 
 Array = np.ndarray[Any, Any]
@@ -49,7 +50,8 @@ def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
     """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds."""
     if wrong := _places(spec, {d.lookup: d.fused for d in graph.decisions}):
         return wrong, False
-    delegated = {s.name for s in spec.steps if isinstance(s, Linear) and graph.places[s.name].place == "vulkan"}
+    others = [s.name for s in spec.steps if isinstance(s, Linear | Apply) and s.name in graph.places]
+    delegated = {name for name in others if graph.places[name].place == "vulkan"}
     delegated |= {d.lookup for d in graph.decisions if d.fused}
     return judge_outputs(spec, graph.outputs, compare.float_modes(graph.facts), delegated, graph.source_outputs)
 
@@ -66,15 +68,22 @@ def judge_outputs(
     A delegated lookup is judged by the accept set of ``modes``, a delegated linear by contract 3.6, everything else
     bit for bit: against the reference, and a linear against ``source_outputs`` of the program that was not lowered.
     """
-    expected, tensors = evaluate(spec), tensor_values(spec)
+    expected = evaluate(spec)
+    tensors = tensor_values(spec) | expected
     strict = True
     for step in spec.steps:
-        if isinstance(step, Dequantize) or (step.name not in expected and not isinstance(step, Linear)):
+        if isinstance(step, Dequantize) or step.name in spec.hidden:
+            continue
+        if step.name not in expected and not isinstance(step, Linear | Apply):
             continue  # max_norm: nothing of the contract depends on how a norm is summed
         if (got := outputs.get(step.name)) is None:
             return DtypeShapeMismatch(step.name, "an array", "missing", "missing"), False
         wrong: Mismatch | None
-        if step.name not in delegated:
+        if isinstance(step, Apply):
+            wrong = _applied(
+                step, got, tensors, source_outputs, nearest=modes.rte32 if step.name in delegated else None
+            )
+        elif step.name not in delegated:
             wrong = compare.same_bits(
                 step.name, got, (expected if step.name in expected else source_outputs)[step.name]
             )
@@ -88,7 +97,20 @@ def judge_outputs(
                 strict = strict and _accepted(spec, step, tensors, got, HOST) is None
         if wrong:
             return wrong, False
+        tensors[step.name] = got  # what later steps read
     return None, strict
+
+
+def _applied(
+    step: Apply, got: Array, values: Mapping[str, Array], source: Mapping[str, Array], *, nearest: bool | None
+) -> Mismatch | None:
+    """What a model makes of rows: from the rows that were seen. ``nearest`` None: on the CPU; see ``judge_linear``."""
+    if step.function not in INEXACT and step.of in values and (not step.other or step.other in values):
+        return compare.same_bits(step.name, got, apply_exactly(step, values[step.of], values.get(step.other)))
+    if step.function == "linear" and nearest is not None and values[step.of].dtype == np.float32:
+        weights = values[step.other].astype(np.float64)
+        return _inside(step.name, got, dot_bound(values[step.of], weights, nearest=nearest, bias=values.get(step.bias)))
+    return compare.same_bits(step.name, got, source[step.name])
 
 
 def _places(spec: ProgramSpec, delegated: dict[str, bool]) -> Mismatch | None:
@@ -157,13 +179,18 @@ def judge_linear(
     x, rows = tensors[step.x], len(tensors[spec.dequantize(step.table).weight])
     if wrong := compare.dtype_shape(step.name, got, dtype_name(x), (*x.shape[:-1], rows)):
         return wrong
-    exact, bound = exact_linear(spec, step, tensors, nearest=nearest)
+    return _inside(step.name, got, exact_linear(spec, step, tensors, nearest=nearest))
+
+
+def _inside(name: str, got: Array, allowed: tuple[Array, Array]) -> ArrayMismatch | None:
+    """Compare dot products with their exact values and bounds."""
+    exact, bound = allowed
     right = within_bound(got, exact, bound)
     if bool(right.all()):
         return None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmin(right)), right.shape))
-    allowed = (f"{exact[index]!r} within {bound[index]!r}",)
-    return ArrayMismatch(step.name, index, repr(got[index]), allowed, int((~right).sum()), right.size, "dot_product")
+    within = (f"{exact[index]!r} within {bound[index]!r}",)
+    return ArrayMismatch(name, index, repr(got[index]), within, int((~right).sum()), right.size, "dot_product")
 
 
 def exact_linear(
@@ -172,4 +199,4 @@ def exact_linear(
     """A linear's exact output and its bound (contract 3.6)."""
     table = table_operands(spec.dequantize(step.table), tensors)
     weights = table.values.astype(np.float64) * table.scales_by_column().astype(np.float64)
-    return dot_bound(tensors[step.x], weights, nearest=nearest)
+    return dot_bound(tensors[step.x], weights, nearest=nearest, bias=tensors.get(step.bias))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.export.graph_signature import InputKind, OutputKind
 
+from conformance.program.lookups import op_name
 from conformance.program.tensors import dtype_name, to_numpy, to_torch
 from reference.program.evaluate import packed_lookup
 from reference.q4_embedding_ref import embedding_q4gsw
@@ -31,20 +32,6 @@ class Failure:
 
     node: str
     error: str
-
-
-def op_name(node: torch.fx.Node) -> str:
-    """An operator's name without overload and dialect, such as "aten.embedding"; "" for other nodes.
-
-    Edge operators name themselves "aten.embedding.default", some of them as "aten::embedding".
-    """
-    if node.op != "call_function":
-        return ""
-    target = node.target
-    schema = getattr(target, "_schema", None)
-    if schema is not None:
-        return str(schema.name).replace("::", ".")
-    return str(getattr(target, "__name__", target))
 
 
 def user_output_nodes(program: Any) -> list[Any]:

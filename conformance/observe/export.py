@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from conformance.harness.observation import Graph
-from conformance.observe.execute import op_name, run_program
+from conformance.observe.execute import run_program
 from conformance.observe.match import outputs_by_step
 from conformance.program.build import BuiltProgram
+from conformance.program.lookups import op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy, user_inputs
-from reference.program.spec import Dequantize, Linear, Read
+from reference.program.spec import Apply, Dequantize, Linear, Read
 
 #: An operator's tensor arguments by the name that the spec's step gives them.
 _OPERANDS = {
@@ -37,7 +38,7 @@ def observe_export(built: BuiltProgram) -> Graph:
     nodes = {n.name: n for n in built.program.graph.nodes}
     forms, tables, operands = dict[str, str](), dict[str, str](), dict[str, Array]()
     for step in built.spec.steps:
-        if isinstance(step, Linear | Read) or step.name not in built.nodes:
+        if isinstance(step, Apply | Linear | Read) or step.name not in built.nodes:
             continue
         node = nodes[built.nodes[step.name]]
         node = node if isinstance(step, Dequantize) else _through(node)

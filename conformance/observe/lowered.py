@@ -5,6 +5,7 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,17 @@ from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
 from conformance.harness.observation import Decision, FileContent, Graph, Place
+from conformance.observe.execute import run_program
 from conformance.program.build import BuiltProgram, small_programs
-from conformance.program.tensors import Array
+from conformance.program.lookups import hidden_lookup
+from conformance.program.tensors import Array, to_numpy
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
-from conformance.pte.producer import producer
+from conformance.pte.producer import Producer, lookups_behind, producer
 from conformance.pte.run import run_pte
 from reference.arithmetic.bfloat16 import BFLOAT16
-from reference.program.spec import Linear, PackedLookup, ProgramSpec
+from reference.program.apply import INEXACT
+from reference.program.spec import Apply, Linear, PackedLookup, ProgramSpec
 from reference.program.values import tensor_values
 from reference.table.dequantize import dequantize_affine
 from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat
@@ -59,13 +63,19 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
             device=shader.device,
             driver=shader.driver,
         )
-    return Graph(decisions, outputs, _source_outputs(built), facts=facts, places=computed_by)
+    return Graph(decisions, outputs, _source_outputs(built, computed_by), facts=facts, places=computed_by)
 
 
 def places(built: BuiltProgram, file: PteFile) -> dict[str, Place]:
     """What computes each step's output, by step name."""
     method = file.method("forward")
     producers = {step: producer(method, method.plan.outputs[position]) for step, position in built.outputs.items()}
+    for lookup in built.spec.lookups():
+        if lookup.name not in producers:
+            there = hidden_lookup(
+                built.spec, lookup.name, lambda step: lookups_behind(method, method.plan.outputs[built.outputs[step]])
+            )
+            producers[lookup.name] = there or Producer("cpu", "")
     return {step: Place(p.place, p.operator) for step, p in producers.items()}
 
 
@@ -110,17 +120,25 @@ def _count(data: bytes, table: bytes) -> int:
     return data.count(table)
 
 
-def _source_outputs(built: BuiltProgram) -> dict[str, Any]:
-    """For every linear step, what the program that was not rewritten computes on the same CPU runtime.
+def _source_outputs(built: BuiltProgram, places: Mapping[str, Place]) -> dict[str, Any]:
+    """What the program that was not rewritten computes where the contract fixes no number: linears, norms.
 
-    Its tables are folded into float constants first: no runtime has torchao's dequantize.
+    Each on the runtime that the file has it on: a delegate's operators run eagerly here. For the CPU runtime the tables
+    are folded into float constants first: no runtime has torchao's dequantize.
     """
-    linears = [s.name for s in built.spec.steps if isinstance(s, Linear)]
-    if not linears:
-        return {}
+    spec = built.spec
+    steps = [s.name for s in spec.steps if isinstance(s, Linear) or (isinstance(s, Apply) and s.function in INEXACT)]
+    steps = [name for name in steps if name in built.outputs]
+    eager = [name for name in steps if places[name].place == "vulkan"]
+    results: dict[str, Any] = {}
+    if eager:
+        values = run_program(built.program, built.inputs)
+        results = {name: to_numpy(values[built.nodes[name]]) for name in eager}
+    if len(eager) == len(steps):
+        return results
     with small_programs():
         edge = to_edge(built.exported)
     folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=set())
     manager = EdgeProgramManager({"forward": folded}, None, edge.compile_config).to_executorch()
     outputs = run_pte(bytes(manager.buffer), built.inputs).outputs
-    return {name: outputs[built.outputs[name]] for name in linears}
+    return results | {name: outputs[built.outputs[name]] for name in steps if name not in eager}

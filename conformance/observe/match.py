@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from conformance.harness.observation import Decision, Graph
-from conformance.observe.execute import FUSED, Failure, op_name, run_program, user_output_nodes
+from conformance.observe.execute import FUSED, Failure, run_program, user_output_nodes
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
 from conformance.program.build import BuiltProgram
+from conformance.program.lookups import hidden_lookup, lookups_behind, op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy
 
 #: What a matcher answers for a lookup: (fused, reason, detail).
@@ -67,17 +68,25 @@ def decisions(built: BuiltProgram, rewritten: Any, answers: Mapping[str, Matcher
     """What became of each lookup of the spec: fused where its output comes from a fused node."""
     decided = []
     for lookup in built.spec.lookups():
-        fused = fused_node(rewritten, built.outputs[lookup.name]) is not None
+        fused = fused_node(built, rewritten, lookup.name) is not None
         _, reason, detail = answers.get(built.nodes[lookup.name], (fused, "", ""))
         decided.append(Decision(lookup.name, fused, "" if fused else reason, "" if fused else detail))
     return tuple(decided)
 
 
-def fused_node(program: Any, position: int) -> Any:
-    """The et_vk.embedding_q4gsw node behind a user output, through operators that only hand it on; None without."""
-    node = user_output_nodes(program)[position]
-    while isinstance(node, torch.fx.Node) and op_name(node) in PASSING:
-        node = node.args[0]
+def fused_node(built: BuiltProgram, program: Any, lookup: str) -> Any:
+    """The et_vk.embedding_q4gsw node that a lookup of the spec has become in a program; None without.
+
+    It stands behind the lookup's output, through operators that only hand it on; behind the output of a step that is
+    made of the lookup where the lookup is no output.
+    """
+    results = user_output_nodes(program)
+    if lookup in built.outputs:
+        node = results[built.outputs[lookup]]
+        while isinstance(node, torch.fx.Node) and op_name(node) in PASSING:
+            node = node.args[0]
+    else:
+        node = hidden_lookup(built.spec, lookup, lambda step: lookups_behind(results[built.outputs[step]]))
     return node if isinstance(node, torch.fx.Node) and op_name(node) == FUSED else None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from conformance.harness.observation import Facts
+from conformance.program.lookups import hidden_lookup, lookups_behind
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
 from reference.program.spec import Dequantize, Lookup, ProgramSpec
 from reference.program.values import tensor_values
@@ -204,6 +205,12 @@ def step_nodes(spec: ProgramSpec, program: Any) -> dict[str, str]:
     by_name = {n.name: n for n in program.graph.nodes}
     user_outputs = list(program.graph_signature.user_outputs)
     nodes = dict(zip(spec.outputs(), user_outputs, strict=True))
+    for lookup in spec.lookups():
+        if lookup.name not in nodes:
+            behind = hidden_lookup(spec, lookup.name, lambda step: lookups_behind(by_name[nodes[step]]))
+            if behind is None:
+                raise ValueError(f"lookup {lookup.name!r}: the export folded it, or lost it")
+            nodes[lookup.name] = behind.name
     for step in spec.steps:
         if isinstance(step, Dequantize):
             readers = [s for s in spec.steps if step.name in {getattr(s, "table", None), getattr(s, "of", None)}]

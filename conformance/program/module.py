@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, torch_dtype, user_inputs
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Step
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Step
 
 
 class SpecModule(torch.nn.Module):  # type: ignore[misc] # torch ships no types that strict mode can follow
@@ -186,15 +186,32 @@ class _Writer:
         if isinstance(step, PackedLookup):
             return self.packed_lookup(step)
         if isinstance(step, Linear):
-            x = self.tensor(step.x)
-            if step.name in self.linears:
-                return f"self.{self.names[step.name]}({x})"
-            return f"torch.nn.functional.linear({x}, {self.names[step.table]})"
-        is_step = any(s.name == step.of for s in self.spec.steps)
-        return f"torch.clone({self.names[step.of] if is_step else self.tensor(step.of)})"
+            x, own = self.tensor(step.x), f"self.{self.names[step.name]}"
+            if step.name in self.linears and not step.bias:
+                return f"{own}({x})"
+            table = f"{own}.weight" if step.name in self.linears else self.names[step.table]
+            return f"torch.nn.functional.linear({x}, {table}{self.after(step.bias)})"
+        if isinstance(step, Apply):
+            return self.apply(step)
+        return f"torch.clone({self.tensor(step.of)})"
+
+    def after(self, name: str) -> str:
+        """One more argument, where there is a name."""
+        return f", {self.tensor(name)}" if name else ""
+
+    def apply(self, step: Apply) -> str:
+        of, other, bias = self.tensor(step.of), self.after(step.other), self.after(step.bias)
+        if step.function == "norm":
+            shape = list(self.spec.tensor(step.other).shape)
+            return f"torch.nn.functional.layer_norm({of}, {shape}{other}{bias})"
+        if step.function == "linear":
+            return f"torch.nn.functional.linear({of}{other}{bias})"
+        return f"torch.{step.function}({of}{other or f', {step.number!r}'})"
 
     def tensor(self, name: str) -> str:
-        """The expression for one of the spec's tensors; a computed one is computed at its first use."""
+        """The expression for a step or one of the spec's tensors; a computed one is computed at its first use."""
+        if any(step.name == name for step in self.spec.steps):
+            return self.names[name]
         table, _, part = name.rpartition(".")
         if table in self.tables:
             return f"self.{self.names[table]}.weight.{part}"

@@ -8,6 +8,7 @@ Source: docs/contract.md section 4.
 """
 
 import contextlib
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, torch_dtype, user_inputs
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Step, TensorSpec
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Step, TensorSpec
 
 EDGE = ops.edge
 _VERIFIER = EXIREdgeDialectVerifier(edge_compile_config=EdgeCompileConfig(_check_ir_validity=False), class_only=True)
@@ -71,9 +72,8 @@ class GraphMaker:
 
     def placeholders(self) -> None:
         """Constants that the steps read, in torch.export's order, then the user inputs."""
-        read = {
-            getattr(s, f, "") for s in self.spec.steps for f in ("weight", "scale", "zero_point", "indices", "x", "of")
-        }
+        operands = ("weight", "scale", "zero_point", "indices", "x", "of", "other", "bias")
+        read = {getattr(step, field, "") for step in self.spec.steps for field in operands}
         held = [t for t in all_tensors(self.spec) if t.source in _CONSTANTS]
         held = [t for t in held if t.name in read or t.source == "mutated"]
         for tensor in sorted(held, key=lambda t: _CONSTANTS[t.source][2]):
@@ -142,22 +142,26 @@ class GraphMaker:
         return self.like(EDGE.dim_order_ops._clone_dim_order.default, source, dim_order=order)  # noqa: SLF001 - its name
 
     def add_zero(self, source: Any) -> Any:
-        """What to_edge makes of ``x + 0``: the number becomes a constant, cast to the tensor's dtype."""
+        """What to_edge makes of ``x + 0``."""
+        return self.like(EDGE.aten.add.Tensor, source, self.number(0, source))
+
+    def number(self, number: float, source: Any) -> Any:
+        """What to_edge makes of a number beside a tensor: a constant, cast to the tensor's dtype."""
         name = f"_lifted_tensor_constant{len(self.state_dict)}"
         while name in self.state_dict:
             name += "_"
         dtype = source.meta["val"].dtype
-        zero = torch.tensor(0)
-        self.state_dict[name] = zero
+        held = torch.tensor(number)
+        self.state_dict[name] = held
         before = self.first_input or next((n for n in self.graph.nodes if n.op != "placeholder"), None)
         with self.graph.inserting_before(before) if before else contextlib.nullcontext():
-            node = self.placeholder(name, self.empty((), zero.dtype))
+            node = self.placeholder(name, self.empty((), held.dtype))
         spec = InputSpec(InputKind.BUFFER, TensorArgument(name=node.name), name, persistent=True)
         self.input_specs.insert(len(self.input_specs) - len(user_inputs(self.spec)), spec)
-        if dtype != zero.dtype:
+        if dtype != held.dtype:
             cast = EDGE.dim_order_ops._to_dim_order_copy.default  # noqa: SLF001 - its name
             node = self.call(cast, (node,), ((), dtype), {"dtype": dtype, "dim_order": []})
-        return self.like(EDGE.aten.add.Tensor, source, node)
+        return node
 
     def chain(self, node: Any, chain: tuple[str, ...], step: Step) -> Any:
         """Apply a chain of value-preserving ops, as to_edge writes them."""
@@ -179,7 +183,9 @@ class GraphMaker:
         return node
 
     def tensor(self, name: str) -> Any:
-        """The node of one of the spec's tensors; a computed one is computed at its first use."""
+        """The node of a step or of one of the spec's tensors; a computed one is computed at its first use."""
+        if name in self.steps:
+            return self.steps[name]
         if self.spec.tensor(name).source != "computed":
             return self.tensors[name]
         if name not in self.computed:
@@ -214,7 +220,9 @@ def _step(maker: GraphMaker, step: Step) -> Any:
         return _packed_lookup(maker, step)
     if isinstance(step, Linear):
         return _linear(maker, step)
-    return maker.clone(maker.steps[step.of] if step.of in maker.steps else maker.tensor(step.of))
+    if isinstance(step, Apply):
+        return _apply(maker, step)
+    return maker.clone(maker.tensor(step.of))
 
 
 def _dequantize(maker: GraphMaker, step: Dequantize) -> Any:
@@ -259,13 +267,30 @@ def _packed_lookup(maker: GraphMaker, step: PackedLookup) -> Any:
     return maker.call(target, arguments, (shape, dtype), {"dtype": dtype})
 
 
-def _linear(maker: GraphMaker, step: Linear) -> Any:
-    x, table = maker.tensor(step.x), maker.steps[step.table]
+def _linear(maker: GraphMaker, step: Linear | Apply) -> Any:
+    x, table = (maker.tensor(n) for n in ((step.x, step.table) if isinstance(step, Linear) else (step.of, step.other)))
     value, (rows, columns) = x.meta["val"], table.meta["val"].shape
     if value.dim() != 2:  # noqa: PLR2004 - a matrix
         raise ValueError(f"step {step.name!r}: a linear of rank {value.dim()} is made on route 'export' only")
     transposed = maker.call(EDGE.aten.permute_copy.default, (table, [1, 0]), ((columns, rows), value.dtype))
-    return maker.call(EDGE.aten.mm.default, (x, transposed), ((value.shape[0], rows), value.dtype))
+    shape = ((value.shape[0], rows), value.dtype)
+    if step.bias:
+        return maker.call(EDGE.aten.addmm.default, (maker.tensor(step.bias), x, transposed), shape)
+    return maker.call(EDGE.aten.mm.default, (x, transposed), shape)
+
+
+def _apply(maker: GraphMaker, step: Apply) -> Any:
+    if step.function == "linear":
+        return _linear(maker, step)
+    of = maker.tensor(step.of)
+    other = maker.tensor(step.other) if step.other else maker.number(step.number, of)
+    if step.function != "norm":
+        return maker.like(EDGE.aten.mul.Tensor if step.function == "mul" else EDGE.aten.add.Tensor, of, other)
+    value, bias = of.meta["val"], maker.tensor(step.bias) if step.bias else None
+    norm = maker.like(EDGE.aten.native_layer_norm.default, of, list(other.meta["val"].shape), other, bias, 1e-05)
+    moments = maker.empty((*value.shape[:-1], 1), value.dtype)
+    norm.meta["val"] = (norm.meta["val"], moments, moments)
+    return maker.call(operator.getitem, (norm, 0), (value.shape, value.dtype))
 
 
 def _finish(maker: GraphMaker) -> Synthetic:

@@ -147,7 +147,7 @@ def fused_table(question: EndToEnd, rewrite: "Rewrite") -> FusedTable | Refused:
     built = build(question.spec)
     program, answers = rewrite(built.program)
     lookup = built.spec.lookups()[0]
-    node = fused_node(program, built.outputs[lookup.name])
+    node = fused_node(built, program, lookup.name)
     if node is None:
         unexplained = (False, "not_fused", "the matcher left the program's first lookup as it was")
         _, reason, detail = (answers or {}).get(built.nodes[lookup.name], unexplained)

@@ -16,7 +16,8 @@ import numpy as np
 
 from reference import Array
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, dtype_name, to_float
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
+from reference.program.apply import INEXACT, apply_exactly
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
 from reference.q4_embedding_ref import check_indices
 from reference.table.dequantize import dequantize_affine
@@ -33,9 +34,10 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
         spec: a well-formed program (program_spec.validate) with indices inside their tables.
 
     Returns:
-        For every Lookup, PackedLookup and Read step's name an array of its dtype (BFLOAT16 for bfloat16). A Linear
-        has no entry: contract 3.6 judges it by a bound. Neither has a lookup with ``max_norm``, which scales rows of
-        a copy: nothing in the contract depends on the order in which the norm is summed.
+        For every Lookup, PackedLookup, Apply and Read step's name an array of its dtype (BFLOAT16 for bfloat16). A
+        Linear has no entry: contract 3.6 judges it by a bound. Neither has a lookup with ``max_norm``, which scales
+        rows of a copy: nothing in the contract depends on the order in which the norm is summed; nor has a norm, nor
+        what is computed from such a step.
 
     Raises:
         ValueError: a tensor's pattern cannot fill it, or shapes do not fit.
@@ -64,9 +66,16 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
                 )
             case Read():
                 outputs[step.name] = (tensors | tables)[step.of].copy()
-            case Lookup() | Linear():
+            case Apply() if step.function not in INEXACT and _known(step, tensors | outputs):
+                read = tensors | outputs
+                outputs[step.name] = apply_exactly(step, read[step.of], read.get(step.other))
+            case Lookup() | Linear() | Apply():
                 pass
     return outputs
+
+
+def _known(step: Apply, values: dict[str, Array]) -> bool:
+    return step.of in values and (not step.other or step.other in values)
 
 
 def packed_lookup(weight: Array, scales: Array, zero_point: Array | None, indices: Array, output_dtype: str) -> Array:

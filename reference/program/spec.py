@@ -40,9 +40,12 @@ OPAQUE_OPS = ("add_zero", "transpose_twice")
 #: How the builder makes the torch program: a graph by hand, torch.export of a module that calls
 #: the ops, or torchao's quantize_ on a real nn.Embedding followed by torch.export.
 ROUTES = ("synthetic", "export", "torchao")
+#: What an Apply step computes.
+FUNCTIONS = ("mul", "add", "norm", "linear")
 #: A program may come from a file: more elements, dimensions, or tensors, tables and steps are refused before anything
 #: is allocated. The largest case of the catalogue has about 2**20 elements.
 MOST_ELEMENTS, MOST_DIMENSIONS, MOST_PARTS = 1 << 25, 8, 1000
+Names = Collection[str]
 _NAME = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
 
 
@@ -142,11 +145,32 @@ class PackedLookup:
 
 @dataclass(frozen=True)
 class Linear:
-    """aten.linear(x, table): a tied ``lm_head`` when ``table`` is also looked up."""
+    """aten.linear(x, table, bias): a tied ``lm_head`` when ``table`` is also looked up. ``bias`` "" is none.
+
+    ``x`` is a tensor, or an earlier step.
+    """
 
     name: str
     table: str
     x: str
+    bias: str = ""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """What a model does with rows that it looked up, or with indices before it does.
+
+    ``of`` is a tensor, a lookup or an earlier Apply. ``function``: "mul" by ``number``; "add" of ``other`` (a tensor or
+    such a step, whose shape broadcasts to that of ``of``); "norm", a layer norm over the last axis with the weight
+    ``other``; "linear" with the weight ``other`` [N, K]. The last two may have a ``bias``.
+    """
+
+    name: str
+    of: str
+    function: str
+    number: float = 0.0
+    other: str = ""
+    bias: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,13 +181,14 @@ class Read:
     of: str
 
 
-Step = Dequantize | Lookup | PackedLookup | Linear | Read
+Step = Dequantize | Lookup | PackedLookup | Linear | Apply | Read
 #: The ``op`` that names each step in TOML.
 STEP_TYPES: dict[str, type[Step]] = {
     "dequantize": Dequantize,
     "lookup": Lookup,
     "packed_lookup": PackedLookup,
     "linear": Linear,
+    "apply": Apply,
     "read": Read,
 }
 
@@ -172,9 +197,9 @@ STEP_TYPES: dict[str, type[Step]] = {
 class ProgramSpec:
     """A whole program: its tensors, its quantized tables and the steps over them, in order.
 
-    Every step but a Dequantize is an output of the program, in step order. ``unwrap`` applies
-    torchao's unwrap_tensor_subclass before export (route "torchao" only). ``strict`` is
-    torch.export's own switch.
+    Every step but a Dequantize is an output of the program, in step order, unless it is ``hidden``: a lookup or an
+    Apply that only other steps read. ``unwrap`` applies torchao's unwrap_tensor_subclass before export (route
+    "torchao" only). ``strict`` is torch.export's own switch.
     """
 
     steps: tuple[Step, ...]
@@ -183,21 +208,37 @@ class ProgramSpec:
     route: str = "synthetic"
     unwrap: bool = False
     strict: bool = False
+    hidden: tuple[str, ...] = ()
     version: int = SPEC_VERSION
 
     def outputs(self) -> tuple[str, ...]:
         """Names of the steps whose value the program returns, in order."""
-        return tuple(s.name for s in self.steps if not isinstance(s, Dequantize))
+        return tuple(s.name for s in self.steps if not isinstance(s, Dequantize) and s.name not in self.hidden)
 
     def lookups(self) -> tuple[Lookup | PackedLookup, ...]:
         """The steps that a matcher has to decide on, in order."""
         return tuple(s for s in self.steps if isinstance(s, Lookup | PackedLookup))
 
+    def lookups_behind(self, name: str) -> tuple[str, ...]:
+        """Names of the lookups that a step's value is made of, itself included, in the order of its operands."""
+        step = next((s for s in self.steps if s.name == name), None)
+        if isinstance(step, Lookup | PackedLookup):
+            return (name,)
+        operands = [getattr(step, field, "") for field in ("x", "of", "other")]
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(self.lookups_behind(o) for o in operands if o)))
+
     def tensor(self, name: str) -> TensorSpec:
-        """The named tensor; a quantized table's parts are derived here. KeyError where there is none."""
+        """The named tensor; a quantized table's parts are derived here. Of an Apply on indices: that which it is on.
+
+        Raises:
+            KeyError: there is none.
+        """
         for tensor in itertools.chain(self.tensors, *map(table_parts, self.tables)):
             if tensor.name == name:
                 return tensor
+        for step in self.steps:
+            if isinstance(step, Apply) and step.name == name:
+                return self.tensor(step.of)
         raise KeyError(f"the spec has no tensor {name!r}")
 
     def dequantize(self, name: str) -> Dequantize:
@@ -253,15 +294,28 @@ def validate(spec: ProgramSpec) -> None:
             raise ValueError(f"{where}: group_size {table.group_size} does not divide embed_dim {table.embed_dim}")
     every = (*spec.tensors, *itertools.chain(*map(table_parts, spec.tables)))
     tensors = {tensor.name: tensor.shape for tensor in every}
+    _check_steps(spec, tensors, known)
+
+
+def _check_steps(spec: ProgramSpec, tensors: Mapping[str, tuple[int, ...]], known: set[str]) -> None:
+    """Each step may refer to what stands before it; ``known`` are the names that are taken."""
     elements, dequantized = sum(map(math.prod, tensors.values())), dict[str, tuple[int, ...]]()
+    computed = dict[str, tuple[int, ...]]()
     for step in spec.steps:
         where = f"step {step.name!r}"
         _unique(where, step.name, known)
-        _check_step(where, step, tensors, dequantized)
-        elements += _elements(step, tensors | dequantized)
+        _check_step(where, step, tensors, dequantized, computed)
+        shapes = {**tensors, **dequantized, **computed}
+        elements += _elements(step, shapes)
         if isinstance(step, Dequantize):
             dequantized[step.name] = tensors[step.weight]
+        elif not isinstance(step, Linear | Read):
+            computed[step.name] = _shape(step, shapes)
+            check_sizes(where, computed[step.name])
     check_elements("program", elements)
+    read = {getattr(step, field, "") for step in spec.steps for field in ("x", "of", "other", "indices")}
+    for name in spec.hidden:
+        _one_of("program", "hidden", name, read & set(computed))
 
 
 def check_sizes(where: str, shape: tuple[int, ...]) -> None:
@@ -277,8 +331,18 @@ def check_elements(where: str, elements: int) -> None:
         raise ValueError(f"{where}: {elements} elements; at most {MOST_ELEMENTS} are allowed")
 
 
+def _shape(step: Lookup | PackedLookup | Apply, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """What a step yields."""
+    if not isinstance(step, Apply):
+        table = shapes[step.table] if isinstance(step, Lookup) else (*shapes[step.weight], 0, 0)
+        return (*shapes[step.indices], *(table[1:2] if isinstance(step, Lookup) else (2 * table[1],)))
+    return (*shapes[step.of][:-1], *shapes[step.other][:1]) if step.function == "linear" else shapes[step.of]
+
+
 def _elements(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """At least as many elements as a step yields, its chains of ops included."""
+    if isinstance(step, Apply):
+        return math.prod(shapes[step.of]) + math.prod(_shape(step, shapes))
     if isinstance(step, Read):
         return math.prod(shapes[step.of])
     table = shapes[step.weight if isinstance(step, Dequantize | PackedLookup) else step.table]
@@ -289,16 +353,21 @@ def _elements(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> int:
     return elements
 
 
-def _check_step(where: str, step: Step, tensors: Mapping[str, object], dequantized: Mapping[str, object]) -> None:
+def _check_step(where: str, step: Step, tensors: Names, dequantized: Names, computed: Names) -> None:
     """Every name that a step refers to must exist before it, every other text be a word of its vocabulary."""
+    values = {*tensors, *computed}
+    words: dict[str, Collection[str]] = {
+        **dict.fromkeys(("weight", "scale", "zero_point", "bias"), tensors),
+        **dict.fromkeys(("indices", "x", "other"), values),
+        "of": values if isinstance(step, Apply) else {*tensors, *dequantized},
+        "table": dequantized,
+        "function": FUNCTIONS,
+    }
+    optional = {"zero_point", "bias"} | ({"other"} if isinstance(step, Apply) and step.function == "mul" else set())
     for field in dataclasses.fields(step):
         value = getattr(step, field.name)
-        if field.name in {"weight", "scale", "indices", "x"} or (field.name == "zero_point" and value):
-            _one_of(where, field.name, value, tensors)
-        elif field.name == "of":
-            _one_of(where, field.name, value, {*tensors, *dequantized})
-        elif field.name == "table":
-            _one_of(where, field.name, value, dequantized)
+        if field.name in words and (value or field.name not in optional):
+            _one_of(where, field.name, value, words[field.name])
         elif field.name.endswith("_ops"):
             for op in value:
                 _one_of(where, field.name, op, IDENTITY_OPS + OPAQUE_OPS)

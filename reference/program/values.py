@@ -17,7 +17,8 @@ import numpy as np
 
 from reference import Array
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, numpy_dtype
-from reference.program.spec import ProgramSpec, QuantizedTable, Values, table_parts
+from reference.program.apply import apply_exactly
+from reference.program.spec import Apply, ProgramSpec, QuantizedTable, Values, table_parts
 from reference.table.quantize import quantize_symmetric
 
 #: Bits of the exponent, of the mantissa, and the exponents that "scales" draws from, by dtype. The
@@ -32,6 +33,8 @@ _FORMATS = {
 
 def tensor_values(spec: ProgramSpec) -> dict[str, Array]:
     """Every tensor of a program by name as it is before the program runs, a quantized table's three parts included.
+
+    So is every Apply step on whole numbers: indices that the program computes.
 
     Raises:
         ValueError: a pattern is unknown or cannot fill the tensor; the message names the tensor.
@@ -48,6 +51,9 @@ def tensor_values(spec: ProgramSpec) -> dict[str, Array]:
         except ValueError as error:
             raise ValueError(f"table {table.name!r}: {error}") from error
         tensors |= {part.name: array for part, array in zip(table_parts(table), parts, strict=True)}
+    for step in spec.steps:
+        if isinstance(step, Apply) and step.of in tensors and np.issubdtype(tensors[step.of].dtype, np.integer):
+            tensors[step.name] = apply_exactly(step, tensors[step.of], tensors.get(step.other))
     return tensors
 
 

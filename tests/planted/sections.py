@@ -11,7 +11,7 @@ import numpy as np
 
 from conformance.case.case import Case, Dispatch, Table
 from conformance.harness.observation import Arrays, Observation, Refused
-from tests.planted import subjects
+from tests.planted import programs, subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
 
 
@@ -397,4 +397,4 @@ MORE = (
     ExportsFixedSizes,
     MakesUpAZeroPoint,
 )
-ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE)))
+ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE, *programs.ALL)))

@@ -20,7 +20,7 @@ from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, chec
 from conformance.case.operands import table_step
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, Verdict
-from reference.program.spec import Dequantize, Linear, PackedLookup, ProgramSpec, TensorSpec
+from reference.program.spec import Apply, Dequantize, Linear, PackedLookup, ProgramSpec, TensorSpec
 
 AXES = ("vocab_size", "embed_dim", "group_size", "indices")
 #: Columns an invocation or a word covers (contract 5.3).
@@ -76,6 +76,8 @@ def program_sizes(program: ProgramSpec) -> dict[str, int]:
 
 def _resized(program: ProgramSpec, axis: str, size: int) -> ProgramSpec:
     """The program with ``axis`` at ``size``, for every table of the same sizes as the first lookup's."""
+    if any(isinstance(step, Apply) or getattr(step, "bias", "") for step in program.steps):
+        raise ValueError("something reads the program's rows or indices, or adds a bias; bisect a case without")
     new = program_sizes(program) | {axis: size}
     if axis == "indices":
         name = program.lookups()[0].indices

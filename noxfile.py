@@ -61,6 +61,14 @@ def prove(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def drivers(session: nox.Session) -> None:
+    """Judge at level gate, and prove everything, on both drivers: lavapipe, and SwiftShader of Debian's chromium."""
+    for device in ("llvmpipe", "swiftshader"):
+        _run(session, "q4gsw", "run", "--device", device, *session.posargs)
+        _run(session, "q4gsw", "prove", "all", "--device", device, "--out", f"report/certificates/{device}")
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style, types and imports: ruff with every rule, mypy in strict mode, import-linter's contracts."""
     _run(session, "ruff", "check")

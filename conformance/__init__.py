@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
 from conformance.case.operands import Operands, operands, table_values
-from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem, FeatureMissing
 from conformance.harness.observation import (
     Arrays,
     Decision,
@@ -47,6 +47,7 @@ __all__ = [
     "EndToEnd",
     "EnvironmentProblem",
     "Facts",
+    "FeatureMissing",
     "File",
     "Graph",
     "LoweringRefused",

@@ -40,15 +40,15 @@ _SHADER = GLSL / "embedding_q4gsw.comp"
 Grid = Literal["impl", "executorch"]
 
 
-def devices() -> list[dict[str, Any]]:
-    """Every device, what it can do, and the names of the variants that it runs, for a listing.
+def devices(name: str | None = None) -> list[dict[str, Any]]:
+    """Every device, what it can do, and the names of the variants that it runs; ``name`` as ``list_devices`` takes it.
 
     Raises:
         VulkanUnavailable: no loader, no driver or no device.
     """
     return [
         {**vars(info), "variants": [v.name for v in VARIANTS if not missing_features(info, v)]}
-        for info in list_devices()
+        for info in list_devices(name)
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from conformance.cli.options import Parser, positive
 from conformance.files import check_writable, printable
+from conformance.harness.errors import FeatureMissing
 from conformance.harness.subject import resolved
 from conformance.proofs import arithmetic, certificate, check, domain, indexing, layout, target
 from conformance.proofs.certificate import PROVEN, REFUSED, Certificate, IndexingClaim, LayoutClaim
@@ -66,8 +67,22 @@ def _variants(options: argparse.Namespace) -> list[str]:
     return chosen
 
 
+def _each(options: argparse.Namespace, prove: Callable[[str], int]) -> int:
+    """Prove every variant; where the device lacks a feature of one, say so, and go on unless it lacks them all."""
+    worst, names, missing = 0, _variants(options), []
+    for name in names:
+        try:
+            worst = max(worst, prove(name))
+        except FeatureMissing as error:
+            missing.append(str(error))
+            print(f"unsupported: {error}", flush=True)
+    if len(missing) == len(names):
+        raise FeatureMissing(f"nothing was proven: {missing[0]}")
+    return worst
+
+
 def _arithmetic(options: argparse.Namespace) -> int:
-    return max(_arithmetic_of(options, name, options.domain) for name in _variants(options))
+    return _each(options, lambda name: _arithmetic_of(options, name, options.domain))
 
 
 def _arithmetic_of(options: argparse.Namespace, variant: str, domain_name: str) -> int:
@@ -90,7 +105,7 @@ def _arithmetic_of(options: argparse.Namespace, variant: str, domain_name: str) 
 
 
 def _indexing(options: argparse.Namespace) -> int:
-    return max(_indexing_of(options, name) for name in _variants(options))
+    return _each(options, lambda name: _indexing_of(options, name))
 
 
 def _indexing_of(options: argparse.Namespace, variant: str) -> int:
@@ -128,11 +143,11 @@ def _cases(
 
 
 def _all(options: argparse.Namespace) -> int:
-    worst = 0
-    for name in _variants(options):
-        if not name.endswith("-nomodes"):  # the same addresses as with modes declared
-            worst = max(worst, _indexing_of(options, name))
-        worst = max(worst, _arithmetic_of(options, name, "all" if "f16scale" in name else "boundary"))
+    def both(name: str) -> int:
+        addresses = 0 if name.endswith("-nomodes") else _indexing_of(options, name)  # those of the one with modes
+        return max(addresses, _arithmetic_of(options, name, "all" if "f16scale" in name else "boundary"))
+
+    worst = _each(options, both)
     return worst if options.shader else max(worst, _layout(options))
 
 

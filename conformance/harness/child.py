@@ -16,7 +16,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from conformance.case.toml import case_from_toml
-from conformance.harness.errors import BadSubject, EnvironmentProblem, Untestable, one_line
+from conformance.harness.errors import BadSubject, EnvironmentProblem, FeatureMissing, Untestable, one_line
 from conformance.harness.observation import Observation, Raised, Unsupported, encode
 from conformance.harness.subject import Subject, load, unsupported
 
@@ -36,6 +36,8 @@ def answer(subject: Subject, toml: str) -> Observation:
         return Unsupported(reason or "") if reason is not None or toml.startswith(CHECK) else subject.run(case)
     except BadSubject as error:
         return Raised("BadSubject", str(error), trouble=True, loading=True)
+    except FeatureMissing as missing:
+        return Unsupported(str(missing), of_device=True)
     except (EnvironmentProblem, Untestable) as problem:
         return Raised(type(problem).__name__, str(problem), trouble=True)
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case

@@ -5,6 +5,10 @@ class EnvironmentProblem(Exception):  # noqa: N818 - it names the state of the m
     """The machine lacks something, such as a driver; the verdict is ERROR."""
 
 
+class FeatureMissing(EnvironmentProblem):
+    """The device lacks a feature that the case needs, which the message names; the verdict is UNSUPPORTED."""
+
+
 class BadSubject(ValueError):  # noqa: N818 - it names what was given as the subject
     """What was given as the subject is none; the message says what is wrong with it in one line."""
 

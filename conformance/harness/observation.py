@@ -173,9 +173,13 @@ class Raised:
 
 @dataclass(frozen=True)
 class Unsupported:
-    """The subject cannot be asked this case; the reason is its own."""
+    """The subject cannot be asked this case; the reason is its own.
+
+    ``of_device``: it is the device that lacks what the case needs, and no choice of the subject's.
+    """
 
     reason: str
+    of_device: bool = False
 
 
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported

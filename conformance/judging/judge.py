@@ -93,7 +93,8 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
     answer = digest(observation) if isinstance(observation, Arrays | Graph) else ""
     verdict = functools.partial(verdict_on, case, subject, digest=answer, facts=facts)
     if isinstance(observation, Unsupported):
-        return verdict(UNSUPPORTED, reason=observation.reason)
+        declined = verdict(UNSUPPORTED, reason=observation.reason)
+        return replace(declined, facts={"of_device": True}) if observation.of_device else declined
     if isinstance(observation, Raised):
         reason = f"{observation.type}@{observation.where}" if observation.where else observation.type
         raised = RaisedMismatch(observation.type, observation.message, reason, observation.signal)

@@ -4,11 +4,12 @@ $Q4GSW_DEVICE names it by index or part of its name. With Q4GSW_VALIDATE=1 (``--
 validation layer, and every message of the layer raises. Needs neither torch nor executorch.
 """
 
+import contextlib
 import os
 
 from conformance.harness.errors import EnvironmentProblem
 from impl.errors import VulkanUnavailable
-from impl.gpu.device import list_devices
+from impl.gpu.device import list_devices, named_drivers
 from impl.gpu.info import choose_device
 from impl.kernel import Device, devices
 
@@ -42,7 +43,7 @@ def check_device(name: str) -> None:
         EnvironmentProblem: no Vulkan loader or driver; names the package to install.
     """
     try:
-        present = list_devices()
+        present = list_devices(name)
     except VulkanUnavailable as error:
         raise EnvironmentProblem(str(error)) from error
     try:
@@ -52,13 +53,16 @@ def check_device(name: str) -> None:
 
 
 def device_lines() -> list[str]:
-    """One line for each Vulkan device, for a listing."""
+    """One line for each Vulkan device, for a listing; those of drivers that have to be named come last."""
     try:
-        rows = devices()
+        rows = [(row["index"], row) for row in devices()]
     except VulkanUnavailable as error:
         raise EnvironmentProblem(str(error)) from error
+    for word in named_drivers():
+        with contextlib.suppress(VulkanUnavailable):
+            rows += [(word, row) for row in devices(word) if word in row["name"].lower()]
     return [
-        f"{row['index']}: {row['name']} ({row['kind']}), {row['driver']}; {len(row['variants'])} shader variants; "
+        f"{name}: {row['name']} ({row['kind']}), {row['driver']}; {len(row['variants'])} shader variants; "
         f"float modes {', '.join(row['float_modes']) or 'none'}"
-        for row in rows
+        for name, row in rows
     ]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkGraph, VkStorageType, VkTensor
 
-from conformance.harness.errors import CannotRun, DeviceWouldFail, EnvironmentProblem, UnservedGroupSize
+from conformance.harness.errors import CannotRun, DeviceWouldFail, EnvironmentProblem, FeatureMissing, UnservedGroupSize
 from conformance.harness.observation import Facts
 from conformance.pte.device import open_device
 from conformance.pte.file import DTYPES
@@ -133,7 +133,9 @@ def run_lookup(graph: VkGraph, args: list[int], constants: tuple[bytes, ...], in
         result = run_embedding(
             device, variant, weight, scales, call.group_size, indices, vocab_size=rows, shader=shader
         )
-    except (DeviceLacksFeature, ShaderToolMissing) as error:
+    except DeviceLacksFeature as error:
+        raise FeatureMissing(str(error)) from error
+    except ShaderToolMissing as error:
         raise EnvironmentProblem(str(error)) from error
     except (IndexError, ValueError) as error:
         raise CannotRun(f"{LOOKUP}: {error}") from error

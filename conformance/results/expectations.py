@@ -85,6 +85,8 @@ class Expectations:
         if verdict.outcome == PASS:
             reason = f"expected {signature} ({known.defect}), but it passes: remove the expectation"
             return replace(verdict, outcome=XPASS, reason=reason, defect=known.defect)
+        if verdict.outcome == UNSUPPORTED and verdict.facts.get("of_device"):
+            return verdict
         if verdict.outcome == UNSUPPORTED:  # or a subject could get rid of its failures by declining to be judged
             reason = (
                 f"expected {signature} ({known.defect}), but it is not judged: {verdict.reason}; remove the expectation"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from conformance.case.case import Dispatch, EndToEnd, Table
 from conformance.case.operands import table_values
-from conformance.harness.errors import EnvironmentProblem, Untestable
+from conformance.harness.errors import EnvironmentProblem, FeatureMissing, Untestable
 from conformance.harness.observation import Arrays, Observation, Refused, Unsupported
 from conformance.pte.device import open_device
 from conformance.pte.spirv import bindings, is_precise
@@ -83,7 +83,7 @@ def run_kernel_case(question: Dispatch | EndToEnd, shaders: Mapping[str, Shader]
     except DeviceLimitExceeded as error:
         return Unsupported(f"{error}; the tree's host code, which would have to say so, is not run here")
     except DeviceLacksFeature as error:
-        raise EnvironmentProblem(str(error)) from error
+        raise FeatureMissing(str(error)) from error
     facts = facts_of(table, result, question, precise=is_precise(shader.spirv))
     return Arrays({"out": result.out}, replace(facts, binding=host_line(folder)))
 

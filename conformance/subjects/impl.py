@@ -14,7 +14,7 @@ from typing import Any, Literal
 from conformance.case import case as cases
 from conformance.case.case import Case, Dispatch, EndToEnd, Table
 from conformance.case.operands import operands, table_values
-from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem, FeatureMissing
 from conformance.harness.observation import Arrays, Facts, Graph, Observation, Refused
 from conformance.pte.device import open_device
 from conformance.pte.spirv import is_precise
@@ -138,8 +138,10 @@ def run_kernel(
             allow_out_of_range=True,
             shader=shader,
         )
-    except (ShaderToolMissing, DeviceLacksFeature) as error:
+    except ShaderToolMissing as error:
         raise EnvironmentProblem(str(error)) from error
+    except DeviceLacksFeature as error:
+        raise FeatureMissing(str(error)) from error
     except DeviceLimitExceeded as error:
         return Refused("device_limit", str(error), error.limit)
     return Arrays({"out": result.out}, facts_of(table, result, question, precise=is_precise(shader.spirv)))

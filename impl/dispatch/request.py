@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch.variants import Variant, missing_features
-from impl.errors import DeviceLacksFeature
+from impl.dispatch.variants import Variant, check_features
 from impl.gpu.info import DeviceInfo
 
 _MAX_RANK = 3
@@ -56,8 +55,7 @@ def check_request(
     allow_out_of_range: bool = False,
 ) -> Request:
     """Check every argument of ``impl.kernel.run_embedding``, which lists the errors, and put them together."""
-    if missing := missing_features(info, variant):
-        raise DeviceLacksFeature(f"{info.name} lacks {', '.join(missing)}, which {variant.name} needs")
+    check_features(info, variant)
     if vocab_size < 1:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at least 1")
     embed_dim = _check_weight(variant, weight, vocab_size)

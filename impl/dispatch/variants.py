@@ -6,6 +6,7 @@ Source: docs/contract.md section 7.1.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from impl.errors import DeviceLacksFeature
 from impl.gpu.info import DeviceInfo
 
 FloatName = Literal["float32", "float16"]
@@ -87,6 +88,12 @@ def variant_named(name: str) -> Variant:
             f"unknown variant {name!r}: known are {', '.join(v.name for v in VARIANTS)}, each also with -nomodes"
         )
     return by_name[name]
+
+
+def check_features(info: DeviceInfo, variant: Variant) -> None:
+    """Raise DeviceLacksFeature where the device does not have what ``variant`` needs; it names the features."""
+    if missing := missing_features(info, variant):
+        raise DeviceLacksFeature(f"{info.name} lacks {', '.join(missing)}, which {variant.name} needs")
 
 
 def missing_features(info: DeviceInfo, variant: Variant) -> tuple[str, ...]:

@@ -8,6 +8,10 @@ Source: docs/contract.md sections 3.4, 7.4 and 7.5.
 """
 
 import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self, cast
 
@@ -25,6 +29,8 @@ _EXTENSIONS = (
 _API_VERSION = (1 << 22) | (1 << 12)  # Vulkan 1.1, what phones have
 _INSTALL = "install a driver and the loader (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
 _LAYER = "VK_LAYER_KHRONOS_validation"
+#: Drivers that the loader does not find by itself, by the word that names their device: their manifest and package.
+_DRIVERS = {"swiftshader": (Path("/usr/lib/chromium/vk_swiftshader_icd.json"), "chromium")}
 #: How long one submission may run before it counts as hung; the suite's own time limit is shorter.
 SUBMIT_TIMEOUT_S = 120.0
 
@@ -41,14 +47,38 @@ def binding() -> ModuleType:
     return cast("ModuleType", vulkan)
 
 
-def list_devices() -> list[DeviceInfo]:
-    """Every device of this machine, in the loader's order."""
+def list_devices(name: str | int | None = None) -> list[DeviceInfo]:
+    """Every device of this machine, in the loader's order; those of a driver of its own where ``name`` names one."""
     vk = binding()
-    instance = _create_instance(vk, validate=False)
+    with _driver_of(name):
+        instance = _create_instance(vk, validate=False)
     try:
         return [describe(vk, index, handle) for index, handle in enumerate(_physical_devices(vk, instance))]
     finally:
         vk.vkDestroyInstance(instance, None)
+
+
+def named_drivers() -> list[str]:
+    """The words that name a device whose driver is installed and which the loader does not find by itself."""
+    own = {"VK_DRIVER_FILES", "VK_ICD_FILENAMES"} & set(os.environ)
+    return [] if own else [word for word, (manifest, _package) in _DRIVERS.items() if manifest.is_file()]
+
+
+@contextmanager
+def _driver_of(name: str | int | None) -> Iterator[None]:
+    """Let the loader take the driver that ``name``, or $Q4GSW_DEVICE, names; the user's own variables come first."""
+    text = os.environ.get("Q4GSW_DEVICE", "") if name is None else str(name)
+    manifest, package = next((_DRIVERS[word] for word in _DRIVERS if word in text.lower()), (None, ""))
+    if manifest is None or {"VK_DRIVER_FILES", "VK_ICD_FILENAMES"} & set(os.environ):
+        yield
+        return
+    if not manifest.is_file():
+        raise VulkanUnavailable(f"no driver of device {text!r} in {manifest} (Debian: apt-get install {package})")
+    os.environ["VK_ICD_FILENAMES"] = str(manifest)
+    try:
+        yield
+    finally:
+        del os.environ["VK_ICD_FILENAMES"]
 
 
 class Device:
@@ -67,7 +97,8 @@ class Device:
         self.broken = False
         self.timeout_s = timeout_s
         self._children: dict[object, Any] = {}
-        self._instance = _create_instance(vk, validate=validate)
+        with _driver_of(name):
+            self._instance = _create_instance(vk, validate=validate)
         self._messenger = _listen(vk, self._instance, self.messages) if validate else None
         self.validate = validate
         handles = _physical_devices(vk, self._instance)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.errors import EnvironmentProblem, FeatureMissing
 from conformance.harness.observation import Declared
 from conformance.judging.compare import float_modes
 from conformance.proofs.target import Array, ExceedsLimit, Numerics, Result, TargetFacts
 from conformance.proofs.targets.stream import GROUP, PER_ROW, SMALLEST, Stream, table
 from conformance.pte.device import new_device
 from conformance.pte.spirv import is_precise
+from impl.dispatch.variants import check_features
 from impl.errors import DeviceLacksFeature, DeviceLimitExceeded, ShaderCompileError, ShaderToolMissing
 from impl.kernel import VARIANTS, Device, KernelResult, Variant, embedding_shader, run_embedding, variant_named
 from impl.shader import compiler
@@ -77,7 +78,9 @@ def _translated() -> Iterator[None]:
     """The kernel's errors as those of a target."""
     try:
         yield
-    except (ShaderToolMissing, DeviceLacksFeature) as error:
+    except DeviceLacksFeature as error:
+        raise FeatureMissing(str(error)) from error
+    except ShaderToolMissing as error:
         raise EnvironmentProblem(str(error)) from error
     except ShaderCompileError as error:
         raise ValueError(str(error)) from error
@@ -91,6 +94,7 @@ class DeviceTarget:
     def __init__(self, device: Device, variant: Variant, source: Path) -> None:
         self._device, self._variant = device, variant
         with _translated():
+            check_features(device.info, variant)
             self._shader = embedding_shader(device.info, variant, source)
         facts, self.numerics = _described(variant, source, self._shader)
         self.facts = replace(facts, device=device.info.name, driver=device.info.driver)

@@ -176,9 +176,9 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
             return DtypeShapeMismatch(name, f"{dtype_name(right)}{list(right.shape)}", why, "missing")
         wrong: ArrayMismatch | DtypeShapeMismatch | None
         wrong = compare.same_bits(name, graph.outputs[name], right, groups.get(name, 0))
-        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(right) == "float32":
+        if name in linear and isinstance(wrong, ArrayMismatch) and dtype_name(right) in {"float32", "float16"}:
             tensors = {**tensor_values(spec), **expected, **graph.outputs}
-            wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensors, nearest=True)
+            wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensors, HOST)
         if wrong:
             return wrong
     return None

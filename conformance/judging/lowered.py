@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from conformance.case.case import Program
-from conformance.case.operands import lookup_operands, table_operands
+from conformance.case.operands import lookup_operands
 from conformance.harness.observation import File, Graph, Place, Problem
 from conformance.judging import compare
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
 from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.arithmetic.rounding import FLOAT16, FLOAT32
 from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate
 from reference.program.fusibility import violations
 from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
+from reference.table.dequantize import exact_weights
 
 Array = np.ndarray[Any, Any]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
@@ -80,15 +82,13 @@ def judge_outputs(
             return DtypeShapeMismatch(step.name, "an array", "missing", "missing"), False
         wrong: Mismatch | None
         if isinstance(step, Apply):
-            wrong = _applied(
-                step, got, tensors, source_outputs, nearest=modes.rte32 if step.name in delegated else None
-            )
+            wrong = _applied(step, got, tensors, source_outputs, modes if step.name in delegated else None)
         elif step.name not in delegated:
             wrong = compare.same_bits(
                 step.name, got, (expected if step.name in expected else source_outputs)[step.name]
             )
         elif isinstance(step, Linear):
-            wrong = judge_linear(spec, step, got, tensors, nearest=modes.rte32)
+            wrong = judge_linear(spec, step, got, tensors, modes)
         else:
             right = expected[step.name]
             wrong = compare.dtype_shape(step.name, got, dtype_name(right), right.shape)
@@ -102,14 +102,14 @@ def judge_outputs(
 
 
 def _applied(
-    step: Apply, got: Array, values: Mapping[str, Array], source: Mapping[str, Array], *, nearest: bool | None
+    step: Apply, got: Array, values: Mapping[str, Array], source: Mapping[str, Array], modes: FloatModes | None
 ) -> Mismatch | None:
-    """What a model makes of rows: from the rows that were seen. ``nearest`` None: on the CPU; see ``judge_linear``."""
+    """What a model makes of rows: from the rows that were seen. ``modes``: of a delegate; None: on the CPU."""
     if step.function not in INEXACT and step.of in values and (not step.other or step.other in values):
         return compare.same_bits(step.name, got, apply_exactly(step, values[step.of], values.get(step.other)))
-    if step.function == "linear" and nearest is not None and values[step.of].dtype == np.float32:
+    if step.function == "linear" and modes is not None and values[step.of].dtype in (np.float32, np.float16):
         weights = values[step.other].astype(np.float64)
-        return _inside(step.name, got, dot_bound(values[step.of], weights, nearest=nearest, bias=values.get(step.bias)))
+        return _inside(step.name, got, _bounded(values[step.of], weights, modes, values.get(step.bias)))
     return compare.same_bits(step.name, got, source[step.name])
 
 
@@ -173,13 +173,13 @@ def _accepted(
 
 
 def judge_linear(
-    spec: ProgramSpec, step: Linear, got: Array, tensors: Mapping[str, Array], *, nearest: bool
+    spec: ProgramSpec, step: Linear, got: Array, tensors: Mapping[str, Array], modes: FloatModes
 ) -> ArrayMismatch | DtypeShapeMismatch | None:
-    """A delegated linear's output, inside contract 3.6's bound; ``nearest``: nearest even is declared for 32 bit."""
+    """A linear's output, inside contract 3.6's bound: of a delegate, or of a host (``HOST``)."""
     x, rows = tensors[step.x], len(tensors[spec.dequantize(step.table).weight])
     if wrong := compare.dtype_shape(step.name, got, dtype_name(x), (*x.shape[:-1], rows)):
         return wrong
-    return _inside(step.name, got, exact_linear(spec, step, tensors, nearest=nearest))
+    return _inside(step.name, got, exact_linear(spec, step, tensors, modes))
 
 
 def _inside(name: str, got: Array, allowed: tuple[Array, Array]) -> ArrayMismatch | None:
@@ -194,9 +194,21 @@ def _inside(name: str, got: Array, allowed: tuple[Array, Array]) -> ArrayMismatc
 
 
 def exact_linear(
-    spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array], *, nearest: bool
+    spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array], modes: FloatModes = HOST
 ) -> tuple[Array, Array]:
     """A linear's exact output and its bound (contract 3.6)."""
-    table = table_operands(spec.dequantize(step.table), tensors)
-    weights = table.values.astype(np.float64) * table.scales_by_column().astype(np.float64)
-    return dot_bound(tensors[step.x], weights, nearest=nearest, bias=tensors.get(step.bias))
+    table = spec.dequantize(step.table)
+    zero_point = tensors[table.zero_point] if table.zero_point else None
+    weights, roundings = exact_weights(
+        tensors[table.weight], table.block_size, tensors[table.scale], zero_point, table.output_dtype
+    )
+    return _bounded(tensors[step.x], weights, modes, tensors.get(step.bias), roundings)
+
+
+def _bounded(
+    x: Array, weights: Array, modes: FloatModes, bias: Array | None, roundings: int = 1
+) -> tuple[Array, Array]:
+    """A product with exact weights, and its bound under what is declared for x's width."""
+    half = x.dtype == np.float16
+    nearest, preserve = modes.rte16 if half else modes.rte32, modes.preserves_denormals(FLOAT16 if half else FLOAT32)
+    return dot_bound(x, weights, nearest=nearest, preserve=preserve, bias=bias, roundings=roundings)

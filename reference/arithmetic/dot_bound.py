@@ -14,56 +14,85 @@ import numpy as np
 
 from reference import Array
 
+#: By dtype: the unit roundoff of nearest even, the smallest subnormal number and the smallest normal one.
+_FORMATS = {"float32": (2.0**-24, 2.0**-149, 2.0**-126), "float16": (2.0**-11, 2.0**-24, 2.0**-14)}
 
-def dot_bound(x: Array, weights: Array, *, nearest: bool, bias: Array | None = None) -> tuple[Array, Array]:
-    """The exact value of ``x @ weights.T + bias`` and how far a float32 computation of it may be off.
+
+def dot_bound(
+    x: Array,
+    weights: Array,
+    *,
+    nearest: bool,
+    preserve: bool = True,
+    bias: Array | None = None,
+    roundings: int = 1,
+) -> tuple[Array, Array]:
+    """The exact value of ``x @ weights.T + bias`` and how far a computation of it in x's dtype may be off.
+
+    Every order of K products and K-1 additions, each rounded once by a factor 1 + d with |d| <= u, on weights that
+    took ``roundings`` themselves, yields ``sum x_k w_k (1 + t_k)`` with |t_k| <= gamma_n, n = K + roundings (one more
+    with a bias): Higham, Accuracy and Stability of Numerical Algorithms, section 3.1. A product or a weight that
+    is subnormal is off by less than the spacing eta there instead, or is lost; an addition is exact there.
 
     Args:
-        x: float32 [..., K].
-        weights: float64 [N, K], the exact products q * scale.
-        nearest: whether nearest even is declared for 32 bit.
-        bias: None, or float32 [N].
+        x: float32 or float16 [..., K], the dtype that everything is rounded to.
+        weights: float64 [N, K], the exact weights with a relative error of at most 2**-52 each.
+        nearest: whether nearest even is declared for x's width; either neighbour is allowed otherwise: u doubles.
+        preserve: whether subnormals are; otherwise eta is the smallest normal number.
+        bias: None, or of x's dtype [N].
+        roundings: that a weight takes before it is multiplied.
 
     Returns:
-        Two float64 [..., N]: the sums, correctly rounded from exact products, and the bounds
-        ``gamma_{K+1} * sum |x||w|`` (K+2, and ``|bias|`` in the sum, with a bias), rounded up so far that the
-        oracle's own roundings are inside.
+        Two float64 [..., N]: the sums, correctly rounded from the products, and the bounds
+        ``gamma_n * sum |x||w| + 2 * eta * (K + sum |x|)`` (``|bias|`` in the first sum, with a bias), rounded up so far
+        that the oracle's own roundings are inside. Infinite where n*u >= 1. NaN both where an operand of the row
+        is not finite: nothing is promised there.
 
     Raises:
-        ValueError: x is not float32, weights are not float64, the K differ, or an operand is not finite.
+        ValueError: x is of another dtype, weights are not float64, or the K differ.
     """
     terms = weights.shape[-1]
-    if x.dtype != np.float32 or weights.dtype != np.float64 or x.shape[-1] != terms:
+    if x.dtype.name not in _FORMATS or weights.dtype != np.float64 or x.shape[-1] != terms:
         raise ValueError(
             f"x {x.dtype} {x.shape} and weights {weights.dtype} {weights.shape} are not [..., K] and [N, K]"
         )
-    if not (np.isfinite(x).all() and np.isfinite(weights).all()):
-        raise ValueError("x, weights: the bound holds for finite operands only")
     offsets = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
-    gamma = _gamma(terms + (1 if bias is None else 2), 2.0**-24 if nearest else 2.0**-23)
+    unit, subnormal, normal = _FORMATS[x.dtype.name]
+    eta = 2 * (subnormal if preserve else normal)
+    gamma = _gamma(terms + roundings + (bias is not None), unit if nearest else 2 * unit)
     rows = x.reshape(-1, terms).astype(np.float64)
-    sums = np.empty((len(rows), len(weights)))
-    bounds = np.empty_like(sums)
+    sums = np.full((len(rows), len(weights)), np.nan)
+    bounds = np.full_like(sums, np.nan)
     for i, row in enumerate(rows):
-        products = row * weights  # exact: 24 + 28 bits
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = row * weights  # each off by at most 2**-53 of itself, besides the weight's own 2**-52
+        tiny = eta * (terms + math.fsum(np.abs(row).tolist()))
         for n, offset in enumerate(offsets.tolist()):
+            if not (np.isfinite(row).all() and np.isfinite(products[n]).all() and math.isfinite(offset)):
+                continue
             sums[i, n] = math.fsum([*products[n].tolist(), offset])
             size = math.fsum([*np.abs(products[n]).tolist(), abs(offset)])
-            bounds[i, n] = gamma * size + 2.0**-52 * size
+            bounds[i, n] = gamma * size + 2.0**-50 * size + tiny if size else tiny
     shape = (*x.shape[:-1], len(weights))
     return sums.reshape(shape), np.nextafter(bounds, np.inf).reshape(shape)
 
 
 def within_bound(got: Array, exact: Array, bound: Array) -> Array:
-    """Where float32 results lie inside the bound; bool of their shape. NaN and infinity never do.
+    """Where results lie inside the bound; bool of their shape.
 
-    >>> within_bound(np.float32([1.0, np.nan]), np.array([1.0, 1.0]), np.array([0.0, 1.0])).tolist()
-    [True, False]
+    An infinity does where a finite sum so near may overflow ``got``'s dtype; everything does where nothing is promised.
+
+    >>> got, exact = np.float32([1.0, np.nan, 7.0]), np.array([1.0, 1.0, np.nan])
+    >>> within_bound(got, exact, np.array([0.0, 1.0, np.nan])).tolist()
+    [True, False, True]
     """
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.abs(got.astype(np.float64) - exact) <= bound)
+        near = np.abs(got.astype(np.float64) - exact) <= bound
+        overflows = np.abs(exact) + bound > float(np.finfo(got.dtype).max)
+        right = near | (np.isinf(got) & overflows & ((got > 0) == (exact > 0)))
+    return np.asarray(right | np.isnan(exact) | np.isinf(bound))
 
 
 def _gamma(terms: int, unit: float) -> float:
-    """``n*u / (1 - n*u)``, the textbook's gamma_n, rounded up."""
-    return math.nextafter(terms * unit / (1 - terms * unit), math.inf)
+    """``n*u / (1 - n*u)``, the textbook's gamma_n, rounded up; infinite where it says nothing."""
+    return math.nextafter(terms * unit / (1 - terms * unit), math.inf) if terms * unit < 1 else math.inf

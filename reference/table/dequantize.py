@@ -48,6 +48,33 @@ def dequantize_affine(
     return cast_float(product, output_dtype).reshape(values.shape)
 
 
+def exact_weights(
+    values: Array, block_size: tuple[int, ...], scales: Array, zero_point: Array | None, output_dtype: str
+) -> tuple[Array, int]:
+    """The real numbers that dequantizing stands for, ``(q - zp) * scale``, and how many roundings make them.
+
+    The value and the zero point are those of ``output_dtype``, as for ``dequantize_affine``, whose arguments and errors
+    these are. float64 rounds the difference and the product once each, by at most 2**-53 of themselves.
+
+    >>> values, scales, zeros = np.array([[-8, 7]], np.int8), np.array([[0.5]], np.float32), np.array([[3]], np.int8)
+    >>> exact_weights(values, (1, 2), scales, zeros, "float32")
+    (array([[-5.5,  2. ]]), 1)
+
+    Returns:
+        float64 of ``values.shape``; 1, or 2 where some difference is no number of ``output_dtype``.
+    """
+    split, one_per_block = _blocks(values.shape, block_size)
+    shifted, roundings = to_float(cast_float(values.reshape(split), output_dtype)).astype(np.float64), 1
+    scale = to_float(_one_a_block("scales", scales, one_per_block)).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if zero_point is not None:
+            zero = to_float(cast_float(_one_a_block("zero_point", zero_point, one_per_block), output_dtype))
+            shifted = shifted - zero.astype(np.float64)
+            rounded = to_float(cast_float(shifted, output_dtype)).astype(np.float64)
+            roundings += not np.array_equal(rounded, shifted, equal_nan=True)
+        return (shifted * scale).reshape(values.shape), roundings
+
+
 def _factor(scale: Array, promoted: str) -> Array:
     """The scale as torch multiplies by it: a single one keeps its float32 value where the tensor has 16 bits."""
     return scale.astype(np.float32) if scale.size == 1 and scale.dtype.kind in "iu" else cast_float(scale, promoted)

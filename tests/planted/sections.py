@@ -343,6 +343,21 @@ class DotProductOfAnotherScale(Planted):
         return replace(found, outputs=outputs)  # type: ignore[call-arg]  # see above
 
 
+class FoldsWithoutZeroPoint(Planted):
+    """A table that a linear reads becomes a float constant without its zero point (3.6)."""
+
+    stage = "RUN"
+    near = "run/tied-asymmetric"
+    signatures = ("RUN/array/dot_product",)
+
+    def run(self, case: Case) -> Observation:
+        from impl.lower import plan
+
+        whole = plan.dequantized
+        with mock.patch.object(plan, "dequantized", lambda table, operands: whole(table, (*operands[:2], None))):
+            return super().run(case)
+
+
 class OneBitOfARun(Planted):
     """One bit of a whole file's float16 output (5.7)."""
 
@@ -388,6 +403,7 @@ BY_SECTION: dict[str, type[Planted]] = {
     "7.5": IgnoresLimit,
 }
 MORE = (
+    FoldsWithoutZeroPoint,
     RefusesWithoutTheLimit,
     ShaderIndexLane,
     PrepackShaderColumns,

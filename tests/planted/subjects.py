@@ -249,6 +249,23 @@ class PackedForOtherConsumer(MatchBug):
         return fused, report
 
 
+class LinearWithoutZeroPoint(MatchBug):
+    """A linear's table is dequantized without its zero point."""
+
+    near = "linear/asymmetric"
+    signatures = ("MATCH/array/dot_product",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for node in fused.graph.nodes:
+            readers = [str(user.target) for user in node.users]
+            if "dequantize_affine" in str(node.target) and any("permute" in reader for reader in readers):
+                node.args = (*node.args[:3], None, *node.args[4:])
+        return fused, report
+
+
 class LosesFloat16(MatchBug):
     """The operator's own float32 is handed on where the program had float16."""
 
@@ -358,6 +375,7 @@ ALL: tuple[type[Planted], ...] = (
     DoublePack,
     FirstGroupSizeForAll,
     PackedForOtherConsumer,
+    LinearWithoutZeroPoint,
     LosesFloat16,
     Asserts,
     ShaderNibbleOrder,

@@ -7,8 +7,10 @@ import contextlib
 import errno
 import os
 import shlex
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -97,6 +99,33 @@ def new_folder(prefix: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=prefix))
     except OSError as error:
         raise unwritable(error.filename or "the directory for temporary files", error) from error
+
+
+def cache_directory() -> Path:
+    """Return where reports and copies of trees are kept: $Q4GSW_CACHE, else the user's cache directory."""
+    if chosen := os.environ.get("Q4GSW_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "q4gsw-conformance"
+
+
+def kept_folder(kind: str, most: int = 20) -> Path:
+    """Make a new directory for a run's report in the cache; ``latest`` there leads to it, and the oldest go.
+
+    Raises:
+        Unwritable: the cache is full or cannot be written.
+    """
+    home = make_folder(cache_directory() / kind)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home))
+        link = home / f".latest.{os.getpid()}"
+        link.symlink_to(folder.name)
+        link.replace(home / "latest")
+    except OSError as error:
+        raise unwritable(error.filename or home, error) from error
+    for old in sorted(path for path in home.iterdir() if path.is_dir() and not path.is_symlink())[:-most]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
 
 
 def write_whole(texts: Mapping[Path, str | bytes]) -> None:

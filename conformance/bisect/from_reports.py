@@ -9,20 +9,24 @@ from typing import Any
 from packaging.version import Version
 
 from conformance.files import q4gsw
+from conformance.results.causes import causes, others
 from conformance.results.verdict import UNEXPECTED, read
 from conformance.sources.releases import PACKAGES
 
 _ROOT = Path(__file__).parents[2]
 
 
-def show(old: Path, new: Path) -> int:
-    """Print the commands for each case that is red in ``new`` and was not in ``old``; 0 where there is one."""
+def show(old: Path, new: Path, *, every: bool = False) -> int:
+    """Print the commands for each cause (``every``: case) red in ``new`` and not in ``old``; 0 where there is one."""
     before, after = (read(path) for path in (old, new))
     passed = {v.case for v in before.verdicts if v.outcome not in UNEXPECTED}
     red = [v for v in after.verdicts if v.outcome in UNEXPECTED and v.case in passed]
-    for verdict in red:
-        print(f"# {verdict.case}: {verdict.signature}")
-        print("\n".join(_commands(verdict.case, before.header, after.header)))
+    for there in causes(red):
+        for verdict in there if every else there[:1]:
+            print(f"# {verdict.case}: {verdict.signature}")
+            print("\n".join(_commands(verdict.case, before.header, after.header)))
+        if not every and len(there) > 1:
+            print(f"# {others([v.case for v in there])}")
     print(f"{len(red)} cases went red")
     return 0 if red else 1
 

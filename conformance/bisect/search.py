@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from conformance.case.case import Case
-from conformance.files import make_folder, write_whole
+from conformance.files import cache_directory, make_folder, write_whole
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
 from conformance.results.verdict import ERROR, PASS, UNSUPPORTED, XPASS, Verdict
-from conformance.sources.tree import cache_directory
 
 GOOD, BAD, SKIP, STOP = "good", "bad", "skip", "stop"
 

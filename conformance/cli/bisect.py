@@ -22,6 +22,7 @@ def add_bisect(parser: Parser) -> None:
     parser.set_defaults(call=_from)
     what = "what went red between two reports, as commands"
     parser.add_argument("--from", nargs=2, metavar=("OLD", "NEW"), type=Path, dest="reports", help=what)
+    parser.shared("--all")
     what = "which hand-over of a case is the first that is wrong"
     stage = parser.way("stage", what, "bisect stage match/torchao/control", _stage)
     what, example = "which commit broke a case; or, after --, a command", "bisect commit match/torchao/control"
@@ -50,7 +51,7 @@ def add_bisect(parser: Parser) -> None:
 def _from(options: argparse.Namespace) -> int:
     if not options.reports:
         raise ValueError("bisect needs --from OLD NEW, or one of stage, commit, sizes; see q4gsw bisect --help")
-    return from_reports.show(*options.reports)
+    return from_reports.show(*options.reports, every=options.all)
 
 
 def _stage(options: argparse.Namespace) -> int:

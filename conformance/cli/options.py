@@ -24,6 +24,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--device": {"default": "", "help": "Vulkan device by name or index, see q4gsw devices"},
     "--validate": {"action": "store_true", "help": "with Vulkan's validation layer; any message fails the case"},
     "--case-seconds": {"type": float, "default": 60.0, "metavar": "S", "help": "time limit of a case"},
+    "--all": {"action": "store_true", "help": "show every failure, not one for each signature"},
     "--report": {"default": "", "metavar": "DIR", "help": "directory for the report (default: a new one)"},
     "--expectations": {"default": "", "metavar": "FILE", "help": "known failures, instead of the subject's own"},
 }

@@ -6,13 +6,15 @@ from pathlib import Path
 from conformance.case.catalogue import load
 from conformance.cli.options import Parser
 from conformance.results import diff, report, timing
-from conformance.results.verdict import UNEXPECTED, exit_code, last_line, read
+from conformance.results.causes import blocks
+from conformance.results.verdict import exit_code, last_line, read
 
 
 def add_report(parser: Parser) -> None:
     """Add the options of ``q4gsw report``."""
     parser.set_defaults(call=_report)
     parser.add_argument("file", type=Path, nargs="+", help="verdicts.jsonl, or the directory it is in")
+    parser.shared("--all")
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
     parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
     parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
@@ -23,17 +25,18 @@ def add_diff(parser: Parser) -> None:
     parser.set_defaults(call=_diff)
     parser.add_argument("old", type=Path, help="verdicts.jsonl, or the directory it is in")
     parser.add_argument("new", type=Path, help="the same of the later run")
+    parser.shared("--all")
 
 
 def _report(options: argparse.Namespace) -> int:
     streams = [read(path) for path in options.file]
     verdicts = [v for stream in streams for v in stream.verdicts]
-    for verdict in verdicts:
-        if verdict.outcome in UNEXPECTED:
-            print(f"{verdict.outcome} {verdict.case}: {verdict.reason}")
+    cases = load()
+    for block in blocks(verdicts, {case.id: case.detects for case in cases}, every=options.all):
+        print(block)
     if options.html:
         first = options.file[0] if options.file[0].is_dir() else options.file[0].parent
-        paths = report.write(options.out or first, streams, load())
+        paths = report.write(options.out or first, streams, cases)
         print("written: " + ", ".join(map(str, paths)))
     if options.timing:
         print("\n".join(timing.lines(verdicts, timing.workers_of(s.header for s in streams))))
@@ -50,7 +53,7 @@ def _diff(options: argparse.Namespace) -> int:
         if stream.truncated:
             print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     found = diff.compare(old, new)
-    print("\n".join(diff.lines(found)))
+    print("\n".join(diff.lines(found, every=options.all)))
     if new.truncated and not found.failed:
         raise ValueError(
             f"{options.new}: the run did not finish, so nothing is known of what it did not reach; run it again"

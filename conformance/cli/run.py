@@ -13,15 +13,16 @@ from conformance.cli.options import Parser
 from conformance.harness.subject import check_name, from_file
 from conformance.harness.worker import Worker
 from conformance.results import replay
-from conformance.results.verdict import UNEXPECTED, exit_code, last_line
-from conformance.runs.run import describe, run_case
+from conformance.results.causes import describe
+from conformance.results.verdict import PASS, UNEXPECTED, exit_code, last_line
+from conformance.runs.run import run_case
 
 
 def add_run(parser: Parser) -> None:
     """Add the options of ``q4gsw run``."""
     parser.set_defaults(call=_run, after=())
     parser.shared("--subject", "--level", "--stages", "--case", "--device", "--validate", "--case-seconds", "--report")
-    parser.shared("--expectations")
+    parser.shared("--expectations", "--all")
     add = parser.add_argument
     add("--no-expectations", action="store_true", help="known failures fail like any other")
     add(
@@ -87,11 +88,12 @@ def _replay(options: argparse.Namespace) -> int:
     with Worker(subject, options.case_seconds) as worker:
         verdict = run_case(worker, recorded.case, None)
     if verdict.outcome in UNEXPECTED:
-        print(describe(recorded.case, verdict))
+        print(describe(verdict, recorded.case.detects))
     else:
         print(f"{verdict.outcome} {recorded.case.id}")
     if recorded.signature:
-        same = "the same failure" if verdict.signature == recorded.signature else "not the recorded failure"
+        same = "the same failure" if verdict.signature == recorded.signature else "another failure than the recorded"
+        same = "it is fixed" if verdict.outcome == PASS else same
         print(f"recorded signature: {recorded.signature} ({same})")
     print(last_line([verdict]))
     return exit_code([verdict])

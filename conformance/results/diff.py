@@ -5,6 +5,7 @@ Source: docs/reading-a-report.md, "Comparing two runs".
 
 from dataclasses import dataclass
 
+from conformance.results.causes import grouped, others
 from conformance.results.verdict import PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
 
 
@@ -61,9 +62,14 @@ def compare(old: Stream, new: Stream) -> Diff:
     return Diff(tuple(failures), tuple(fixed), tuple(other), tuple(bits), gone, added, lost)
 
 
-def lines(diff: Diff) -> list[str]:
-    """Return what ``q4gsw diff`` prints."""
-    text = [f"new failure: {now.case}: {named(then)} -> {named(now)}: {now.reason}" for then, now in diff.new_failures]
+def lines(diff: Diff, *, every: bool = False) -> list[str]:
+    """Return what ``q4gsw diff`` prints: new failures by cause, or with ``every`` each."""
+    text = []
+    for there in grouped(diff.new_failures, lambda pair: (named(pair[0]), named(pair[1]))):
+        for then, now in there if every else there[:1]:
+            text.append(f"new failure: {now.case}: {named(then)} -> {named(now)}: {now.reason}")
+        if not every and len(there) > 1:
+            text.append(f"  {others([now.case for _, now in there])}")
     text += [f"fixed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.fixed]
     text += [f"changed: {now.case}: {named(then)} -> {named(now)}" for then, now in diff.other]
     text += [f"other bits, still passing: {now.case}" for _then, now in diff.bits]

@@ -16,12 +16,13 @@ from typing import Any
 from conformance.case.case import STAGES, Case
 from conformance.files import write_whole
 from conformance.results import expectations, timing
+from conformance.results.causes import causes
 from conformance.results.picture import KINDS, Picture
 from conformance.results.verdict import UNEXPECTED, XFAIL, Outcome, Stream, Verdict, counts, last_line
 from conformance.serialize import structure
 
 _PAGE = Path(__file__).parent / "report_page.html"
-#: Failures that summary.md names one by one.
+#: Causes of which summary.md shows an example.
 _NAMED = 20
 
 
@@ -47,15 +48,14 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
     lines = [f"### q4gsw conformance of `{_cell(header.get('subject', '?'))}`: {verdict}", ""]
     lines += ["| " + " | ".join(Outcome) + " |", "| ---: " * len(Outcome) + "|"]
     lines += ["| " + " | ".join(str(by_outcome[o]) for o in Outcome) + " |", ""]
-    lines.append(strict_line(verdicts))
+    lines += strict_lines(verdicts)
     if bad:
-        by_signature = Counter(v.signature or v.outcome for v in bad)
+        by_cause = causes(bad)
         lines += ["", "| unexpected | cases | for example |", "| --- | ---: | --- |"]
-        for name, count in by_signature.most_common():
-            example = next(v for v in bad if (v.signature or v.outcome) == name)
-            lines.append(f"| `{_cell(name)}` | {count} | `{_cell(example.case)}` |")
-        lines += ["", "<details><summary>First failures</summary>", ""]
-        for v in bad[:_NAMED]:
+        for v, *others in by_cause:
+            lines.append(f"| `{_cell(v.signature or v.outcome)}` | {1 + len(others)} | `{_cell(v.case)}` |")
+        lines += ["", "<details><summary>An example of each</summary>", ""]
+        for v, *_ in by_cause[:_NAMED]:
             lines.append(f"- {v.outcome} `{_cell(v.case)}` (contract {v.contract}): {_cell(v.reason, 300)}")
             lines.append(f"  replay: `{_cell(v.replay)}`")
         lines += ["", "</details>"]
@@ -69,12 +69,10 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", last_line(verdicts), ""])
 
 
-def strict_line(verdicts: Sequence[Verdict]) -> str:
-    """Return the line that counts the strict verdicts."""
-    numeric = [v for v in verdicts if v.strict is not None]
-    return (
-        f"strict: {sum(v.strict is True for v in numeric)} of {len(numeric)} numeric verdicts hold the strict set too"
-    )
+def strict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the line that counts the strict verdicts; none where no verdict is about numbers."""
+    strict = [v.strict for v in verdicts if v.strict is not None]
+    return [f"strict: {sum(strict)} of {len(strict)} numeric verdicts hold the strict set too"] if strict else []
 
 
 def device_of(verdicts: Iterable[Verdict]) -> str:

@@ -23,6 +23,7 @@ from conformance.harness.errors import BadSubject
 from conformance.harness.subject import option_for
 from conformance.harness.worker import Worker
 from conformance.results import replay
+from conformance.results.causes import blocks, describe
 from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, exit_code, read
 from conformance.runs import run
 from conformance.runs.report import Report
@@ -34,6 +35,8 @@ Asked = Case | Shard
 _ROOT = Path(__file__).parents[2]
 #: Fewer cases than these are not worth a process of their own.
 _CASES_A_WORKER = 20
+#: The kind of failure of a test that gave no verdict.
+_HARNESS = "Harness"
 #: How a test ended: its verdict, or why the run cannot go on.
 _END = pytest.StashKey[Verdict | str]()
 
@@ -95,8 +98,8 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     # What Python says of pipes while it cleans up after an interruption is no verdict; tests/ looks at such warnings.
     words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
     words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml"]
-    # Failures are printed whole, once: pytest's summary would repeat each, wherever the variable CI is set in full.
-    words += ["-r", "N" if options.quiet else "s"]
+    # Failures are printed by cause, at the end; pytest would print each, and where CI is set each twice.
+    words += ["--tb", "no", "-r", "N" if options.quiet else "s"]
     words += ["-q", "-p", "no:terminaldistreporter"] if options.quiet else []
     if options.max_failures or options.level == "deep":
         # One case after the other: handed out in advance, all the long shards of level deep would be one worker's, and
@@ -156,7 +159,7 @@ class Judging:
         if verdict.outcome == XFAIL:
             pytest.xfail(f"{verdict.defect}: {verdict.reason}")
         if verdict.outcome in UNEXPECTED:
-            pytest.fail(run.describe(case, verdict) if case else verdict.reason, pytrace=False)
+            pytest.fail(describe(verdict, case.detects) if case else verdict.reason, pytrace=False)
         if verdict.outcome == UNSUPPORTED:
             pytest.skip(verdict.reason)
 
@@ -170,7 +173,7 @@ class Judging:
         if end is None and call.excinfo is not None and isinstance(item, pytest.Function):
             (asked,) = (one for one in self.asked if one.id == item.callspec.id)
             reason = f"not judged, the harness raised {call.excinfo.exconly().splitlines()[0]}"
-            item.stash[_END] = end = error_verdict(asked, self.options.subject, "Harness", reason)
+            item.stash[_END] = end = error_verdict(asked, self.options.subject, _HARNESS, reason)
         elif call.when != "call":
             return report
         vars(report)["q4gsw"] = _plain(end) if isinstance(end, Verdict) else end
@@ -187,6 +190,8 @@ class Controller:
         self._left: dict[str, Asked] = {}
         self._trouble = ""
         self._stopped = self._interrupted = False
+        #: What the harness itself raised, with pytest's traceback.
+        self._tracebacks: list[str] = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -218,8 +223,11 @@ class Controller:
             self._trouble = self._trouble or end
         elif end and not self._trouble:
             try:
-                self.report.add(structure(Verdict, end))
+                verdict = structure(Verdict, end)
+                self.report.add(verdict)
                 del self._left[report.nodeid]
+                if verdict.signature.endswith(_HARNESS):
+                    self._tracebacks.append(report.longreprtext)
             except Unwritable as error:
                 self._trouble = str(error)
         self._stopped |= 0 < self.options.max_failures <= self.report.failures
@@ -245,7 +253,7 @@ class Controller:
             with contextlib.suppress(Unwritable):  # the stream will meet the same trouble, and stop the run
                 path = replay.write(self.report.folder / "replay", asked, verdict, run.versions())
                 verdict = replace(verdict, replay=q4gsw("replay", path, *option_for(verdict.subject)))
-            text = run.describe(asked, verdict)
+            text = describe(verdict, asked.detects)
         file, _, name = crashitem.partition("::")
         report.when, report.longrepr, report.location = "call", text, (file, None, name)
         vars(report)["q4gsw"] = _plain(verdict)
@@ -297,7 +305,12 @@ class Controller:
             reason = "not judged: the processes of this run had died before it was this case's turn"
             for asked in self._left.values():
                 self.report.add(error_verdict(asked, self.options.subject, "NotRun", reason))
-        print("\n".join([*lines, *self.report.finish(truncated=cut)]))  # noqa: T201 - the run's last lines
+        order = {name: number for number, name in enumerate(self._asked)}  # workers answer as it happens
+        verdicts = sorted(self.report.verdicts, key=lambda v: order[v.case])
+        detects = {case.id: case.detects for case in self._asked.values() if isinstance(case, Case)}
+        failures = blocks(verdicts, detects, every=self.options.all)
+        last = self.report.finish(truncated=cut)
+        print("\n".join([*self._tracebacks, *failures, *lines, *last]))  # noqa: T201 - the run's last lines
         if self._interrupted:
             raise KeyboardInterrupt
         return 1 if cut else exit_code(self.report.verdicts)

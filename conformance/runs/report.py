@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.case.catalogue import load
-from conformance.files import new_folder
+from conformance.files import kept_folder
 from conformance.results import report
 from conformance.results.expectations import Expectations, grouped
 from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, Stream, Verdict, Writer, counts, last_line
@@ -19,7 +19,7 @@ class Report:
     """
 
     def __init__(self, folder: str, header: Mapping[str, object], expected: Expectations) -> None:
-        self.folder = Path(folder).resolve() if folder else new_folder("q4gsw-report-")
+        self.folder = Path(folder).resolve() if folder else kept_folder("reports")
         self.expected = expected
         self.verdicts: list[Verdict] = []
         self._header = header
@@ -47,7 +47,8 @@ class Report:
         verdicts = self.verdicts
         report.write(self.folder, [Stream(self._header, tuple(verdicts), truncated)], load())
         lines = grouped(verdicts, self.expected) + summed(verdicts)
-        lines += [f"report: {self.folder}/verdicts.jsonl, summary.md, report.html", report.strict_line(verdicts)]
+        lines += [f"report: {(self.folder / 'report.html').as_uri()} (with summary.md and verdicts.jsonl)"]
+        lines += report.strict_lines(verdicts)
         if counts(verdicts)[UNSUPPORTED] == len(verdicts):
             lines.append("nothing was judged: every case is unsupported, or none matched")
         return [*lines, last_line(verdicts)]

@@ -106,21 +106,3 @@ def timed(worker: Worker, case: Case) -> Verdict:
     seconds = round(time.perf_counter() - started, 4)
     first = {timing.FIRST: seconds} if worker.first else {}
     return replace(verdict, seconds=seconds, facts={**verdict.facts, **first})
-
-
-def describe(case: Case, verdict: Verdict) -> str:
-    """Return a failure as its own bug report."""
-    lines = [
-        f"{verdict.outcome} {case.id}  (stage {case.stage}, subject {verdict.subject})",
-        f"  what:      {verdict.reason}",
-        f"  contract:  docs/contract.md {case.contract}; {case.detects}",
-        f"  signature: {verdict.signature or 'none'}",
-    ]
-    if verdict.defect:
-        lines.append(f"  defect:    {verdict.defect}")
-    if case.stage == "KERNEL" and verdict.facts.get("device"):
-        lines.append(f"  device:    {verdict.facts['device']} ({verdict.facts.get('driver', 'driver unknown')})")
-    if verdict.facts.get("binding"):
-        lines.append(f"  binding:   as {verdict.facts['binding']} of the tree has it")
-    lines.append(f"  replay:    {verdict.replay}")
-    return "\n".join(lines)

@@ -22,8 +22,7 @@ from subprocess import CompletedProcess
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from conformance.files import write_whole
-from conformance.sources.tree import cache_directory
+from conformance.files import cache_directory, write_whole
 
 #: The file of an environment that says what it was made of; without it the environment is not whole.
 _COMPLETE = "complete"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.files import cache_directory
 from conformance.sources.git import commit_of, files, is_repository, read_blobs
 
 #: Without this file nothing can be laid over the wheel.
@@ -85,14 +86,6 @@ def listing(tree: SourceTree) -> dict[str, str]:
 def tree_hash(blobs: Mapping[str, str]) -> str:
     """Return the hash of what ``listing`` gave: equal for equal contents, wherever they were read."""
     return hashlib.sha256("".join(f"{p}\0{b}\n" for p, b in sorted(blobs.items())).encode()).hexdigest()[:32]
-
-
-def cache_directory() -> Path:
-    """Return where copies of trees are kept: $Q4GSW_CACHE, else the user's cache directory."""
-    if chosen := os.environ.get("Q4GSW_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "q4gsw-conformance"
 
 
 def copy_of(tree: SourceTree) -> Path:

@@ -256,7 +256,7 @@ def _delegate(
     flatbuffer = blob[header.flatbuffer_offset : graph_end]
     if flatbuffer[4:8] != _GRAPH_IDENTIFIER:
         raise BadFile(f"{where}: graph identifier {flatbuffer[4:8]!r}, not {_GRAPH_IDENTIFIER!r}")
-    graph = _read_graph(flatbuffer)
+    graph = read_graph(flatbuffer)
     if graph.version != _GRAPH_VERSION:
         raise BadFile(f"{where}: graph version {graph.version!r}; executorch 1.5.1 reads {_GRAPH_VERSION!r}")
     inline = blob[header.bytes_offset : header.bytes_offset + header.bytes_size]
@@ -265,7 +265,7 @@ def _delegate(
     return VulkanDelegate(method, index, graph, constants, tuple(c.named_key or "" for c in graph.constants), options)
 
 
-def _read_graph(flatbuffer: bytes) -> VkGraph:
+def read_graph(flatbuffer: bytes) -> VkGraph:
     """What executorch's flatbuffer_to_vk_graph reads, and graphs that hold an infinity or a NaN, which it cannot."""
     with tempfile.TemporaryDirectory() as folder:
         schema, binary = Path(folder, "schema.fbs"), Path(folder, "graph.bin")

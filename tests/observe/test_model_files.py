@@ -27,7 +27,7 @@ from conformance.explain.explain import load_pt2
 from conformance.explain.pt2 import check_model
 from conformance.harness import limited
 from conformance.harness.errors import BadFile
-from conformance.pte.file import _read_graph, read_pte
+from conformance.pte.file import read_graph, read_pte
 
 
 def header(program: int = 64, segments: int = 64, segment_bytes: int = 0, identifier: bytes = b"ET12") -> bytes:
@@ -67,7 +67,7 @@ def test_a_graph_with_infinities_and_nan_is_read_and_strings_stay_as_they_are() 
         Double(math.nan),
     ]
     graph = VkGraph("0", [OperatorCall(0, "a.inf", [0])], [VkValue(v) for v in values], [], [0], [], [])
-    *read, last = (v.value for v in _read_graph(convert_to_flatbuffer(graph)).values)
+    *read, last = (v.value for v in read_graph(convert_to_flatbuffer(graph)).values)
     assert read == values[:-1]
     assert math.isnan(last.double_val)
 

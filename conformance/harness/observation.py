@@ -24,11 +24,12 @@ ArrayMap = Mapping[str, np.ndarray[Any, Any]]
 class Declared:
     """What the shaders declare of their arithmetic: SPIR-V's execution modes with their width, as "RoundingModeRTE 32".
 
-    ``precise``: every result is decorated NoContraction. ``io_storage``: of indices and output.
+    Nothing is assumed of what is None. ``precise``: every result is decorated NoContraction. ``io_storage``: of indices
+    and output.
     """
 
-    execution_modes: tuple[str, ...] = ()
-    precise: bool = False
+    execution_modes: tuple[str, ...] | None = None
+    precise: bool | None = None
     io_storage: str = "buffer"
 
 
@@ -64,11 +65,14 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one lookup step of the spec. ``reason`` is "" where the subject gives none."""
+    """What became of one lookup step of the spec.
+
+    ``reason``: of a refusal, in any words; "" where the subject reports on lookups and gives none, None without report.
+    """
 
     lookup: str
     fused: bool
-    reason: str = ""
+    reason: str | None = ""
     detail: str = ""
 
 
@@ -117,6 +121,7 @@ class Graph:
     reference operator. ``source_outputs``: what the same runtime computes for the program that was
     not rewritten. ``changed``: names of what the subject touched in the source program (graph,
     signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
+    ``written``: what the rewritten program leaves in the tensors that it writes to, by the tensor's name in the spec.
     ``failed``: why a step could not be computed. ``places``, at RUN: what computes each step.
     At EXPORT, ``forms``: each quantized step's operator with its arguments that are no tensors; ``tables``: that of the
     dequantize behind a lookup; ``dynamic``: the symbolic dimensions of a user input.
@@ -127,6 +132,7 @@ class Graph:
     source_outputs: ArrayMap
     changed: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
+    written: ArrayMap = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
@@ -184,7 +190,7 @@ class Unsupported:
 
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported
 _TYPES: dict[str, type[Observation]] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
-_ARRAYS = ("arrays", "outputs", "source_outputs")
+_ARRAYS = ("arrays", "outputs", "source_outputs", "written")
 _MAX_HEADER = 64 << 20
 _MAX_ARRAY = 4 << 30
 register_as_is(np.ndarray[Any, Any])

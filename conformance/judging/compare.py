@@ -99,11 +99,11 @@ def float_modes(declared: Declared) -> FloatModes:
         "signed_zero_inf_nan_preserve": "SignedZeroInfNanPreserve",
     }
     modes = {
-        f"{field}{width}": f"{mode} {width}" in declared.execution_modes
+        f"{field}{width}": f"{mode} {width}" in (declared.execution_modes or ())
         for field, mode in names.items()
         for width in (16, 32)
     }
-    return FloatModes(**modes, precise=declared.precise, image_output16=declared.io_storage == "texture3d")
+    return FloatModes(**modes, precise=bool(declared.precise), image_output16=declared.io_storage == "texture3d")
 
 
 def _recognise(got: Array, expected: Array, values: Array, layout: str) -> tuple[str, str]:

@@ -38,8 +38,8 @@ from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, Outcome,
 from conformance.serialize import unstructure
 from reference.arithmetic.accept import HOST, AcceptSet, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
-from reference.program.evaluate import evaluate
-from reference.program.fusibility import violations
+from reference.program.evaluate import evaluate, written
+from reference.program.fusibility import REASONS, violations
 from reference.program.spec import Dequantize, Linear, Lookup, ProgramSpec
 from reference.program.values import tensor_values, values_array
 from reference.table import layouts
@@ -106,11 +106,23 @@ def judge(case: Case, observation: Observation, subject: str) -> Verdict:
         refused = RaisedMismatch("Refused", message, observation.reason or NO_REASON)
         return verdict(FAIL, refused)
     oracle, kind = _ORACLES[case.stage]
-    if not isinstance(observation, kind):
-        wrong = RaisedMismatch("BadObservation", f"{case.stage} answers with {kind.__name__}", "BadObservation")
-        return verdict(ERROR, wrong)
+    bad = f"{case.stage} answers with {kind.__name__}" if not isinstance(observation, kind) else ""
+    if isinstance(case.question, Dispatch | EndToEnd) and isinstance(observation, Arrays):
+        bad = bad or _silence(observation.facts)
+    if bad:
+        return verdict(ERROR, RaisedMismatch("BadObservation", bad, "BadObservation"))
     mismatch, strict = oracle(case.question, observation)
     return verdict(FAIL if mismatch else PASS, mismatch, strict=strict)
+
+
+def _silence(facts: Facts) -> str:
+    """What a KERNEL answer has to say of its arithmetic, and does not (contract 3.4)."""
+    if facts.arithmetic == "host" or (facts.execution_modes is not None and facts.precise is not None):
+        return ""
+    return (
+        'a KERNEL answer says how it was computed: facts {"arithmetic": "host"}, or what its shader declares, '
+        '{"execution_modes": (...), "precise": ...}, () and False where that is nothing'
+    )
 
 
 def _may_refuse(question: Question, refused: Refused) -> bool:
@@ -138,6 +150,7 @@ def _match(question: Program, graph: Graph) -> Judgement:
     wrong = (
         _decisions(question.spec, graph)
         or _outputs(question.spec, graph)
+        or written_tensors(question.spec, graph)
         or next((Mutated(name, "source") for name in graph.changed), None)
         or next((Mutated(name, "second_run") for name in graph.unstable), None)
     )
@@ -156,9 +169,12 @@ def _decisions(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
             return DecisionMismatch(lookup, f"refused ({why})", "fused", f"undue_fusion:{min(reasons)}")
         if not decision.fused and not reasons:
             refused = f"refused ({decision.reason or 'no reason given'}: {decision.detail})"
-            return DecisionMismatch(lookup, "fused", refused, f"missed_fusion:{decision.reason or NO_REASON}")
-        if decision.reason and decision.reason not in reasons:
+            given = decision.reason if decision.reason in REASONS else "own_words" if decision.reason else NO_REASON
+            return DecisionMismatch(lookup, "fused", refused, f"missed_fusion:{given}")
+        if decision.reason in REASONS and decision.reason not in reasons:
             return DecisionMismatch(lookup, f"refused ({why})", f"refused ({decision.reason})", "wrong_reason")
+        if reasons and decision.reason is not None and not decision.reason.strip():
+            return DecisionMismatch(lookup, f"refused ({why})", "refused, without a reason", NO_REASON)
     return None
 
 
@@ -180,6 +196,20 @@ def _outputs(spec: ProgramSpec, graph: Graph) -> ArrayMismatch | DtypeShapeMisma
             tensors = {**tensor_values(spec), **expected, **graph.outputs}
             wrong = lowered.judge_linear(spec, linear[name], graph.outputs[name], tensors, HOST)
         if wrong:
+            return wrong
+    return None
+
+
+def written_tensors(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
+    """Buffers and inputs that the program writes to, and no others, hold what the original leaves there (5.2)."""
+    expected = written(spec)
+    for name in graph.written:
+        if name not in expected:
+            return DtypeShapeMismatch(name, "not written", "written by the program", "made_up")
+    for name, right in expected.items():
+        if name not in graph.written:
+            return DtypeShapeMismatch(name, f"{dtype_name(right)}{list(right.shape)}", "not written", "not_written")
+        if wrong := compare.same_bits(name, graph.written[name], right):
             return wrong
     return None
 
@@ -210,7 +240,8 @@ def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Judgement:
     wrong = compare.dtype_shape("out", out, question.output_dtype, shape) or _fences("out", out, facts)
     if wrong:
         return wrong, None
-    modes = HOST if facts.arithmetic == "host" else compare.float_modes(facts)
+    declared = replace(facts, io_storage=question.io_storage)  # what the case asked for, whatever an answer says
+    modes = HOST if facts.arithmetic == "host" else compare.float_modes(declared)
     strict = bool(_accept(read, question.output_dtype, HOST).contains(out).all())
     return compare.accepted("out", out, _accept(read, question.output_dtype, modes), read.group_size), strict
 

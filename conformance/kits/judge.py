@@ -36,6 +36,8 @@ class Profile(Declared):
 
     def __post_init__(self) -> None:
         """Modes that there are and that do not contradict each other."""
+        if self.execution_modes is None:
+            raise ValueError("execution_modes is missing; [] says that the shaders declare none")
         for mode in self.execution_modes:
             name, _, width = mode.partition(" ")
             if name not in _MODES or width not in {"16", "32"}:

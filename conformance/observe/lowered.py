@@ -54,11 +54,12 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
     )
     facts = built.facts
     for shader in result.lookups[:1]:
-        modes = (m for m in shader.execution_modes if all(m in other.execution_modes for other in result.lookups))
+        declared = [set(other.execution_modes or ()) for other in result.lookups]
+        modes = sorted(set.intersection(*declared))
         facts = replace(
             facts,
             execution_modes=tuple(modes),
-            precise=all(other.precise for other in result.lookups),
+            precise=all(bool(other.precise) for other in result.lookups),
             io_storage=max(other.io_storage for other in result.lookups),  # "texture3d" allows more than "buffer"
             device=shader.device,
             driver=shader.driver,

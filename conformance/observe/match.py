@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.export.graph_signature import InputKind
 
 from conformance.harness.observation import Decision, Graph
 from conformance.observe.execute import FUSED, Failure, run_program, user_output_nodes
@@ -54,23 +55,25 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     _check_metadata(rewritten, values)
     outputs, failed = outputs_by_step(built, rewritten, values)
     return Graph(
-        decisions=decisions(built, rewritten, answers or {}),
+        decisions=decisions(built, rewritten, answers),
         outputs=outputs,
         source_outputs=source_outputs,
         changed=changed,
         unstable=_second_run(rewritten, rewrite),
+        written=written_by_tensor(built, rewritten, values),
         failed=failed,
         facts=built.facts,
     )
 
 
-def decisions(built: BuiltProgram, rewritten: Any, answers: Mapping[str, MatcherAnswer]) -> tuple[Decision, ...]:
+def decisions(built: BuiltProgram, rewritten: Any, answers: Mapping[str, MatcherAnswer] | None) -> tuple[Decision, ...]:
     """What became of each lookup of the spec: fused where its output comes from a fused node."""
     decided = []
     for lookup in built.spec.lookups():
         fused = fused_node(built, rewritten, lookup.name) is not None
-        _, reason, detail = answers.get(built.nodes[lookup.name], (fused, "", ""))
-        decided.append(Decision(lookup.name, fused, "" if fused else reason, "" if fused else detail))
+        _, reason, detail = (answers or {}).get(built.nodes[lookup.name], (fused, "", ""))
+        silent = None if answers is None else reason
+        decided.append(Decision(lookup.name, fused, "" if fused else silent, "" if fused else detail))
     return tuple(decided)
 
 
@@ -107,6 +110,21 @@ def outputs_by_step(
         else:
             failed[step] = f"output {position} is {value!r}, not a tensor"
     return outputs, failed
+
+
+def written_by_tensor(built: BuiltProgram, program: Any, values: Mapping[str, Any]) -> dict[str, Array]:
+    """What the program writes back to its buffers and inputs, by the spec's tensor; by target where there is none."""
+    tensors = {node: tensor for tensor, nodes in built.placeholders.items() for node in nodes}
+    sources = [(s.target, tensors.get(s.arg.name, "")) for s in built.program.graph_signature.input_specs]
+    names = {target: name for target, name in sources if target is not None and name}
+    passed = (s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT)
+    names |= dict(zip(passed, (name for target, name in sources if target is None), strict=False))
+    found: dict[str, Array] = {}
+    for entry in program.graph_signature.output_specs:
+        value = values.get(entry.arg.name)
+        if entry.target is not None and isinstance(value, torch.Tensor):
+            found[names.get(entry.target, entry.target)] = to_numpy(value)
+    return found
 
 
 def _second_run(rewritten: Any, rewrite: Rewrite) -> tuple[str, ...]:

@@ -41,7 +41,11 @@ def program_snapshot(program: Any, *, identity: bool = False) -> Snapshot:
         "signature": repr(program.graph_signature),
         "range_constraints": repr(program.range_constraints),
         "verifiers": tuple(id(v) for v in program.verifiers) if identity else len(program.verifiers),
+        "module_call_graph": repr(program.module_call_graph),
     }
+    if identity:
+        parts["graph_module.meta"] = _metadata(program.graph_module.meta)
+        parts["example_inputs"] = _content(program.example_inputs)
     for kind, tensors in (("state_dict", program.state_dict), ("constants", program.constants)):
         for name, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor):
@@ -63,8 +67,23 @@ def graph_text(graph: Any, *, metadata: bool = False) -> str:
     lines = []
     for node in graph.nodes:
         line = f"{node.name} = {node.op} {node.target} {node.args!r} {node.kwargs!r} -> {value_text(node)}"
-        lines.append(f"{line} {sorted(node.meta)}" if metadata else line)
+        lines.append(f"{line} {_metadata(node.meta)}" if metadata else line)
     return "\n".join(lines)
+
+
+def _metadata(meta: Any) -> list[tuple[str, object]]:
+    """What a node or a graph module is annotated with: plain values by their text, everything else by identity."""
+    plain = (str, int, float, type(None), dict)
+    return sorted((str(key), repr(value) if isinstance(value, plain) else id(value)) for key, value in meta.items())
+
+
+def _content(value: Any) -> object:
+    """Nested tuples, lists and dictionaries with their tensors identified."""
+    if isinstance(value, torch.Tensor):
+        return _identified(value)
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_content, value))
+    return {key: _content(one) for key, one in value.items()} if isinstance(value, dict) else repr(value)
 
 
 def value_text(node: Any) -> str:

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, torch_dtype, user_inputs
-from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, QuantizedTable, Step
+from reference.program.spec import (
+    PASSED,
+    Apply,
+    Dequantize,
+    Linear,
+    Lookup,
+    PackedLookup,
+    ProgramSpec,
+    QuantizedTable,
+    Step,
+)
 
 
 class SpecModule(torch.nn.Module):  # type: ignore[misc] # torch ships no types that strict mode can follow
@@ -152,8 +162,9 @@ def forward_source(spec: ProgramSpec, tables: dict[str, QuantizedTable]) -> str:
     for step in spec.steps:
         writer.step(step)
     for tensor in spec.tensors:
-        if tensor.source == "mutated":
-            writer.lines.append(f"self.{names[tensor.name]}.neg_()")
+        if tensor.source in {"mutated", "mutated_input"}:
+            owner = "self." if tensor.source == "mutated" else ""
+            writer.lines.append(f"{owner}{names[tensor.name]}.neg_()")
     outputs = "".join(f"{names[n]}, " for n in spec.outputs())
     arguments = "".join(f", {names[t.name]}" for t in user_inputs(spec))
     body = "\n".join(f"    {line}" for line in [*writer.lines, f"return ({outputs})"])
@@ -222,7 +233,7 @@ class _Writer:
                 self.computed.add(name)
                 self.lines.append(f"{result} = {add_zero(identifier)}")
             return result
-        return identifier if tensor.source == "input" else f"self.{identifier}"
+        return identifier if tensor.source in PASSED else f"self.{identifier}"
 
     def dequantize(self, step: Dequantize) -> str:
         table = natural(step, self.tables)

@@ -294,14 +294,17 @@ def _apply(maker: GraphMaker, step: Apply) -> Any:
 
 
 def _finish(maker: GraphMaker) -> Synthetic:
-    written = [t for t in maker.spec.tensors if t.source == "mutated"]
-    mutations = [(maker.like(EDGE.aten.neg.default, maker.tensors[t.name]), maker.names[t.name]) for t in written]
-    results = [maker.steps[name] for name in maker.spec.outputs()]
-    outputs = tuple(node for node, _ in mutations) + tuple(results)
-    maker.graph.output(outputs).meta["val"] = tuple(n.meta["val"] for n in outputs)
-    output_specs = [
-        OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(name=node.name), name) for node, name in mutations
+    kinds = {"mutated": OutputKind.BUFFER_MUTATION, "mutated_input": OutputKind.USER_INPUT_MUTATION}
+    mutations = [
+        (maker.like(EDGE.aten.neg.default, maker.tensors[t.name]), kind, maker.names[t.name])
+        for source, kind in kinds.items()
+        for t in maker.spec.tensors
+        if t.source == source
     ]
+    results = [maker.steps[name] for name in maker.spec.outputs()]
+    outputs = tuple(node for node, _, _ in mutations) + tuple(results)
+    maker.graph.output(outputs).meta["val"] = tuple(n.meta["val"] for n in outputs)
+    output_specs = [OutputSpec(kind, TensorArgument(name=node.name), name) for node, kind, name in mutations]
     output_specs += [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), None) for node in results]
     count = len(user_inputs(maker.spec))
     call = ModuleCallSignature(

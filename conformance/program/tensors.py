@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from reference.arithmetic.bfloat16 import BFLOAT16
-from reference.program.spec import ProgramSpec, TensorSpec, table_parts
+from reference.program.spec import PASSED, ProgramSpec, TensorSpec, table_parts
 
 Array = npt.NDArray[Any]
 #: Operators that hand their first operand on, its values kept or converted; of a graph or of a file, without overload.
@@ -70,7 +70,7 @@ def all_tensors(spec: ProgramSpec) -> tuple[TensorSpec, ...]:
 
 def user_inputs(spec: ProgramSpec) -> tuple[TensorSpec, ...]:
     """The tensors that the caller passes, in order; a computed one is computed from what is passed."""
-    return tuple(t for t in spec.tensors if t.source in {"input", "computed"})
+    return tuple(t for t in spec.tensors if t.source in PASSED)
 
 
 def identifiers(spec: ProgramSpec) -> dict[str, str]:

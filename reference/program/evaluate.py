@@ -78,6 +78,24 @@ def _known(step: Apply, values: dict[str, Array]) -> bool:
     return step.of in values and (not step.other or step.other in values)
 
 
+def written(spec: ProgramSpec) -> dict[str, Array]:
+    """What the program leaves in the tensors that it writes to: each one negated, by name.
+
+    >>> table = TensorSpec("q", "int8", (3,), Values("ramp", low=-1, high=1), source="mutated")
+    >>> written(ProgramSpec((Read("r", "q"),), (table,)))["q"].tolist()
+    [1, 0, -1]
+    """
+    values = tensor_values(spec)
+    names = [t.name for t in spec.tensors if t.source in {"mutated", "mutated_input"}]
+    return {name: _negated(values[name]) for name in names}
+
+
+def _negated(array: Array) -> Array:
+    if array.dtype == BFLOAT16:
+        return (array["bits"] ^ np.uint16(0x8000)).view(BFLOAT16)
+    return np.negative(array)
+
+
 def packed_lookup(weight: Array, scales: Array, zero_point: Array | None, indices: Array, output_dtype: str) -> Array:
     """quantized_decomposed.embedding_4bit as ExecuTorch's CPU kernel computes it: in float32, rounded once, then cast.
 

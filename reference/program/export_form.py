@@ -16,7 +16,7 @@ Source: docs/contract.md section 4.
 import numpy as np
 import numpy.typing as npt
 
-from reference.program.spec import IDENTITY_OPS, Dequantize, Lookup, PackedLookup, ProgramSpec
+from reference.program.spec import IDENTITY_OPS, PASSED, Dequantize, Lookup, PackedLookup, ProgramSpec
 from reference.program.values import tensor_values
 
 #: Operands of each step that are tensors, by the field of the spec; an absent zero point is left out.
@@ -65,7 +65,7 @@ def export_tables(spec: ProgramSpec) -> dict[str, str]:
 
 def export_dynamic(spec: ProgramSpec) -> dict[str, tuple[int, ...]]:
     """Return the dimensions that stay symbolic, by the name of each tensor that the caller passes."""
-    return {t.name: tuple(sorted(t.dynamic)) for t in spec.tensors if t.source in {"input", "computed"}}
+    return {t.name: tuple(sorted(t.dynamic)) for t in spec.tensors if t.source in PASSED}
 
 
 def export_operands(spec: ProgramSpec) -> dict[str, npt.NDArray[np.generic]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from reference import Array
 from reference.arithmetic.bfloat16 import numpy_dtype, to_float
-from reference.program.spec import IDENTITY_OPS, Lookup, PackedLookup, ProgramSpec, TensorSpec
+from reference.program.spec import IDENTITY_OPS, PASSED, Lookup, PackedLookup, ProgramSpec, TensorSpec
 from reference.program.values import tensor_values
 
 #: The project's vocabulary for refusals; each is one condition of contract 5.3 that does not hold.
@@ -201,7 +201,7 @@ def _zero_point(zero_point: TensorSpec, ops: tuple[str, ...], contents: dict[str
 
 def _constant(role: str, tensor: TensorSpec, ops: tuple[str, ...]) -> set[str]:
     reasons = set()
-    if tensor.source in {"input", "computed"} or any(op not in IDENTITY_OPS for op in ops):
+    if tensor.source in PASSED or any(op not in IDENTITY_OPS for op in ops):
         reasons.add(f"{role}_not_constant")
     if tensor.source == "mutated":
         reasons.add(f"{role}_written")
@@ -210,4 +210,4 @@ def _constant(role: str, tensor: TensorSpec, ops: tuple[str, ...]) -> set[str]:
 
 def _readable(tensor: TensorSpec, ops: tuple[str, ...]) -> bool:
     """The program holds the tensor's data (for a buffer that it writes to: what it starts with)."""
-    return tensor.source not in {"input", "computed"} and all(op in IDENTITY_OPS for op in ops)
+    return tensor.source not in PASSED and all(op in IDENTITY_OPS for op in ops)

@@ -30,9 +30,12 @@ SOURCES = (
     "input",  # the caller passes it at run time
     "computed",  # the program computes it from an input (input + 0)
     "mutated",  # a buffer that the program writes to
+    "mutated_input",  # the caller passes it, and the program writes to it
 )
 #: Element types by their torch (and numpy) names; bfloat16 has no numpy type of its own.
 DTYPES = ("int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+#: The sources that are passed at run time.
+PASSED = ("input", "computed", "mutated_input")
 #: Operations that keep every value; ``weight_ops`` and friends hold a chain of them.
 #: "add_zero" and "transpose_twice" keep values too, but are not identities the contract looks through.
 IDENTITY_OPS = ("clone", "view")

@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 
 from conformance.case.case import Case
-from conformance.harness.observation import Observation
+from conformance.case.operands import operands
+from conformance.harness.observation import Arrays, Facts, Observation
 from conformance.subjects.impl import SubjectUnderTest, run_kernel, run_match, run_pack
 from tests.planted.glsl import planted_source
 
@@ -266,6 +267,93 @@ class LinearWithoutZeroPoint(MatchBug):
         return fused, report
 
 
+class DropsAWrite(MatchBug):
+    """What the program writes back to a buffer or an input is no longer an output of it."""
+
+    near = "match/written"
+    signatures = ("MATCH/dtype_shape/not_written",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from torch.export.graph_signature import OutputKind
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        output = next(n for n in fused.graph.nodes if n.op == "output")
+        specs = fused.graph_signature.output_specs
+        kept = [i for i, spec in enumerate(specs) if spec.kind == OutputKind.USER_OUTPUT]
+        output.args = (tuple(output.args[0][i] for i in kept),)
+        specs[:] = [specs[i] for i in kept]
+        return fused, report
+
+
+class WritesSomethingElse(MatchBug):
+    """The buffer or input that the program writes to gets its old value back."""
+
+    near = "match/written"
+    signatures = ("MATCH/array/values",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from executorch.exir.dialects._ops import ops
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for node in fused.graph.nodes:
+            if node.op == "call_function" and "aten.neg" in str(node.target):
+                node.target = ops.edge.aten.abs.default
+        return fused, report
+
+
+class WipesTheSource(MatchBug):
+    """The source forgets where its nodes come from, its example inputs and its call graph."""
+
+    signatures = ("MATCH/mutated/source",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        result = fuse_q4_embeddings(program)
+        self.wipe(program)
+        return result
+
+    def wipe(self, program: Any) -> None:
+        program.module_call_graph.clear()
+
+
+class WipesExampleInputs(WipesTheSource):
+    """The source forgets its example inputs."""
+
+    near = "match/torchao"
+
+    def wipe(self, program: Any) -> None:
+        program.example_inputs = None
+
+
+class WipesMetadata(WipesTheSource):
+    """Every node of the source forgets the line that it comes from."""
+
+    near = "match/torchao"
+
+    def wipe(self, program: Any) -> None:
+        for node in program.graph.nodes:
+            if "stack_trace" in node.meta:
+                node.meta["stack_trace"] = ""
+
+
+class RefusesWithoutReason(MatchBug):
+    """Reports that a lookup is refused, and not why."""
+
+    near = "zero-point"
+    signatures = ("MATCH/decision/no_reason",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        return fused, replace(report, refused=tuple(replace(r, reason="") for r in report.refused))
+
+
 class LosesFloat16(MatchBug):
     """The operator's own float32 is handed on where the program had float16."""
 
@@ -358,6 +446,44 @@ class ShaderWritesBehind(ShaderBug):
     signatures = ("KERNEL/mutated/guard_band",)
 
 
+class ClaimsTextures(Planted):
+    """Buffer outputs rounded away from the product, under the claim that they went through a texture's store."""
+
+    stage = "KERNEL"
+    near = "buffer-buffer/float16"
+    signatures = ("KERNEL/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if not isinstance(found, Arrays) or case.stage != self.stage or found.arrays["out"].dtype != np.float16:
+            return found
+        read = operands(case.question)  # type: ignore[arg-type]  # KERNEL asks a Dispatch or an EndToEnd
+        if read.indices.size == 0 or read.indices.min() < 0 or read.indices.max() >= len(read.values):
+            return found
+        rows = read.indices.astype(np.int64)
+        exact = read.values[rows].astype(np.float64) * read.scales_by_column()[rows].astype(np.float64)
+        out = found.arrays["out"].copy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            inexact = np.isfinite(out) & np.isfinite(exact) & (out.astype(np.float64) != exact) & (np.abs(out) < 60000)
+        other = np.nextafter(out, np.where(out.astype(np.float64) < exact, np.inf, -np.inf).astype(np.float16))
+        out[inexact] = other[inexact]
+        return replace(found, arrays={"out": out}, facts=replace(found.facts, io_storage="texture3d"))
+
+
+class Silent(Planted):
+    """Values rounded away from zero by a shader of which nothing is said: no answer that can be judged."""
+
+    stage = "KERNEL"
+    signatures = ("KERNEL/raised/BadObservation",)
+
+    def run(self, case: Case) -> Observation:
+        found = super().run(case)
+        if not isinstance(found, Arrays) or case.stage != self.stage:
+            return found
+        out = found.arrays["out"]
+        return Arrays({"out": np.nextafter(out, np.copysign(np.array(np.inf, out.dtype), out))}, Facts())
+
+
 ALL: tuple[type[Planted], ...] = (
     NibbleOrder,
     Offset,
@@ -376,6 +502,12 @@ ALL: tuple[type[Planted], ...] = (
     FirstGroupSizeForAll,
     PackedForOtherConsumer,
     LinearWithoutZeroPoint,
+    DropsAWrite,
+    WritesSomethingElse,
+    WipesTheSource,
+    WipesExampleInputs,
+    WipesMetadata,
+    RefusesWithoutReason,
     LosesFloat16,
     Asserts,
     ShaderNibbleOrder,
@@ -387,4 +519,5 @@ ALL: tuple[type[Planted], ...] = (
     ShaderUnwrittenTail,
     ShaderUnwrittenRow,
     ShaderWritesBehind,
+    ClaimsTextures,
 )

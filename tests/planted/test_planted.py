@@ -4,6 +4,9 @@ The implementation without a fault passes the same cases (the conformance sessio
 catch here is the fault's.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from conformance.case.case import STAGES, Case
@@ -11,10 +14,10 @@ from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
 from conformance.harness.child import answer
 from conformance.judging.judge import judge
-from conformance.results.verdict import FAIL, PASS, Verdict
+from conformance.results.verdict import ERROR, FAIL, PASS, Verdict
 from tests.cases.test_catalogue import musts
 from tests.planted.sections import ALL, BY_SECTION
-from tests.planted.subjects import Planted
+from tests.planted.subjects import MatchBug, Planted, Silent
 
 CASES = select(load(), level="gate")
 
@@ -35,6 +38,31 @@ def test_is_caught_at_its_stage(bug: type[Planted]) -> None:
             assert verdict.signature.startswith(bug.signatures), (case.id, verdict.reason)
             return
     pytest.fail("not caught")
+
+
+def test_a_kernel_of_which_nothing_is_said_is_not_judged() -> None:
+    """The widest set would take almost anything: it is an ERROR of whoever answers, in every case."""
+    for case in [c for c in CASES if c.stage == "KERNEL"][:3]:
+        verdict = judged(Silent, case)
+        assert (verdict.outcome, verdict.signature) == (ERROR, "KERNEL/raised/BadObservation")
+
+
+class OwnWords(MatchBug):
+    """Refuses rightly, in words of its own: nothing of the contract asks for ours."""
+
+    signatures = ()
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        words = tuple(replace(r, reason="cannot be expressed by the operator") for r in report.refused)
+        return fused, replace(report, refused=words)
+
+
+def test_reasons_in_an_implementation_s_own_words_are_right() -> None:
+    case = next(c for c in CASES if c.id == "match/zero-point/ones")
+    assert judged(OwnWords, case).outcome == PASS
 
 
 @pytest.mark.parametrize("stage", ["PACK", "PREPACK", "MATCH", "KERNEL"])

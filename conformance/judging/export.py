@@ -5,7 +5,7 @@ Source: docs/contract.md section 4, 3.6.
 
 from conformance.harness.observation import Graph
 from conformance.judging import compare
-from conformance.judging.lowered import judge_linear
+from conformance.judging.lowered import judge_linear, written_tensors
 from conformance.results.mismatch import DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST
 from reference.arithmetic.bfloat16 import dtype_name
@@ -17,7 +17,9 @@ from reference.program.values import tensor_values
 
 def judge_export(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
     """Return the first mismatch: an operator of another form, an operand of other bits, an output of other bits."""
-    return _forms(spec, graph) or _operands(spec, graph) or _outputs(spec, graph)
+    return (
+        _forms(spec, graph) or _operands(spec, graph) or _outputs(spec, graph) or written_tensors(spec, graph.written)
+    )
 
 
 def _forms(spec: ProgramSpec, graph: Graph) -> Mismatch | None:

@@ -18,7 +18,7 @@ from reference.arithmetic.bfloat16 import dtype_name
 from reference.arithmetic.dot_bound import dot_bound, within_bound
 from reference.arithmetic.rounding import FLOAT16, FLOAT32
 from reference.program.apply import INEXACT, apply_exactly
-from reference.program.evaluate import evaluate
+from reference.program.evaluate import evaluate, written
 from reference.program.fusibility import violations
 from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
@@ -111,6 +111,20 @@ def _applied(
         weights = values[step.other].astype(np.float64)
         return _inside(step.name, got, _bounded(values[step.of], weights, modes, values.get(step.bias)))
     return compare.same_bits(step.name, got, source[step.name])
+
+
+def written_tensors(spec: ProgramSpec, arrays: Mapping[str, Array]) -> Mismatch | None:
+    """Buffers and inputs that the program writes to, and no others, hold what the original leaves there (5.2)."""
+    expected = written(spec)
+    for name in arrays:
+        if name not in expected:
+            return DtypeShapeMismatch(name, "not written", "written by the program", "made_up")
+    for name, right in expected.items():
+        if name not in arrays:
+            return DtypeShapeMismatch(name, f"{dtype_name(right)}{list(right.shape)}", "not written", "not_written")
+        if wrong := compare.same_bits(name, arrays[name], right):
+            return wrong
+    return None
 
 
 def _places(spec: ProgramSpec, delegated: dict[str, bool]) -> Mismatch | None:

@@ -9,7 +9,7 @@ import torch
 
 from conformance.harness.observation import Graph
 from conformance.observe.execute import run_program
-from conformance.observe.match import outputs_by_step
+from conformance.observe.match import outputs_by_step, written_by_tensor
 from conformance.program.build import BuiltProgram
 from conformance.program.lookups import op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy, user_inputs
@@ -50,7 +50,17 @@ def observe_export(built: BuiltProgram) -> Graph:
             if isinstance(value, torch.Tensor):
                 operands[f"{step.name}.{name}"] = to_numpy(value)
     dynamic = _dynamic(built, nodes)
-    return Graph((), outputs, operands, (), (), failed, {}, forms, tables, dynamic, built.facts)
+    return Graph(
+        decisions=(),
+        outputs=outputs,
+        source_outputs=operands,
+        written=written_by_tensor(built, built.program, values),
+        failed=failed,
+        forms=forms,
+        tables=tables,
+        dynamic=dynamic,
+        facts=built.facts,
+    )
 
 
 def _form(node: Any) -> tuple[str, dict[str, Any]]:

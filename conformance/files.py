@@ -41,16 +41,16 @@ def unwritable(path: Path | str, error: OSError) -> Unwritable:
     return Unwritable(f"{path}: cannot be written ({error.strerror}); {_ADVICE.get(error.errno or 0, _OTHER)}")
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file that may come from anyone: a regular one, and not too large.
+def read_text(path: Path, most: int = _MOST_TEXT) -> str:
+    """Return the text of a file that may come from anyone: a regular one, of at most ``most`` bytes.
 
     Raises:
         ValueError: it is something else, or no UTF-8; says what.
         OSError: it cannot be read.
     """
     about = path.stat()
-    if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_TEXT:
-        raise ValueError(f"no regular file of at most {_MOST_TEXT} bytes")
+    if not stat.S_ISREG(about.st_mode) or about.st_size > most:
+        raise ValueError(f"no regular file of at most {most} bytes")
     return path.read_text(encoding="utf-8")
 
 

@@ -83,9 +83,19 @@ def _exactly(kind: type) -> None:
             return target(data)
         if isinstance(data, float) and not math.isfinite(data):
             raise ValueError(f"{data!r} is not finite")
+        if isinstance(data, str) and not data.isascii():
+            _check_text(data)
         return data
 
     _CONVERTER.register_structure_hook(kind, read)
+
+
+def _check_text(text: str) -> None:
+    """Half a character is no text: JSON can spell it, but nothing can write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{reprlib.repr(text)} is no text: half a character") from error
 
 
 for _kind in (bool, int, float, str):

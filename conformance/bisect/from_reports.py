@@ -58,7 +58,7 @@ def _subject_files(case: str, old: Any, new: Any) -> list[str]:
     good, bad, file = old.get("subject_revision"), new.get("subject_revision"), new.get("subject_file")
     if not _both_known(good, bad) or file != old.get("subject_file") or bad == new.get("revision"):
         return []  # in the suite's own repository it has the suite's revision, which comes below
-    repo = str(new["subject_repository"])
+    repo = str(new.get("subject_repository", ""))
     note = [] if Path(repo).is_dir() else [f"# {repo} is not on this machine: give your clone as --repo"]
     return [*note, _commit(case, repo, good, bad, "--subject-file", file)]
 
@@ -80,5 +80,5 @@ def _both_known(good: object, bad: object) -> bool:
 
 def _subject(header: Any) -> str:
     """The subject, a file in full: the commands run elsewhere than the report's run did."""
-    repo = header.get("subject_repository", "unknown")
-    return str(header.get("subject", "")) if repo == "unknown" else f"{repo}/{header['subject_file']}"
+    repo, file = (header.get(f"subject_{name}", "unknown") for name in ("repository", "file"))
+    return str(header.get("subject", "")) if "unknown" in {repo, file} else f"{repo}/{file}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from conformance.case.catalogue import by_contract, load, select
 from conformance.case.toml import case_to_toml
 from conformance.cli.options import Parser
+from conformance.files import printable
 from conformance.harness.subject import check_name, from_file
 from conformance.harness.worker import Worker
 from conformance.results import replay
@@ -43,6 +44,7 @@ def add_replay(parser: Parser) -> None:
     parser.add_argument("file", type=Path)
     parser.shared("--subject", default="", help="default: the file's own, if built in")
     parser.shared("--device", "--validate", "--case-seconds")
+    parser.add_argument("--show-output", action="store_true", help="show all that the subject prints, as it comes")
 
 
 def add_list(parser: Parser) -> None:
@@ -85,7 +87,7 @@ def _replay(options: argparse.Namespace) -> int:
     recorded = replay.read(options.file)
     subject = from_file(recorded.subject, options.subject, options.file)
     _device(options)
-    with Worker(subject, options.case_seconds) as worker:
+    with Worker(subject, options.case_seconds, show=_show if options.show_output else None) as worker:
         verdict = run_case(worker, recorded.case, None)
     if verdict.outcome in UNEXPECTED:
         print(describe(verdict, recorded.case.detects))
@@ -97,6 +99,12 @@ def _replay(options: argparse.Namespace) -> int:
         print(f"recorded signature: {recorded.signature} ({same})")
     print(last_line([verdict]))
     return exit_code([verdict])
+
+
+def _show(data: bytes) -> None:
+    """Print what a subject printed, without what a terminal would act upon."""
+    lines = data.decode(errors="backslashreplace").split("\n")
+    print("\n".join(map(printable, lines)), end="", flush=True)
 
 
 def _device(options: argparse.Namespace) -> None:

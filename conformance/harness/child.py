@@ -1,10 +1,11 @@
 """The child process in which a subject runs: cases in, observations out, nothing else.
 
 Started by ``conformance.harness.worker`` as ``python -m conformance.harness.child SUBJECT IN_FD OUT_FD WORKER_PID``.
-Frames are a uint64 length and that many bytes: a case as TOML one way (after ``CHECK``: is it supported?), an encoded
-observation the other. The subject's own prints go to the stdout and stderr that the worker gave.
+Frames are a question's number and a length, uint64 both, and that many bytes: a case as TOML one way (after ``CHECK``:
+is it supported?), an encoded observation the other. The subject's own prints go to the pipe that the worker gave.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -22,6 +23,9 @@ from conformance.harness.subject import Subject, load, unsupported
 
 #: What a frame begins with that asks only whether the case is supported.
 CHECK = "# supports?\n"
+#: Head of a frame: number and length.
+HEAD = struct.Struct("<QQ")
+_MOST_MESSAGE = 4000
 _PR_SET_PDEATHSIG = 1
 _SUITE = frozenset({"__main__", "conformance", "reference"})
 #: Packages in which nothing is the implementation under test, though it may raise there.
@@ -35,14 +39,27 @@ def answer(subject: Subject, toml: str) -> Observation:
         reason = unsupported(subject, case)
         return Unsupported(reason or "") if reason is not None or toml.startswith(CHECK) else subject.run(case)
     except BadSubject as error:
-        return Raised("BadSubject", str(error), trouble=True, loading=True)
+        return Raised("BadSubject", said(error), trouble=True, loading=True)
     except FeatureMissing as missing:
-        return Unsupported(str(missing), of_device=True)
+        return Unsupported(said(missing), of_device=True)
     except (EnvironmentProblem, Untestable) as problem:
-        return Raised(type(problem).__name__, str(problem), trouble=True)
+        return Raised(type(problem).__name__, said(problem), trouble=True)
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
         traceback.print_exc()
-        return Raised(type(error).__name__, str(error), raised_at(error))
+        return Raised(clean(type(error).__name__), said(error), clean(raised_at(error)))
+
+
+def said(error: BaseException) -> str:
+    """Return an exception's message, which may be anything, as text that can be sent."""
+    try:
+        return clean(str(error))[:_MOST_MESSAGE]
+    except Exception as other:  # noqa: BLE001 - a subject's exception may have any __str__
+        return f"its message cannot be read: {type(other).__name__}"
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without halves of characters, which no encoding has."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def raised_at(error: BaseException) -> str:
@@ -72,18 +89,18 @@ def _place(frame: FrameType) -> str:
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_qualname.replace('<locals>.', '')}"
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """Return the next frame, or None at the end of the stream."""
-    head = stream.read(8)
-    if len(head) < 8:  # noqa: PLR2004 - a uint64
+def read_frame(stream: BinaryIO) -> tuple[int, bytes] | None:
+    """Return the next frame's number and bytes, or None at the end of the stream."""
+    head = stream.read(HEAD.size)
+    if len(head) < HEAD.size:
         return None
-    (length,) = struct.unpack("<Q", head)
-    return stream.read(length)
+    number, length = HEAD.unpack(head)
+    return number, stream.read(length)
 
 
-def write_frame(stream: BinaryIO, data: bytes) -> None:
+def write_frame(stream: BinaryIO, number: int, data: bytes) -> None:
     """Write one frame and flush it."""
-    stream.write(struct.pack("<Q", len(data)))
+    stream.write(HEAD.pack(number, len(data)))
     stream.write(data)
     stream.flush()
 
@@ -101,32 +118,42 @@ def main(arguments: list[str]) -> None:
     """Serve cases until the worker closes its end."""
     name, fd_in, fd_out, parent = arguments[0], *map(int, arguments[1:4])
     _die_with_parent(parent)
+    own = os.getpid()
     with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
         subject: Subject | None = None
         settled = False
         while (frame := read_frame(requests)) is not None:
-            if subject is None:
-                try:
-                    subject = load(name)
-                except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
-                    traceback.print_exc()
-                    message = str(error) if isinstance(error, BadSubject) else f"subject {name!r}: {one_line(error)}"
-                    write_frame(replies, encode(Raised("EnvironmentProblem", message, trouble=True, loading=True)))
-                    continue
-            reply = answer(subject, frame.decode())
+            number, question = frame
+            try:
+                subject = load(name) if subject is None else subject
+                reply = answer(subject, question.decode())
+            except Exception as error:  # noqa: BLE001 - a subject file may fail in any way at import
+                traceback.print_exc()
+                message = said(error) if isinstance(error, BadSubject) else f"subject {name!r}: {one_line(error)}"
+                reply = Raised("EnvironmentProblem", clean(message), trouble=True, loading=True)
+            if os.getpid() != own:
+                os._exit(0)  # a copy that the subject made of this process; the question is this one's no more
             try:
                 data = encode(reply)
             except Exception as error:  # noqa: BLE001 - a subject may return anything
-                message = f"{type(reply).__name__} cannot be encoded: {error!r}"
-                data = encode(Raised("BadObservation", message, trouble=True))
-            write_frame(replies, data)
+                message = f"{type(reply).__name__} cannot be encoded: {said(error)}"
+                data = encode(Raised("BadObservation", clean(message), trouble=True))
+            _flush()
+            write_frame(replies, number, data)
             if not settled:
                 gc.freeze()  # what was imported stays: walking torch's modules again and again would cost a tenth
                 settled = True
 
 
+def _flush() -> None:
+    """What was printed for a case is in the pipe before its answer is, C's prints too."""
+    with contextlib.suppress(Exception):  # the subject may have closed or replaced them
+        sys.stdout.flush()
+        sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
 if __name__ == "__main__":
     main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(0)  # every reply is flushed; taking torch apart would cost each caller most of a second

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from conformance.serialize import register_as_is, structure, unstructure
-from reference.arithmetic.bfloat16 import dtype_name
+from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name
 
 ArrayMap = Mapping[str, np.ndarray[Any, Any]]
 
@@ -191,8 +191,10 @@ class Unsupported:
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported
 _TYPES: dict[str, type[Observation]] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
 _ARRAYS = ("arrays", "outputs", "source_outputs", "written")
-_MAX_HEADER = 64 << 20
-_MAX_ARRAY = 4 << 30
+#: Bytes of an answer; a case has at most 2^25 elements (reference.program.spec.MOST_ELEMENTS).
+LARGEST = 512 << 20
+_MAX_HEADER = 4 << 20
+_MAX_ITEM = 8
 register_as_is(np.ndarray[Any, Any])
 
 
@@ -219,7 +221,7 @@ def encode(observation: Observation) -> bytes:
     return b"".join([struct.pack("<Q", len(header)), header, *blobs])
 
 
-def decode(data: bytes) -> Observation:
+def decode(data: bytes | bytearray) -> Observation:
     """Return the observation that ``encode`` wrote.
 
     Raises:
@@ -234,8 +236,10 @@ def decode(data: bytes) -> Observation:
         for name in _ARRAYS:
             if name in body:
                 body[name] = {key: _get_array(meta, arrays) for key, meta in body[name].items()}
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"observation: malformed ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"observation: {error}") from error
     return structure(kind, body, "observation")
 
 
@@ -247,17 +251,27 @@ def _put_array(array: np.ndarray[Any, Any], blobs: list[bytes]) -> dict[str, Any
     return {"dtype": descr, "shape": list(array.shape), "offset": offset, "bytes": len(raw)}
 
 
-def _get_array(meta: dict[str, Any], data: memoryview) -> np.ndarray[Any, Any]:
-    descr = meta["dtype"]
+@dataclass(frozen=True)
+class _Placed:
+    """Where an array's bytes are."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+def _get_array(meta: Any, data: memoryview) -> np.ndarray[Any, Any]:
+    placed = structure(_Placed, meta)
+    descr, shape = placed.dtype, placed.shape
     dtype = np.dtype([(str(n), str(t)) for n, t in descr]) if isinstance(descr, list) else np.dtype(str(descr))
-    if dtype.hasobject:
-        raise ValueError("observation: an array of Python objects is not data")
-    shape = tuple(int(n) for n in meta["shape"])
+    if dtype != BFLOAT16 and (dtype.kind not in "biuf" or not dtype.isnative or dtype.itemsize > _MAX_ITEM):
+        raise ValueError(f"an array of {dtype} is not data")
     count = 1
     for size in shape:
-        if size < 0 or (count := count * size) > _MAX_ARRAY:
-            raise ValueError(f"observation: array shape {shape} is out of bounds")
-    start, size = int(meta["offset"]), int(meta["bytes"])
+        if size < 0 or (count := count * size) > LARGEST:
+            raise ValueError(f"array shape {shape} is out of bounds")
+    start, size = placed.offset, placed.bytes
     if size != count * dtype.itemsize or start < 0 or start + size > len(data):
-        raise ValueError(f"observation: array of shape {shape} and {size} bytes does not fit its data")
+        raise ValueError(f"array of shape {shape} and {size} bytes does not fit its data")
     return np.frombuffer(data[start : start + size], dtype=dtype).reshape(shape).copy()

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import reprlib
 import sys
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -137,4 +138,6 @@ def unsupported(subject: Subject, case: Case) -> str | None:
     if isinstance(answer, str):
         return answer
     name = type(subject).__name__
-    raise BadSubject(f"subject class {name}: supports() returns {answer!r}, neither a bool nor a reason as a text")
+    raise BadSubject(
+        f"subject class {name}: supports() returns {reprlib.repr(answer)}, neither a bool nor a reason as a text"
+    )

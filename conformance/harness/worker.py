@@ -1,7 +1,7 @@
 """Worker: runs a subject in a child process with a time limit a case, and survives whatever it does.
 
 A case that kills or hangs the child yields ``Raised`` for that case; the next one gets a fresh
-child. Memory is bounded by the child's address space only where the caller sets a limit.
+child. Memory is bounded: an answer and what the child prints have limits, the child's own memory has none.
 
 Source: docs/contract.md section 7.
 """
@@ -10,42 +10,50 @@ import contextlib
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from conformance.case.case import Case
 from conformance.case.toml import case_to_toml
-from conformance.harness.child import CHECK
+from conformance.harness.child import CHECK, HEAD
 from conformance.harness.errors import BadSubject
-from conformance.harness.observation import Observation, Raised, decode
+from conformance.harness.observation import LARGEST, Observation, Raised, decode
+from conformance.harness.process import Printed, Process
 from conformance.harness.subject import resolved
 
 #: Seconds a case may take once the child is warm; the first case of a child may also import.
 CASE_SECONDS = 60.0
 START_SECONDS = 120.0
-_TAIL = 2000
 
 
 class Worker:
     """A child process serving one subject. Use as a context manager.
 
-    ``imports``: a folder that the child imports from before what the user's PYTHONPATH names.
+    ``imports``: a folder that the child imports from before what the user's PYTHONPATH names. ``show`` gets all that
+    the child prints, as it comes; ``printed`` keeps the beginning and the end of what it printed for the last case.
     """
 
-    def __init__(self, subject: str, seconds: float = CASE_SECONDS, imports: Path | None = None) -> None:
+    def __init__(
+        self,
+        subject: str,
+        seconds: float = CASE_SECONDS,
+        imports: Path | None = None,
+        show: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.subject = resolved(subject)
         self.seconds = seconds
         self.imports = imports
-        self._child: subprocess.Popen[bytes] | None = None
+        self.printed = Printed(show)
+        self._child: Process | None = None
         self._requests = -1
         self._replies = -1
-        self._log: IO[bytes] | None = None
+        self._number = 0
+        self._talks = True
         self._warm = False
         self._asked: set[str] = set()
         #: Whether the last case was its child's first of that stage: the one that imports what the stage needs.
@@ -68,11 +76,12 @@ class Worker:
         answer = self.run(case, CHECK)
         if isinstance(answer, Raised) and (answer.loading or answer.type in {"Died", "Timeout"}):
             self.close()
-            line = answer.message.strip().rpartition("\n")[2]
+            line = answer.message.strip() or answer.type
             raise BadSubject(line if line.startswith("subject ") else f"subject {self.subject!r}: {line}")
 
     def run(self, case: Case, prefix: str = "") -> Observation:
         """Return the subject's observation of ``case``; death and hanging are observations too."""
+        self.printed.clear()
         if self._child is None:
             self._start()
         self.first = case.stage not in self._asked
@@ -80,18 +89,16 @@ class Worker:
         limit = self.seconds if self._warm else max(START_SECONDS, self.seconds)
         deadline = time.monotonic() + limit
         try:
-            payload = f"{prefix}{case_to_toml(case)}".encode()
-            self._write(struct.pack("<Q", len(payload)) + payload, deadline)
-            (length,) = struct.unpack("<Q", self._read(8, deadline))
-            observation = decode(self._read(length, deadline))
+            observation = decode(self._ask(f"{prefix}{case_to_toml(case)}".encode(), deadline))
         except TimeoutError:
-            tail = self._kill()
-            return Raised("Timeout", f"{tail}\nno answer within {limit:g} s", signal="SIGKILL", trouble=True)
+            self._end()
+            return Raised("Timeout", f"no answer within {limit:g} s", signal="SIGKILL", trouble=True)
         except (EOFError, BrokenPipeError):
             return self._died()
         except ValueError as error:
-            self._kill()
+            self._end()
             return Raised("BadObservation", str(error), trouble=True)
+        self._drain()
         self._warm = True
         return observation
 
@@ -100,15 +107,14 @@ class Worker:
         if self._child is None:
             return
         os.close(self._requests)
-        os.close(self._replies)
+        self._requests = -1
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(5)
-        self._kill(closed=True)
+            self._child.process.wait(5)
+        self._end()
 
     def _start(self) -> None:
         child_in, self._requests = os.pipe()
         self._replies, child_out = os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         root = Path(__file__).parent.parent.parent
         command = [
             sys.executable,
@@ -118,65 +124,77 @@ class Worker:
             *map(str, (child_in, child_out, os.getpid())),
         ]
         path = os.pathsep.join(filter(None, [str(root), str(self.imports or ""), os.environ.get("PYTHONPATH", "")]))
-        self._child = subprocess.Popen(
-            command,
-            pass_fds=(child_in, child_out),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            # A child each core is parallel enough; threads of their own would only get in each other's way.
-            env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"},
-            start_new_session=True,  # so that a hung child's own children die with it
-        )
+        # A child each core is parallel enough; threads of their own would only get in each other's way. Not buffered:
+        # what a process prints before it is killed is seen.
+        own = {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+        env = {"OMP_NUM_THREADS": "1", **os.environ, **own}
+        self._child = Process(command, env, pass_fds=(child_in, child_out))
         os.close(child_in)
         os.close(child_out)
         self._warm = False
+        self._talks = True
         self._asked = set()
 
-    def _write(self, data: bytes, deadline: float) -> None:
-        view = memoryview(data)
+    def _ask(self, question: bytes, deadline: float) -> bytearray:
+        """Send a question and return the answer to it: one to an earlier question is dropped."""
+        self._number += 1
+        view = memoryview(HEAD.pack(self._number, len(question)) + question)
         while view:
-            _, ready, _ = select.select([], [self._requests], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
+            self._wait([], [self._requests], deadline)
             view = view[os.write(self._requests, view[: 1 << 16]) :]
+        while True:
+            number, length = HEAD.unpack(self._read(HEAD.size, deadline))
+            if number > self._number or length > LARGEST:
+                raise ValueError(f"an answer of {length} bytes to question {number}; at most {LARGEST} bytes")
+            answer = self._read(length, deadline)
+            if number == self._number:
+                return answer
 
-    def _read(self, count: int, deadline: float) -> bytes:
-        chunks: list[bytes] = []
-        while count:
-            ready, _, _ = select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            chunk = os.read(self._replies, min(count, 1 << 20))
+    def _wait(self, reading: list[int], writing: list[int], deadline: float) -> None:
+        """Wait until there is something to read or room to write; meanwhile read what the child prints."""
+        assert self._child is not None  # noqa: S101 - it has just been talked to
+        while (left := deadline - time.monotonic()) > 0:
+            log = [self._child.output] if self._talks else []
+            readable, writable, _ = select.select([*reading, *log], writing, [], left)
+            if self._child.output in readable:
+                self._talks = self.printed.read(self._child.output)
+            if writable or not {*readable}.isdisjoint(reading):
+                return
+        raise TimeoutError
+
+    def _read(self, count: int, deadline: float) -> bytearray:
+        data = bytearray()
+        while len(data) < count:
+            self._wait([self._replies], [], deadline)
+            chunk = os.read(self._replies, min(count - len(data), 1 << 20))
             if not chunk:
                 raise EOFError
-            chunks.append(chunk)
-            count -= len(chunk)
-        return b"".join(chunks)
+            data += chunk
+        return data
+
+    def _drain(self) -> None:
+        if self._child is not None and self._talks:
+            self.printed.drain(self._child.output)
 
     def _died(self) -> Raised:
         assert self._child is not None  # noqa: S101 - it has just been talked to
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(10)
-        code = self._child.returncode
-        tail = self._kill()
+            self._child.process.wait(10)
+        code = self._child.process.returncode
+        self._end()
         name = signal.Signals(-code).name if code is not None and code < 0 else ""
-        message = f"{tail}\nthe subject's process ended with {name or f'exit code {code}'}"
-        return Raised("Died", message, signal=name, trouble=True)
+        return Raised(
+            "Died", f"the subject's process ended with {name or f'exit code {code}'}", signal=name, trouble=True
+        )
 
-    def _kill(self, *, closed: bool = False) -> str:
-        """Kill the child's whole session, forget it, and return the tail of what it printed."""
-        if self._child is None or self._log is None:
-            return ""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
-        if not closed:
-            os.close(self._requests)
-            os.close(self._replies)
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _TAIL))
-        tail = self._log.read().decode(errors="replace").strip()
-        self._log.close()
-        self._child = self._log = None
-        return tail
+    def _end(self) -> None:
+        """Kill the child with all that it started, and forget it."""
+        if self._child is None:
+            return
+        self._drain()
+        self._child.end()
+        for descriptor in (self._requests, self._replies):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._requests = self._replies = -1
+        self._child = None

@@ -47,6 +47,8 @@ from reference.table.quantize import quantize_hqq, quantize_no_clipping, quantiz
 
 #: The reason in the signature of a refusal for which the subject gives none.
 NO_REASON = "no_reason"
+#: Characters of a reason, which may be a subject's own.
+_LONGEST = 2000
 _PACKERS = {"flat": layouts.pack_flat, "linear_weight": layouts.pack_linear_weight, "blocks": layouts.pack_blocks}
 _QUANTIZERS = {
     "symmetric": quantize_symmetric,
@@ -78,7 +80,7 @@ def verdict_on(
         subject=subject,
         outcome=outcome,
         signature=signature(case.stage, mismatch) if mismatch else "",
-        reason=str(mismatch) if mismatch else reason,
+        reason=(str(mismatch) if mismatch else reason)[:_LONGEST],
         mismatch=as_data(mismatch) if mismatch else None,
         strict=strict,
         digest=digest,

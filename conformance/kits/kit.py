@@ -10,6 +10,7 @@ Source: docs/kits.md; docs/formats.md, "Kits".
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from reference.program.values import tensor_values
 FORMAT = 2
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8")
 _NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|json|pte|toml)")
-_MAX_TEXT, _MAX_BYTES, _MAX_RANK = 4 << 20, 4 << 30, 8
+_MAX_TEXT, _MAX_BYTES, _MAX_RANK = 4 << 20, 512 << 20, 8
 
 Array = np.ndarray[Any, Any]
 
@@ -180,7 +181,7 @@ def read_file(folder: Path, file: KitFile, most: int = _MAX_BYTES) -> bytes:
     """Return the bytes of a kit's file, whose size is checked before it is read; WrongFile where it is another file."""
     path = folder / file.file
     if path.is_symlink() or not path.is_file():
-        raise WrongFile(path, "missing", "no such file")
+        raise WrongFile(path, "missing", "no regular file" if os.path.lexists(path) else "no such file")
     size = path.stat().st_size
     if isinstance(file, Tensor) and size != file.size:
         raise WrongFile(path, "size", f"{size} bytes; {file.dtype}{list(file.shape)} has {file.size}")

@@ -6,11 +6,14 @@ Source: docs/reading-a-report.md.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from conformance.files import printable
 from conformance.results.verdict import UNEXPECTED, Verdict
 
 T = TypeVar("T")
 #: Cases that the line of the others names.
 _NAMED = 3
+#: Lines of what a subject printed that a failure shows, and their width.
+_FIRST, _LAST, _WIDTH = 3, 8, 200
 
 
 def causes(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
@@ -69,4 +72,14 @@ def describe(verdict: Verdict, detects: str = "") -> str:
     if verdict.facts.get("binding"):
         lines.append(f"  binding:   as {verdict.facts['binding']} of the tree has it")
     lines.append(f"  replay:    {verdict.replay}")
-    return "\n".join(lines)
+    lines += [f"{'  printed:' if not at else '':13}{line}" for at, line in enumerate(_ends(verdict.printed))]
+    return "\n".join(map(printable, lines))
+
+
+def _ends(text: str) -> list[str]:
+    """The first and the last lines of a text, cut to a width that can be read."""
+    lines = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..." for line in text.splitlines()]
+    left = len(lines) - _FIRST - _LAST
+    if left <= 1:
+        return lines
+    return [*lines[:_FIRST], f"... {left} lines, all of them with q4gsw replay --show-output ...", *lines[-_LAST:]]

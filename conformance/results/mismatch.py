@@ -107,7 +107,7 @@ class RaisedMismatch:
 
     def __str__(self) -> str:
         killed = f" (killed by {self.signal})" if self.signal else ""
-        return f"{self.type}{killed}: {(self.message.strip().splitlines() or ['no message'])[-1]}"
+        return f"{self.type}{killed}: {(self.message.strip().splitlines() or ['no message'])[0]}"
 
 
 Mismatch = ArrayMismatch | DecisionMismatch | DtypeShapeMismatch | Mutated | LayoutMismatch | RaisedMismatch

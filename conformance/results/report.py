@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.case.case import STAGES, Case
-from conformance.files import write_whole
+from conformance.files import printable, write_whole
 from conformance.results import expectations, timing
 from conformance.results.causes import causes
 from conformance.results.picture import KINDS, Picture
@@ -45,7 +45,7 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
     by_outcome = counts(verdicts)
     bad = [v for v in verdicts if v.outcome in UNEXPECTED]
     verdict = "as expected" if not bad else f"**{len(bad)} unexpected**"
-    lines = [f"### q4gsw conformance of `{_cell(header.get('subject', '?'))}`: {verdict}", ""]
+    lines = [f"### q4gsw conformance of {_code(header.get('subject', '?'))}: {verdict}", ""]
     lines += ["| " + " | ".join(Outcome) + " |", "| ---: " * len(Outcome) + "|"]
     lines += ["| " + " | ".join(str(by_outcome[o]) for o in Outcome) + " |", ""]
     lines += strict_lines(verdicts)
@@ -53,19 +53,19 @@ def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
         by_cause = causes(bad)
         lines += ["", "| unexpected | cases | for example |", "| --- | ---: | --- |"]
         for v, *others in by_cause:
-            lines.append(f"| `{_cell(v.signature or v.outcome)}` | {1 + len(others)} | `{_cell(v.case)}` |")
+            lines.append(f"| {_code(v.signature or v.outcome)} | {1 + len(others)} | {_code(v.case)} |")
         lines += ["", "<details><summary>An example of each</summary>", ""]
         for v, *_ in by_cause[:_NAMED]:
-            lines.append(f"- {v.outcome} `{_cell(v.case)}` (contract {v.contract}): {_cell(v.reason, 300)}")
-            lines.append(f"  replay: `{_cell(v.replay)}`")
+            lines.append(f"- {v.outcome} {_code(v.case)} (contract {_code(v.contract)}): {_code(v.reason, 300)}")
+            lines.append(f"  replay: {_code(v.replay, 1000)}")
         lines += ["", "</details>"]
     known = Counter(v.defect for v in verdicts if v.outcome == XFAIL)
     if known:
         lines += ["", f"Known failures: {sum(known.values())} cases of {len(known)} defects: "]
-        lines[-1] += ", ".join(f"`{_cell(name)}` ({count})" for name, count in known.most_common())
+        lines[-1] += ", ".join(f"{_code(name)} ({count})" for name, count in known.most_common())
     versions = ", ".join(f"{k} {v}" for k, v in dict(header.get("versions", {})).items())
-    lines += ["", f"<sub>{_cell(versions, 500)}; device {_cell(device_of(verdicts) or header.get('device', '?'))}; "]
-    lines[-1] += f"suite {_cell(str(header.get('revision', '?'))[:12])}</sub>"
+    lines += ["", f"<sub>{_code(versions, 500)}; device {_code(device_of(verdicts) or header.get('device', '?'))}; "]
+    lines[-1] += f"suite {_code(str(header.get('revision', '?'))[:12])}</sub>"
     return "\n".join([*lines, "", last_line(verdicts), ""])
 
 
@@ -125,6 +125,7 @@ def _row(v: Verdict, contract: str, detects: str) -> dict[str, Any]:
         "detects": detects,
         "seconds": v.seconds,
         "replay": v.replay,
+        "printed": v.printed if v.outcome in UNEXPECTED else "",
         "device": device,
         "picture": _picture(v),
     }
@@ -172,7 +173,7 @@ def _environment(streams: Sequence[Stream]) -> list[list[str]]:
     return [[name, *(column.get(name, "") for column in columns)] for name in names]
 
 
-def _cell(text: object, most: int = 120) -> str:
-    """Text that neither ends a table's cell nor a code span, nor opens an element."""
-    plain = " ".join(str(text).split()).replace("|", "/").replace("`", "'").replace("<", "&lt;")
-    return plain if len(plain) <= most else plain[:most] + "..."
+def _code(text: object, most: int = 120) -> str:
+    """Text as a code span, in which nothing is an element, an image, a link or a mention; it ends no table's cell."""
+    plain = printable(" ".join(str(text).split())).replace("|", "/").replace("`", "'") or "-"
+    return f"`{plain if len(plain) <= most else plain[:most] + '...'}`"

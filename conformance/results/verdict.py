@@ -4,6 +4,7 @@
 without its footer is truncated, and says so when it is read. docs/formats.md describes every field.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from conformance.files import append_line, make_folder, unwritable
+from conformance.files import append_line, make_folder, printable, read_text, unwritable
 from conformance.serialize import check_version, structure
 
 
@@ -30,7 +31,10 @@ class Outcome(StrEnum):
 PASS, FAIL, ERROR, UNSUPPORTED, XFAIL, XPASS = Outcome
 #: Outcomes that make a run fail.
 UNEXPECTED = (FAIL, ERROR, XPASS)
-FORMAT = 2
+#: Outcomes of which what was printed is kept.
+FAILED = (FAIL, ERROR, XFAIL)
+FORMAT = 3
+_MOST_BYTES = 1 << 30
 _TEXTS = ("device", "driver", "binding")
 
 
@@ -40,7 +44,8 @@ class Verdict:
 
     ``strict``: whether the strict set (contract 3) holds too, None without one. ``defect``: the known
     failure that this one is, or was expected to be (conformance.results.expectations). ``contract``: the case's
-    section. ``digest``: of what was answered. ``facts``: the observation's, and how long things took.
+    section. ``digest``: of what was answered. ``facts``: the observation's, and how long things took. ``printed``: what
+    the subject's process printed, tracebacks too, its beginning and its end; of a failure only.
     """
 
     case: str
@@ -57,13 +62,36 @@ class Verdict:
     facts: Mapping[str, Any] = field(default_factory=dict)
     defect: str = ""
     contract: str = ""
+    printed: str = ""
 
     def __post_init__(self) -> None:
-        """A stream may come from anywhere."""
+        """A stream may come from anywhere: all texts but what was printed become lines that a terminal only shows."""
+        for name, value in vars(self).items():
+            if type(value) is str and name != "printed" and not value.isprintable():
+                object.__setattr__(self, name, printable(value))
         if self.seconds < 0:
             raise ValueError(f"seconds is {self.seconds}")
         if not all(isinstance(self.facts.get(name, ""), str) for name in _TEXTS):
             raise ValueError(f"facts is {dict(self.facts)!r}: {', '.join(_TEXTS)} are texts")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header may hold (docs/formats.md)."""
+
+    format: int
+    subject: str = ""
+    subject_repository: str = ""
+    subject_revision: str = ""
+    subject_file: str = ""
+    device: str = ""
+    level: str = ""
+    selection: str = ""
+    revision: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: str = ""
+    seed: int = 0
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +141,7 @@ class Writer:
             raise unwritable(path, error) from error
         self._path = path
         self._verdicts: list[Verdict] = []
+        self._digest = hashlib.sha256()
         try:
             self._line({"header": {"format": FORMAT, **header}})
         except ValueError:
@@ -126,14 +155,16 @@ class Writer:
 
     def close(self) -> None:
         """Write the footer; without it the stream reads as truncated."""
-        self._line({"footer": _footer(self._verdicts)})
+        self._line({"footer": _footer(self._verdicts, self._digest.hexdigest())})
 
     def _line(self, data: Mapping[str, Any]) -> None:
-        append_line(self._path, json.dumps(data, default=dict))
+        line = json.dumps(data, default=dict)
+        append_line(self._path, line)
+        self._digest.update(f"{line}\n".encode())
 
 
-def _footer(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    return {"counts": counts(verdicts), "tests": len(verdicts)}
+def _footer(verdicts: Sequence[Verdict], digest: str) -> dict[str, Any]:
+    return {"counts": counts(verdicts), "tests": len(verdicts), "digest": digest}
 
 
 def read(path: Path) -> Stream:
@@ -147,12 +178,13 @@ def read(path: Path) -> Stream:
     """
     path = path / "verdicts.jsonl" if path.is_dir() else path
     try:
-        first, *rest = path.read_text(encoding="utf-8").splitlines() or [""]
+        first, *rest = (text := read_text(path, _MOST_BYTES)).splitlines() or [""]
         header = json.loads(first)["header"]
         written = header["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}:1: not a verdict stream ({error!r})") from error
     check_version(str(path), "verdict stream", written, FORMAT)
+    structure(_Header, header, f"{path}:1: header")
     verdicts: list[Verdict] = []
     footer: Any = None
     for number, line in enumerate(rest, 2):
@@ -166,6 +198,17 @@ def read(path: Path) -> Stream:
             if number > len(rest):
                 break  # the line that a killed run was writing
             raise ValueError(f"{path}:{number}: not a verdict stream ({error})") from error
-    if footer is not None and footer != (len(rest) + 1, _footer(verdicts)):
-        raise ValueError(f"{path}:{footer[0]}: the footer does not end the stream, or counts other verdicts: altered")
-    return Stream(header, tuple(verdicts), truncated=footer is None)
+    if footer is not None:
+        before = text.encode()[: -len(rest[-1].encode()) - 1]
+        if footer != (len(rest) + 1, _footer(verdicts, hashlib.sha256(before).hexdigest())):
+            raise ValueError(
+                f"{path}:{footer[0]}: the footer does not end the stream, or is of other verdicts: altered"
+            )
+    return Stream(_shown(header), tuple(verdicts), truncated=footer is None)
+
+
+def _shown(value: Any) -> Any:
+    """A header as it is printed: its texts are lines."""
+    if isinstance(value, dict):
+        return {printable(name): _shown(one) for name, one in value.items()}
+    return printable(value) if isinstance(value, str) else value

@@ -226,7 +226,7 @@ class Controller:
                 verdict = structure(Verdict, end)
                 self.report.add(verdict)
                 del self._left[report.nodeid]
-                if verdict.signature.endswith(_HARNESS):
+                if verdict.signature.endswith(_HARNESS) and not verdict.printed:
                     self._tracebacks.append(report.longreprtext)
             except Unwritable as error:
                 self._trouble = str(error)

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import platform
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 from conformance.case.case import Case
 from conformance.case.catalogue import load
 from conformance.files import q4gsw
+from conformance.harness.errors import one_line
 from conformance.harness.subject import option_for, resolved
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
 from conformance.results import expectations, replay, timing
 from conformance.results.expectations import Expectations
-from conformance.results.verdict import ERROR, FAIL, XFAIL, Verdict
+from conformance.results.verdict import ERROR, FAILED, Verdict
 from conformance.sources import git
 from conformance.sources.git import GitProblem
 
@@ -93,7 +95,7 @@ def run_case(
 ) -> Verdict:
     """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
     verdict = expected.apply(timed(worker, case))
-    if report is None or verdict.outcome not in {FAIL, ERROR, XFAIL}:
+    if report is None or verdict.outcome not in FAILED:
         return replace(verdict, replay=q4gsw("run", "--subject", worker.subject, "--case", case.id))
     path = replay.write(report / "replay", case, verdict, versions())
     return replace(verdict, replay=q4gsw("replay", path, *option_for(worker.subject)))
@@ -102,7 +104,17 @@ def run_case(
 def timed(worker: Worker, case: Case) -> Verdict:
     """Return the verdict on a case, with the seconds from asking to verdict on the clock on the wall."""
     started = time.perf_counter()
-    verdict = judge(case, worker.run(case), worker.subject)
+    observation = worker.run(case)
+    try:
+        verdict = judge(case, observation, worker.subject)
+    except Exception as error:  # noqa: BLE001 - whatever an answer makes of the oracles costs its own case
+        trace = traceback.format_exc()
+        reason = f"not judged, the harness raised {one_line(error)}"
+        raised = f"{case.stage}/raised/Harness"
+        verdict = Verdict(case.id, case.stage, worker.subject, ERROR, raised, reason, contract=case.contract)
+    else:
+        trace = ""
     seconds = round(time.perf_counter() - started, 4)
     first = {timing.FIRST: seconds} if worker.first else {}
-    return replace(verdict, seconds=seconds, facts={**verdict.facts, **first})
+    printed = f"{worker.printed.text()}\n{trace}".strip() if verdict.outcome in FAILED else ""
+    return replace(verdict, seconds=seconds, facts={**verdict.facts, **first}, printed=printed)

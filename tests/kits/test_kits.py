@@ -255,7 +255,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, capsys: pytest.C
     (folder / "case.toml").unlink()
     (folder / "case.toml").symlink_to("/dev/zero")
     assert judged(folder, out) == 2
-    assert "case.toml: no such file" in capsys.readouterr().err
+    assert "case.toml: no regular file" in capsys.readouterr().err
     (folder / "case.json").write_text("[" * 100000)
     assert judged(folder, out) == 2
     (folder / "case.json").write_bytes(b" " * (5 << 20))

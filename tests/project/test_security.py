@@ -21,7 +21,6 @@ from conformance.proofs import certificate, layout
 from conformance.proofs.certificate import Certificate, LayoutClaim, Stages
 from conformance.proofs.target import TargetFacts
 from conformance.results import replay
-from conformance.results.verdict import Verdict, Writer, read
 from reference.program.spec import MOST_ELEMENTS, Dequantize, Lookup, ProgramSpec, TensorSpec, Values
 from tests.support.commands import with_q4gsw
 
@@ -322,32 +321,3 @@ def test_a_replay_file_is_a_regular_one(tmp_path: Path, capsys: pytest.CaptureFi
     os.mkfifo(tmp_path / "x.toml")
     assert "no regular file" in refused(capsys, "replay", tmp_path / "x.toml")
     assert "no regular file" in refused(capsys, "replay", "/dev/zero")
-
-
-# Verdict streams.
-
-
-def stream(folder: Path) -> tuple[Path, list[str]]:
-    """A whole stream of two verdicts, as lines."""
-    writer = Writer(folder / "verdicts.jsonl", {"subject": "impl"})
-    for name, outcome in (("pack/flat/v1", "PASS"), (PACK, "FAIL")):
-        writer.add(Verdict(name, "PACK", "impl", outcome, "PACK/layout/nibble_order" if outcome == "FAIL" else ""))
-    writer.close()
-    return folder / "verdicts.jsonl", (folder / "verdicts.jsonl").read_text().splitlines()
-
-
-def test_an_altered_stream_is_not_taken_as_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, lines = stream(tmp_path)
-    assert not read(path).truncated
-    flipped = lines[2].replace('"FAIL"', '"PASS"').replace("PACK/layout/nibble_order", "")
-    for altered in (
-        [*lines[:2], flipped, lines[3]],
-        [*lines[:2], lines[1], *lines[2:]],
-        [*lines[:3], lines[3], lines[2]],
-        [*lines, lines[3]],
-        [lines[0], lines[1], lines[3]],
-    ):
-        path.write_text("".join(f"{line}\n" for line in altered))
-        assert "altered" in refused(capsys, "report", path)
-    path.write_text("".join(f"{line}\n" for line in lines[:3]))
-    assert read(path).truncated

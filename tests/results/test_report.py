@@ -11,7 +11,7 @@ from conformance.results import diff, report, timing
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, Stream, Verdict
 from tests.runs.test_cli import MINIATURES, conformance
 
-HEADER = {"subject": "impl", "device": "default", "revision": "0" * 40, "versions": {"torch": "2.13.0"}, "format": 2}
+HEADER = {"subject": "impl", "device": "default", "revision": "0" * 40, "versions": {"torch": "2.13.0"}, "format": 3}
 PICTURE = {"rows": 2, "columns": 4, "height": 2, "width": 4, "group": 2, "cells": "4.4r"}
 
 
@@ -41,7 +41,7 @@ def test_the_summary_counts_and_groups() -> None:
     text = report.summary(verdicts, HEADER)
     assert "**2 unexpected**" in text
     assert "| `PACK/layout/codes` | 2 | `a/2` |" in text
-    assert "x / y 'z' &lt;b>" in text
+    assert "`x / y 'z' <b>`" in text
     assert "Known failures: 1 cases of 1 defects: `offset-lost` (1)" in text
     assert text.rstrip().endswith("tests:4 passed:1 failed:2 error:0 unsupported:0 xfail:1 xpass:0")
     assert "as expected" in report.summary(verdicts[:1], HEADER)

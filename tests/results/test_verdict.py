@@ -79,7 +79,7 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_a_stream_of_another_version_says_which_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "v.jsonl").write_text(json.dumps({"header": {"format": 1}}) + "\n")
-    with pytest.raises(ValueError, match=r"v.jsonl: a verdict stream of version 1; this suite reads version 2: make"):
+    with pytest.raises(ValueError, match=r"v.jsonl: a verdict stream of version 1; this suite reads version 3: make"):
         read(tmp_path / "v.jsonl")
 
 

@@ -14,6 +14,7 @@ from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw
+from conformance.harness import limited
 from conformance.harness.observation import Facts
 from conformance.kits.command import run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile
@@ -81,19 +82,18 @@ def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path
 
 
 def _play(options: argparse.Namespace) -> int:
-    from conformance.kits.play import play  # noqa: PLC0415 - loads torch and executorch
-
     for folder in kits(options.folder):
-        names = play(folder, options.outputs / folder.name)
-        print(f"{folder.name}: {', '.join(names)}", flush=True)
+        print(f"{folder.name}: {_play_kit(folder, options.outputs / folder.name)}", flush=True)
     return 0
 
 
 def _play_one(options: argparse.Namespace) -> int:
-    from conformance.kits.play import play  # noqa: PLC0415 - loads torch and executorch
-
-    play(options.pte.parent, options.out)
+    _play_kit(options.pte.parent, options.out)
     return 0
+
+
+def _play_kit(folder: Path, outputs: Path) -> str:
+    return limited.run("conformance.kits.play:play", folder / "case.json", str(outputs))
 
 
 def _judge(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@
 | --- | --- |
 | 0 | as expected; found; proven |
 | 1 | an unexpected outcome; no answer; refuted |
-| 2 | the command line, a file, the subject or the machine is at fault: one line says what |
+| 2 | the command line, a file, the subject or the machine is at fault: one line says what; the suite: a traceback |
 | 130 | interrupted |
 """
 
@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -99,12 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _no_more_output()  # the reader of a pipe has enough
         return 0
     except OSError as error:
-        if error.errno not in DISK and not error.filename:
-            raise
         full = unwritable(error.filename or "standard output", error)
-        print(f"error: {full if error.errno in DISK else f'{error.filename}: {error.strerror}'}", file=sys.stderr)
+        other = ": ".join(filter(None, (error.filename, error.strerror or repr(error))))
+        print(f"error: {printable(str(full if error.errno in DISK else other))}", file=sys.stderr)
         if not error.filename:
             _no_more_output()  # or what is left fails once more at exit
+        return USAGE
+    except MemoryError:
+        print("error: not enough memory", file=sys.stderr)
+        return USAGE
+    except Exception:  # noqa: BLE001 - a mistake of the suite is no answer, and Python's exit code 1 would be one
+        traceback.print_exc()
+        print("error: a mistake of the suite, with nothing judged; please report it", file=sys.stderr)
         return USAGE
     return code
 

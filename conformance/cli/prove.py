@@ -173,7 +173,7 @@ def _report(path: Path, proof: Certificate, what: str, judged: int, counts: Mapp
     slowest = max(stages, key=stages.__getitem__)
     print(f"  {proof.timing.working_s:.2f} s, G {what}/s: {whole} in all; {rates}; {slowest} binds")
     for line in proof.mismatches:
-        print(f"  {line}")
+        print(f"  {printable(line)}")
     sys.stdout.flush()
     return 0 if proof.result == PROVEN else 1
 

@@ -9,18 +9,20 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
-from conformance.harness.errors import BadFile, CannotRun, one_line
+from conformance.harness.errors import BadFile, CannotRun, EnvironmentProblem, one_line
+from conformance.harness.process import Printed, Process
 
 #: Address space of the child: what torch and executorch map, and several copies of the file.
 MEMORY = 8 << 30
 COPIES = 12
 SECONDS = 120
 WRITTEN = 1 << 30
+_MOST_ANSWER = 64 << 20
 
 
 def run(task: str, path: Path, *arguments: str, memory: int = MEMORY, seconds: int = SECONDS) -> str:
@@ -52,31 +54,33 @@ def run(task: str, path: Path, *arguments: str, memory: int = MEMORY, seconds: i
     root = Path(__file__).parent.parent.parent
     search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     wall = 60 + 4 * seconds  # a child that sleeps uses no processor time
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            timeout=wall,
-            env={**os.environ, "PYTHONPATH": search},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BadFile(f"{path}: not read within {wall} s") from error
-    if done.returncode:
-        why = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
-        if done.returncode == -signal.SIGXCPU:
+    printed = Printed()
+    with tempfile.TemporaryFile() as answers:
+        child = Process([*command, str(answers.fileno())], {**os.environ, "PYTHONPATH": search}, [answers.fileno()])
+        try:
+            code = child.wait(wall, printed)
+        finally:
+            child.end()
+        answers.seek(0)
+        line = answers.readline(_MOST_ANSWER)
+    if code is None:
+        raise BadFile(f"{path}: not read within {wall} s")
+    if code or not line.endswith(b"\n"):
+        why = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code == -signal.SIGXCPU:
             why = f"more than {seconds} s of processor time"
-        raise BadFile(f"{path}: reading it ended the reader ({why})")
-    answer = json.loads(done.stdout.decode().splitlines()[-1])
+        said = printed.text().splitlines()[-1:]
+        raise BadFile(": ".join([f"{path}: reading it ended the reader ({why})", *said]))
+    answer = json.loads(line)
     if "error" in answer:
         raise BadFile(answer["error"])
     return str(answer["result"])
 
 
-def _child(task: str, memory: str, seconds: str, *arguments: str) -> None:
-    """Set the bounds, then import and run the task; its own prints go to stderr."""
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def _child(task: str, memory: str, seconds: str, *rest: str) -> None:
+    """Set the bounds, then import and run the task, and write its answer to the last of ``rest``, a file."""
+    *arguments, answers = rest
+    output = os.fdopen(int(answers), "w")
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (WRITTEN, WRITTEN))
@@ -85,7 +89,7 @@ def _child(task: str, memory: str, seconds: str, *arguments: str) -> None:
     module, _, function = task.partition(":")
     try:
         answer = {"result": getattr(importlib.import_module(module), function)(*arguments)}
-    except (BadFile, CannotRun) as error:
+    except (BadFile, CannotRun, EnvironmentProblem) as error:
         answer = {"error": str(error).replace("\n", " ")}
     except MemoryError:
         answer = {"error": f"{arguments[0]}: reading it takes more than {int(memory) >> 20} MiB"}

@@ -1,20 +1,23 @@
 """Journals: what a proof over a domain has finished, line by line, so that it survives a SIGKILL at any moment.
 
-The first line is the header: what is being proven, with what. Each further line is one finished chunk. A line that
-was cut off counts as not written.
+The first line is the header: what is being proven, with what. Each further line is one finished chunk, with a digest
+over it and the header. A line that was cut off counts as not written. One process at a time has it open, locked.
 """
 
+import fcntl
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conformance.files import append_line, read_text, write_whole
+from conformance.files import append_line, read_text
 from conformance.proofs.certificate import Stages, canonical
 from conformance.serialize import structure, unstructure
 from reference.arithmetic.accept_many import Tally
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 
 
 class JournalRefused(ValueError):  # noqa: N818 - says what happened to the journal
@@ -41,19 +44,45 @@ class Journal:
     """Finished chunks of one proof.
 
     JournalRefused where one is there already, without ``resume``; with it, where what is there is no journal or its
-    header is not ``header``: another device, driver, shader, domain or chunk. Nothing is merged.
+    header is not ``header``: another device, driver, shader, domain or chunk. Nothing is merged. Also where another
+    process is at it.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         self.header = {"journal": JOURNAL_VERSION, **header}
         self.records: list[Record] = []
-        if path.exists():
-            if not resume:
-                raise JournalRefused(f"{path} is there already: --resume goes on with it, deleting it starts again")
+        begun = path.is_file() and path.stat().st_size > 0
+        self._lock = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+        try:
+            self._begin(begun=begun, resume=resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, *, begun: bool, resume: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = self.path.samefile(f"/proc/self/fd/{self._lock}")
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise JournalRefused(f"{self.path}: another process is at this proof; give --out another directory")
+        if begun and not resume:
+            raise JournalRefused(f"{self.path} is there already: --resume goes on with it, deleting it starts again")
+        if begun:
             self.records = self._read()
-        lines = (self.header, *map(unstructure, self.records))
-        write_whole({path: "".join(f"{canonical(line)}\n" for line in lines)})  # also drops a line that was cut off
+            os.truncate(self.path, self.path.read_bytes().rindex(b"\n") + 1)  # drops a line that was cut off
+            return
+        try:
+            append_line(self.path, canonical(self.header), sync=True)
+        except ValueError:
+            self.path.unlink()  # or the next run, with room enough, would find another run's journal
+            raise
+
+    def _digest(self, body: Any) -> str:
+        """The digest of a record, which binds it to the proof."""
+        return hashlib.sha256(canonical([self.header, body]).encode()).hexdigest()
 
     def _read(self) -> list[Record]:
         try:
@@ -61,12 +90,15 @@ class Journal:
             header, *chunks = [json.loads(line) for line in lines] or [None]
         except (ValueError, RecursionError) as error:
             raise JournalRefused(f"{self.path} is no journal: {error}") from error
-        if not isinstance(header, dict):
-            raise JournalRefused(f"{self.path} is no journal: it has no header line")
+        if not isinstance(header, dict) or not all(isinstance(chunk, dict) for chunk in chunks):
+            raise JournalRefused(f"{self.path} is no journal: a line of it is no table")
         for name in sorted({*header, *self.header}):
             there, here = header.get(name), self.header.get(name)
             if there != here:
                 raise JournalRefused(f"{self.path} is of another proof: {name} is {there!r} there, {here!r} here")
+        for number, chunk in enumerate(chunks):
+            if chunk.pop("digest", None) != self._digest(chunk):
+                raise JournalRefused(f"{self.path} is damaged: the digest of chunk {number} is not that of its content")
         try:
             records = [structure(Record, chunk, f"chunk {number}") for number, chunk in enumerate(chunks)]
         except ValueError as error:
@@ -77,7 +109,8 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append one finished chunk; it is on the disk when this returns."""
-        append_line(self.path, canonical(unstructure(record)), sync=True)
+        body = unstructure(record)
+        append_line(self.path, canonical({**body, "digest": self._digest(body)}), sync=True)
         self.records.append(record)
 
     def missing(self, size: int, chunk: int) -> list[tuple[int, int]]:
@@ -88,3 +121,8 @@ class Journal:
     def remove(self) -> None:
         """Delete it, once the certificate is written."""
         self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Let another process go on with it."""
+        os.close(self._lock)

@@ -5,19 +5,26 @@ subject, and read back from every nibble. By exact integers for tables beyond 2*
 is a mixed-radix number whose digits are quotients and remainders of row and column.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from conformance.case.case import Case, Table
-from conformance.harness import subject as subjects
-from conformance.harness.observation import Arrays, Refused, Unsupported
+from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.observation import Arrays, Observation, Raised, Refused, Unsupported
+from conformance.harness.worker import Worker
 from conformance.proofs.certificate import PROVEN, REFUSED, REFUTED, LayoutClaim
 from conformance.proofs.target import Array
 from reference.program.spec import Values
 from reference.table import layouts
 from reference.table.positions import Place, block_bytes, block_place, flat_place, linear_weight_place
+
+
+class NotPacked(Exception):  # noqa: N818 - says what became of a table
+    """A subject has no packed bytes for a table of a layout that it supports; the message says why."""
+
 
 PLACES: dict[str, Callable[[int, int, int], Place]] = {
     "flat": flat_place,
@@ -34,19 +41,27 @@ Packed = Callable[[Array], Array]
 
 
 def prove(subject: str) -> tuple[LayoutClaim, tuple[str, ...]]:
-    """The certificate's claim and mismatches."""
+    """The certificate's claim and mismatches. What a subject raises refutes its case.
+
+    EnvironmentProblem where the machine or the subject's process is in the way.
+    """
     cases: dict[str, str] = {}
     mismatches: list[str] = []
-    for name, layout, storage, rows, columns in _cases():
-        if not storage:
-            wrong = by_arithmetic(layout, rows, columns)
-        elif isinstance(pack := packer(subject, layout, storage), str):
-            cases[name] = f"{REFUSED}{pack}"
-            continue
-        else:
-            wrong = enumerate_packed(layout, rows, columns, pack)
-        cases[name] = REFUTED if wrong else PROVEN
-        mismatches += [f"{name}: {wrong}"] if wrong else []
+    with contextlib.ExitStack() as stack:
+        worker = None if subject == "reference" else stack.enter_context(Worker(subject))
+        for name, layout, storage, rows, columns in _cases():
+            if not storage:
+                wrong = by_arithmetic(layout, rows, columns)
+            elif isinstance(pack := packer(worker, layout, storage), str):
+                cases[name] = f"{REFUSED}{pack}"
+                continue
+            else:
+                try:
+                    wrong = enumerate_packed(layout, rows, columns, pack)
+                except NotPacked as error:
+                    wrong = str(error)
+            cases[name] = REFUTED if wrong else PROVEN
+            mismatches += [f"{name}: {wrong}"] if wrong else []
     return LayoutClaim(cases), tuple(mismatches)
 
 
@@ -63,34 +78,41 @@ def case_names() -> dict[str, int]:
     return {name: rows * columns if storage else 0 for name, _layout, storage, rows, columns in _cases()}
 
 
-def packer(subject: str, layout: str, storage: str) -> Packed | str:
-    """The subject's function from int8 values [V, D] to packed bytes, or why it has none."""
-    if subject == "reference":
+def packer(worker: Worker | None, layout: str, storage: str) -> Packed | str:
+    """The function from int8 values [V, D] to packed bytes of a subject (None: the reference), or why it has none."""
+    if worker is None:
         own: Packed = getattr(layouts, f"pack_{layout}")
         return own
-    loaded = subjects.load(subject)
 
-    def case(values: Array) -> Case:
+    def ask(values: Array) -> Observation:
         table = Table(values.shape[0], values.shape[1], Values("literal", data=values.tobytes().hex()), layout, storage)
         stage = "PREPACK" if layout == "blocks" else "PACK"
-        return Case("proof/layout", stage, "1", "a code in the wrong nibble", table)
+        answer = worker.run(Case("proof/layout", stage, "1", "a code in the wrong nibble", table))
+        if isinstance(answer, Raised) and answer.trouble:
+            raise EnvironmentProblem(f"subject {worker.subject}: {answer.type}: {answer.message}")
+        return answer
 
-    if reason := subjects.unsupported(loaded, case(np.zeros((1, 32), np.int8))):
-        return reason
+    if isinstance(answer := ask(np.zeros((1, 32), np.int8)), Unsupported):
+        return answer.reason
 
     def pack(values: Array) -> Array:
-        answer = loaded.run(case(values))
+        answer = ask(values)
+        if isinstance(answer, Raised):
+            raise NotPacked(f"raised {answer.type}: {answer.message}")
         if isinstance(answer, Refused | Unsupported):
-            raise ValueError(f"subject {subject} does not pack {layout}: {answer.reason}")
+            raise NotPacked(f"refused: {answer.reason}")
         if not isinstance(answer, Arrays) or len(answer.arrays) != 1:
-            raise ValueError(f"subject {subject} answers layout {layout} with no single array")
+            raise NotPacked("the answer is no single array")
         return next(iter(answer.arrays.values()))
 
     return pack
 
 
 def enumerate_packed(layout: str, rows: int, columns: int, pack: Packed) -> str:
-    """The first nibble that holds the wrong code, in one line; "" where the packing is the layout's bijection."""
+    """The first nibble that holds the wrong code, in one line; "" where the packing is the layout's bijection.
+
+    NotPacked where there are more or fewer nibbles than the layout has.
+    """
     place = PLACES[layout]
     nibbles = _padded_rows(layout, rows) * columns
     at = np.array([_index(place(n, k, columns)) for n in range(rows) for k in range(columns)])
@@ -101,14 +123,14 @@ def enumerate_packed(layout: str, rows: int, columns: int, pack: Packed) -> str:
         """The nibbles of a packed table, the low one of a byte first."""
         words = pack((codes - 8).astype(np.int8).reshape(rows, columns))
         data = np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"))).reshape(-1).view(np.uint8)
+        if 2 * data.size != nibbles:
+            raise NotPacked(f"{2 * data.size} nibbles, not {nibbles}")
         return np.stack([data & 15, data >> 4], axis=1).reshape(-1)
 
     held = np.zeros(nibbles, np.int64)
     number = np.arange(at.size)
     for shift in range(0, (at.size - 1).bit_length(), 4):
         codes = packed(number >> shift & 15)
-        if codes.size != nibbles:
-            return f"{codes.size} nibbles, not {nibbles}"
         held |= codes.astype(np.int64) << shift
     complement = packed(15 - (number & 15))
     held[complement != 15 - (held & 15)] = -1  # it holds no code of the table

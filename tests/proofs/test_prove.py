@@ -1,7 +1,9 @@
 """Proofs find planted bugs by name, and certificates of what is right hold."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +127,7 @@ def test_memory_stays_under_two_gib(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", prove_layout.PLACES)
 def test_packers_keep_to_the_layouts(layout: str) -> None:
-    pack = prove_layout.packer("reference", layout, "buffer")
+    pack = prove_layout.packer(None, layout, "buffer")
     assert not isinstance(pack, str)
     assert prove_layout.enumerate_packed(layout, 9, 64, pack) == ""
     assert prove_layout.by_arithmetic(layout, *prove_layout.LARGE[0]) == ""
@@ -180,3 +182,68 @@ def test_bad_usage_is_one_line(words: tuple[str, ...], tmp_path: Path, capsys: p
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
+
+
+SUBJECT = """
+import os, numpy as np
+from conformance import Arrays, table_values
+from reference.table.layouts import pack_flat
+
+class Flat:
+    def supports(self, case): return case.stage == "PACK" and case.question.layout == "flat"
+    def run(self, case): return Arrays({"packed": pack_flat(table_values(case.question))})
+
+class Raises(Flat):
+    def run(self, case):
+        raise KeyError("\x1b[2J\\nsecond line")
+
+class Dies(Flat):
+    def run(self, case):
+        os.abort()
+
+class Odd(Flat):
+    def run(self, case):
+        return Arrays({"packed": np.zeros(3, np.float16)})
+
+class Two(Flat):
+    def run(self, case):
+        return Arrays({"packed": np.zeros(3), "more": np.zeros(3)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("Flat", 0, "proven: "),
+        ("Raises", 1, "flat v1-d32 buffer: raised KeyError: '\\x1b[2J\\nsecond line'"),
+        ("Dies", 2, "error: subject {}: Died: the subject's process ended with SIGABRT"),
+        ("Odd", 1, "flat v1-d32 buffer: 12 nibbles, not 32"),
+        ("Two", 1, "flat v1-d32 buffer: the answer is no single array"),
+    ],
+)
+def test_a_packer_that_is_none_refutes_or_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, says: str
+) -> None:
+    subject = tmp_path / "mine.py"
+    subject.write_text(SUBJECT)
+    assert prove("layout", "--subject", f"{subject}:{name}", "--out", tmp_path / "out") == code
+    printed = capsys.readouterr()
+    assert says.format(f"{subject}:{name}") in printed.out + printed.err
+    assert all(line.isprintable() for line in (printed.out + printed.err).splitlines())
+
+
+def test_ctrl_c_ends_a_proof_with_one_line(tmp_path: Path) -> None:
+    words = ["prove", "arithmetic", "--variant", BUFFER, "--chunk", "65536", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "conformance", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        until = time.monotonic() + 120
+        while not any(p.stat().st_size > 2000 for p in tmp_path.glob("*.journal")) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.decode().splitlines()[-1].startswith("error: interrupted")
+    assert b"Traceback" not in error
+    (journal,) = tmp_path.glob("*.journal")
+    assert journal.read_bytes().endswith(b"\n")

@@ -224,10 +224,12 @@ def test_a_journal_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     journal = Journal(path, HEADER, resume=False)
     journal.add(Record(0, 4))
     journal.add(Record(8, 12))
+    journal.close()
     path.write_text(path.read_text() + '{"start": 4, "st')
     journal = Journal(path, HEADER, resume=True)
     assert journal.missing(14, 4) == [(4, 8), (12, 14)]
     journal.add(Record(4, 8))
+    journal.close()
     journal = Journal(path, HEADER, resume=True)
     assert journal.missing(14, 4) == [(12, 14)]
 
@@ -244,6 +246,7 @@ def test_a_journal_of_another_proof_is_refused(header: dict[str, Any], says: str
     path = tmp_path / "a.journal"
     journal = Journal(path, HEADER, resume=False)
     journal.add(Record(0, 4))
+    journal.close()
     before = path.read_bytes()
     with pytest.raises(JournalRefused, match=says):
         Journal(path, header, resume=True)
@@ -254,14 +257,25 @@ def test_a_journal_is_not_overwritten_and_damage_is_seen(tmp_path: Path) -> None
     path = tmp_path / "a.journal"
     journal = Journal(path, HEADER, resume=False)
     journal.add(Record(0, 4))
+    with pytest.raises(JournalRefused, match="another process is at this proof"):
+        Journal(path, HEADER, resume=True)
+    journal.close()
     with pytest.raises(JournalRefused, match="--resume goes on with it"):
         Journal(path, HEADER, resume=False)
-    path.write_text(path.read_text() + '{"start":0,"stop":4}\n')
-    with pytest.raises(JournalRefused, match="is there twice"):
-        Journal(path, HEADER, resume=True)
-    path.write_text("")
-    with pytest.raises(JournalRefused, match="no header line"):
-        Journal(path, HEADER, resume=True)
+    whole = path.read_text()
+    for damaged, says in (
+        (whole + whole.splitlines()[1] + "\n", "is there twice"),
+        (whole + '{"start":4,"stop":8}\n', "the digest of chunk 1"),
+        (whole.replace('"stop":4', '"stop":5'), "the digest of chunk 0"),
+        (whole.replace('"stop":4', '"damage":"x","stop":4'), "the digest of chunk 0"),
+        ("\n", "is no journal"),
+        ("{}\n[]\n", "a line of it is no table"),
+        (whole + "[" * 100_000 + "\n", "is no journal"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(JournalRefused, match=says):
+            Journal(path, HEADER, resume=True)
+        assert path.read_text() == damaged
 
 
 def without_timings(path: Path) -> dict[str, Any]:

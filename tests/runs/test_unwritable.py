@@ -154,6 +154,7 @@ def test_a_journal_that_was_full_goes_on_when_there_is_room(disk: str, folder: P
                 journal.add(Record(start, start + 1, damage="x" * 100))
                 written.append(start)
         kept = path.read_text()
+        journal.close()
     path.write_text(kept)
     again = Journal(path, {"what": "test"}, resume=True)
     assert [record.start for record in again.records] == written

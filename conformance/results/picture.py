@@ -12,12 +12,15 @@ comparisons, never by nearness:
 '4.4r4.'
 >>> draw(right * np.float32([[1], [1], [3]]), right, group=4).cells  # one group: same order, other magnitudes
 '9.3s'
+>>> draw(np.nextafter(right, np.float32(9)), right).sizes  # every element but 9.0 is off in its last bit
+{'1 ulp': 11}
 
 Source: docs/reading-a-report.md, "The picture".
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,8 @@ KINDS = {
     "r": "the row holds another row's values",
     "n": "holds the value of the other column of its pair: nibbles swapped",
 }
+#: Sizes of errors are told apart below this power of two.
+_LARGE = 16
 _LETTERS = "." + "".join(KINDS)
 _RUN = re.compile(rf"(\d*)([{re.escape(_LETTERS)}])")
 #: Larger arrays are drawn by the plain map of wrong elements: recognising would take too long.
@@ -45,6 +50,7 @@ class Picture:
 
     ``cells`` is run-length coded in row-major order: an optional count, then "." or a key of KINDS.
     ``group`` is the number of columns that share a scale, 0 where that is not known.
+    ``sizes`` is how many elements are wrong by how much: ulp for numbers, steps for codes.
     """
 
     rows: int
@@ -53,12 +59,15 @@ class Picture:
     width: int
     group: int
     cells: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """A verdict may come from anywhere."""
         sizes = (self.rows, self.columns, self.height, self.width, self.group)
         if min(sizes) < 0 or max(self.height, self.width) > SIDE:
             raise ValueError(f"picture: sizes {sizes}")
+        if len(self.sizes) > _LARGE + 2 or any(count < 0 for count in self.sizes.values()):
+            raise ValueError(f"picture: {len(self.sizes)} sizes of errors, or one with a negative count")
         decode(self.cells, self.height * self.width)
 
 
@@ -76,7 +85,8 @@ def draw(got: Array, right: Array, group: int = 0, wrong: Array | None = None) -
         _recognise(kinds, mine, theirs, group)
     height, width = min(SIDE, mine.shape[0]), min(SIDE, columns)
     cells = _reduced(kinds, height, width) if mine.size else np.zeros((0, 0), np.int8)
-    return Picture(mine.shape[0], columns, height, width, group, _encode(cells.reshape(-1)))
+    sizes = _sizes(mine[differs], theirs[differs])
+    return Picture(mine.shape[0], columns, height, width, group, _encode(cells.reshape(-1)), sizes)
 
 
 def decode(cells: str, count: int) -> str:
@@ -107,6 +117,28 @@ def _differs(mine: Array, theirs: Array) -> Array:
         unsigned = f"<u{mine.dtype.itemsize}"
         return np.asarray(mine.view(unsigned) != theirs.view(unsigned)).reshape(mine.shape)
     return np.asarray(mine != theirs)
+
+
+def _sizes(got: Array, right: Array) -> dict[str, int]:
+    """How many elements are wrong by how much, in powers of two; equal numbers of other bits are 0."""
+    unit, labels = "steps", dict[str, int]()
+    if got.dtype.kind in "fV":
+        unit, width = "ulp", got.dtype.itemsize
+        bits = [a.view(f"<i{width}").reshape(-1).astype(np.int64) for a in (got, right)]
+        infinity = {2: 0x7F80 if got.dtype.kind == "V" else 0x7C00, 4: 0x7F800000, 8: 0x7FF0000000000000}[width]
+        sign = np.int64(1) << np.int64(8 * width - 1)
+        finite = np.logical_and(*((b & (sign - 1)) < infinity for b in bits))
+        if not finite.all():
+            labels["not finite"] = int((~finite).sum())
+        got, right = (np.where(b < 0, -(b & (sign - 1)), b)[finite] for b in bits)
+    off = np.abs(got.astype(np.int64) - right.astype(np.int64))
+    power = np.minimum(np.frexp(off.astype(np.float64))[1], _LARGE)  # 0 for 0, 1 for 1, 2 for 2 and 3, ...
+    for p, count in enumerate(np.bincount(power, minlength=1)):
+        low, high = 1 << p >> 1, (1 << p) - 1
+        name = f"{low:,}" if low == high else f"{low:,} to {high:,}" if p < _LARGE else f"{low:,} or more"
+        if count:
+            labels[f"{name} {unit}"] = int(count)
+    return labels
 
 
 def _recognise(kinds: Array, got: Array, right: Array, group: int) -> None:

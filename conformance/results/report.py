@@ -8,6 +8,7 @@ Source: docs/reading-a-report.md.
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from conformance.case.case import STAGES, Case
 from conformance.files import printable, write_whole
-from conformance.results import expectations, timing
+from conformance.results import diff, expectations, timing
 from conformance.results.causes import causes
 from conformance.results.picture import KINDS, Picture
 from conformance.results.verdict import UNEXPECTED, XFAIL, Outcome, Stream, Verdict, counts, last_line
@@ -86,10 +87,13 @@ def device_of(verdicts: Iterable[Verdict]) -> str:
 def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
     """Return the report as one self-contained HTML page."""
     guarded = {c.id: (c.contract, c.detects) for c in cases}
-    verdicts = [v for stream in streams for v in stream.verdicts]
+    order = {name: number for number, name in enumerate(STAGES)}  # workers answer as it happens
+    verdicts = [v for stream in streams for v in sorted(stream.verdicts, key=lambda v: (order.get(v.stage, 0), v.case))]
     subjects = ", ".join(dict.fromkeys(str(s.header.get("subject", "?")) for s in streams))
     data = {
-        "about": f"{subjects}; {last_line(verdicts)}",
+        "about": [f"{subjects}; {last_line(verdicts)}", *map(_origin, streams)],
+        "titles": _titles(),
+        "changes": diff.lines(diff.compare(*streams)) if _two_of_one(streams) else [],
         "stages": STAGES,
         "kinds": KINDS,
         "truncated": [
@@ -104,6 +108,30 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     # Inside a script element nothing but "<" can end it or open a comment.
     return _PAGE.read_text(encoding="utf-8").replace("@DATA@", text.replace("<", "\\u003c"))
+
+
+def _two_of_one(streams: Sequence[Stream]) -> bool:
+    """Whether there are two reports of one implementation, maybe at two revisions: an old and a new one."""
+    names = [str(s.header.get("subject", "?")).partition("@")[0] for s in streams]
+    return len(names) == 2 and names[0] == names[1]  # noqa: PLR2004 - old and new
+
+
+def _origin(stream: Stream) -> str:
+    """When, on what and with which revision of the suite a run was made."""
+    header = stream.header
+    device = device_of(stream.verdicts) or header.get("device", "?")
+    revision = str(header.get("revision", "?"))[:12]
+    return f"{header.get('subject', '?')}: {header.get('started', 'no date')}, device {device}, suite {revision}"
+
+
+@functools.cache
+def _titles() -> Mapping[str, str]:
+    """The contract's sections by number, with their bold title, else that of the chapter."""
+    text = (Path(__file__).parents[2] / "docs" / "contract.md").read_text(encoding="utf-8")
+    titles = dict(re.findall(r"^## (\d+) (.+)$", text, re.MULTILINE))
+    for section, title in re.findall(r"^(\d+\.\d+) (?:\*\*(.+?)\.?\*\*)?", text, re.MULTILINE):
+        titles[section] = title or titles[section.partition(".")[0]]
+    return titles
 
 
 def _timing(streams: Sequence[Stream]) -> list[list[object]]:

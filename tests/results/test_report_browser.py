@@ -157,7 +157,7 @@ def cells(page: Page, table: str) -> list[list[str]]:
 
 def drawn_cells(page: Page, height: int, width: int) -> np.ndarray[Any, np.dtype[np.str_]]:
     """The colour of each of the picture's cells, or "pale"."""
-    found: list[list[str]] = page.locator("canvas").evaluate(
+    found: list[list[str]] = page.locator("figure canvas").evaluate(
         """(canvas, [rows, columns]) => {
         const {width, height} = canvas, high = height / rows, wide = width / columns;
         const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
@@ -181,14 +181,14 @@ def test_it_opens_on_what_was_unexpected(visit: Visit, report: Path) -> None:
     page = visit(report)
     assert page.title() == "q4gsw conformance report"
     assert cases(page) == [
-        "kernel/n",
-        "kernel/s",
-        "kernel/r",
-        "kernel/x",
-        "match/other",
-        "kernel/dead",
-        LONG,
         "match/fixed",
+        "match/other",
+        LONG,
+        "kernel/dead",
+        "kernel/n",
+        "kernel/r",
+        "kernel/s",
+        "kernel/x",
     ]
     expect(page.get_by_role("status")).to_have_text("8 of 402 cases")
     expect(page.locator("#truncated")).to_have_text("The run did not finish: impl wrote 308 verdicts")
@@ -200,7 +200,7 @@ def test_it_opens_on_what_was_unexpected(visit: Visit, report: Path) -> None:
 def test_filters_by_outcome_stage_and_typed_text(visit: Visit, report: Path) -> None:
     page = visit(report)
     choice(page, "stage").select_option("KERNEL")
-    assert cases(page) == ["kernel/n", "kernel/s", "kernel/r", "kernel/x", "kernel/dead", LONG]
+    assert cases(page) == [LONG, "kernel/dead", "kernel/n", "kernel/r", "kernel/s", "kernel/x"]
     page.get_by_role("searchbox").press_sequentially("DIED")
     assert cases(page) == ["kernel/dead"]
     choice(page, "stage").select_option("every stage")
@@ -245,7 +245,7 @@ def test_a_failure_explains_itself(visit: Visit, report: Path) -> None:
         "what": "out[0, 0] is 2.0, allowed is 1.0 (n)",
         "contract": "docs/contract.md 7.1",
         "signature": "KERNEL/array/values",
-        "replay": REPLAY,
+        "replay": f"{REPLAY} copy",
         "subject": "impl",
         "device": "llvmpipe (Mesa 22.3.6)",
         "strict": "outside the strict set",
@@ -305,7 +305,7 @@ def test_the_matrix_leads_to_its_cases(visit: Visit, report: Path) -> None:
     expect(choice(page, "outcome")).to_be_focused()
     expect(choice(page, "subject")).to_be_in_viewport()
     page.get_by_role("button", name="impl, section 5.3").click()
-    assert cases(page) == ["match/other", "match/fixed"]
+    assert cases(page) == ["match/fixed", "match/other"]
     page.get_by_role("button", name="other, section 6.2").click()
     assert cases(page) == ["run/0"]
     assert "subject=other" in page.url
@@ -324,7 +324,9 @@ def test_tables_below_the_cases(visit: Visit, report: Path) -> None:
     head, *slowest = cells(page, "slowest")
     assert head == ["seconds", "case", "stage", "outcome", "subject"]
     assert len(slowest) == 10
-    assert [line[:2] for line in slowest[:5]] == [["3.250", f"kernel/{k}"] for k in WRONG] + [["0.010", "pack/0"]]
+    assert [line[:2] for line in slowest[:5]] == [["3.250", f"kernel/{k}"] for k in sorted(WRONG)] + [
+        ["0.010", "pack/0"]
+    ]
     known = cells(page, "defect")[1]
     assert known[:3] == ["3", "other", "some-defect"]
     assert known[3] == "for example match/known/0: lookup0 is float32"
@@ -340,6 +342,8 @@ def test_keys_are_enough(visit: Visit, report: Path) -> None:
     page = visit(report)
     focused = "document.activeElement.id || document.activeElement.className || document.activeElement.textContent"
     page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Causes"
+    page.keyboard.press("Tab")
     assert page.evaluate(focused) == "Cases"
     page.keyboard.press("Enter")  # past the matrix
     reached = []
@@ -347,7 +351,7 @@ def test_keys_are_enough(visit: Visit, report: Path) -> None:
         page.keyboard.press("Tab")
         reached.append(page.evaluate(focused))
     assert reached == ["outcome", "stage", "section", "subject", "text", "show all", "row"]
-    first = row(page, "kernel/n")
+    first = row(page, "match/fixed")
     expect(first).to_be_focused()
     assert first.evaluate("e => getComputedStyle(e).outlineStyle") == "solid", "the focus must be seen"
     page.keyboard.press("Enter")
@@ -356,7 +360,7 @@ def test_keys_are_enough(visit: Visit, report: Path) -> None:
     expect(first).to_have_attribute("aria-expanded", "false")
     choice(page, "stage").focus()
     page.keyboard.type("MATCH")  # as one chooses from a list
-    assert cases(page) == ["match/other", "match/fixed"]
+    assert cases(page) == ["match/fixed", "match/other"]
     for name in ("outcome", "stage", "section", "subject"):
         expect(page.get_by_role("combobox", name=name)).to_have_count(1)
     expect(page.get_by_role("searchbox", name="text in id, signature, reason")).to_have_count(1)
@@ -399,7 +403,7 @@ def test_a_narrow_window_scrolls_down_only(visit: Visit, report: Path) -> None:
     for case in ("kernel/n", LONG):
         row(page, case).click()
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    picture = page.locator("canvas").bounding_box()
+    picture = page.locator("figure canvas").bounding_box()
     assert picture
     assert picture["x"] + picture["width"] <= 400
     first = page.get_by_role("button", name="impl, section 1:").bounding_box()
@@ -464,5 +468,5 @@ def test_it_prints_dark_on_white(visit: Visit, report: Path) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not [text for text, one, other in shades(page) if text and contrast(one, other) < TEXT]
     expect(choice(page, "stage")).to_be_hidden()
-    expect(page.locator("canvas")).to_be_visible()
+    expect(page.locator("figure canvas")).to_be_visible()
     expect(page.locator(".detail")).to_contain_text(REPLAY)

@@ -26,6 +26,8 @@ _ADVICE = {
 }
 #: What a disk, and nothing that a program did wrong, answers a write with.
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+#: The same of a machine: its disks, its memory, its limits.
+MACHINE = DISK | {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
 class Unwritable(ValueError):  # noqa: N818 - says what the path is
@@ -105,8 +107,10 @@ def cache_directory() -> Path:
     """Return where reports and copies of trees are kept: $Q4GSW_CACHE, else the user's cache directory."""
     if chosen := os.environ.get("Q4GSW_CACHE"):
         return Path(chosen).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "q4gsw-conformance"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "q4gsw-conformance"
+    except RuntimeError as error:
+        raise Unwritable("this user has no home directory: set Q4GSW_CACHE to a directory") from error
 
 
 def kept_folder(kind: str, most: int = 20) -> Path:

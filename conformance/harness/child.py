@@ -12,11 +12,13 @@ import os
 import signal
 import struct
 import sys
+import tempfile
 import traceback
 from types import FrameType
 from typing import BinaryIO
 
 from conformance.case.toml import case_from_toml
+from conformance.files import DISK, MACHINE, unwritable
 from conformance.harness.errors import BadSubject, EnvironmentProblem, FeatureMissing, Untestable, one_line
 from conformance.harness.observation import Observation, Raised, Unsupported, encode
 from conformance.harness.subject import Subject, load, unsupported
@@ -46,7 +48,16 @@ def answer(subject: Subject, toml: str) -> Observation:
         return Raised(type(problem).__name__, said(problem), trouble=True)
     except Exception as error:  # noqa: BLE001 - a subject may raise anything, and it costs only its own case
         traceback.print_exc()
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in MACHINE):
+            return Raised("EnvironmentProblem", _trouble(error), trouble=True)
         return Raised(clean(type(error).__name__), said(error), clean(raised_at(error)))
+
+
+def _trouble(error: BaseException) -> str:
+    """What a machine lacks, and what to do about it."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return clean(str(unwritable(error.filename or f"something, perhaps in {tempfile.gettempdir()},", error)))
+    return f"{said(error) or 'out of memory'}; give the machine more of it, or raise its limits (ulimit -a)"
 
 
 def said(error: BaseException) -> str:

@@ -143,9 +143,8 @@ class Graph:
 
 @dataclass(frozen=True)
 class File:
-    """Stage LOWER: a file that was written, with its SHA-256 and what it holds."""
+    """Stage LOWER: the SHA-256 of a file, and what it holds."""
 
-    path: str
     digest: str
     content: FileContent
     facts: Facts = Facts()

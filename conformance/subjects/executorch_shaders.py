@@ -6,6 +6,7 @@ What is bound to the result follows the checkout's host code, which each rule he
 Source: docs/contract.md sections 7.1 and 7.2.
 """
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -57,10 +58,34 @@ def executorch_shaders(checkout: Path) -> dict[str, Shader]:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    kept = cache_directory() / f"executorch-2-{digest.hexdigest()[:20]}"
-    if not any(kept.glob("embedding_q4gsw*.spv")):
-        _generate(checkout / _RUNTIME / "gen_vulkan_spv.py", sources, kept)
-    return _load(kept)
+    key = f"executorch-3-{digest.hexdigest()[:20]}"
+    with contextlib.suppress(OSError):
+        for kept in sorted(cache_directory().glob(f"{key}-*")):
+            if kept.name == f"{key}-{_content(kept)}":  # whole, and not damaged
+                return _load(kept)
+    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
+        modules = _generate(checkout / _RUNTIME / "gen_vulkan_spv.py", sources, Path(scratch))
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+            _keep(modules, cache_directory() / f"{key}-{_content(modules)}")
+        return _load(modules)
+
+
+def _content(folder: Path) -> str:
+    """The hash of a folder's files."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256(b"".join(p.name.encode() + b"\0" + p.read_bytes() + b"\0" for p in files)).hexdigest()[:32]
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Copy a folder into the cache, whole."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=kept.parent))
+    try:
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        beside.replace(kept)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _sources(checkout: Path) -> list[Path]:
@@ -72,39 +97,27 @@ def _sources(checkout: Path) -> list[Path]:
     return [*sources, *sorted((checkout / _GLSL).glob("*.glslh"))]
 
 
-def _generate(generator: Path, sources: list[Path], kept: Path) -> None:
+def _generate(generator: Path, sources: list[Path], scratch: Path) -> Path:
+    """Run the generator in ``scratch`` and return the folder there that has its modules and their sources."""
     glslc = shutil.which("glslc")
     if glslc is None:
-        raise ShaderToolMissing(f"glslc is not installed and {kept} holds no modules: apt-get install glslc (Debian)")
-    with tempfile.TemporaryDirectory(prefix="q4gsw-") as scratch:
-        templates, written, listing = (Path(scratch) / name for name in ("templates", "made", "listing"))
-        for directory in (templates, written, listing):
-            directory.mkdir()
-        for source in sources[1:]:
-            shutil.copy(source, templates)
-        command = [
-            sys.executable,
-            str(generator),
-            "-i",
-            str(templates),
-            "-c",
-            glslc,
-            "-t",
-            str(written),
-            "-o",
-            str(listing),
-        ]
-        done = subprocess.run([*command, "--optimize"], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
-        modules = sorted({*written.glob("*.spv"), *listing.glob("*.spv")})
-        generated = sorted({*written.glob("*.glsl"), *listing.glob("*.glsl")})
-        if done.returncode or not modules:
-            raise ShaderCompileError(
-                f"{generator} made {len(modules)} modules: {(done.stderr or done.stdout)[-600:].strip()}"
-            )
-        kept.mkdir(parents=True, exist_ok=True)
-        for module in (*generated, *modules):
-            shutil.copy(module, kept / f".new-{module.name}")
-            (kept / f".new-{module.name}").replace(kept / module.name)
+        raise ShaderToolMissing(
+            f"glslc is not installed and {cache_directory()} holds no modules: apt-get install glslc (Debian)"
+        )
+    templates, written, listing, modules = (scratch / name for name in ("templates", "made", "listing", "modules"))
+    for directory in (templates, written, listing, modules):
+        directory.mkdir()
+    for source in sources[1:]:
+        shutil.copy(source, templates)
+    words = ["-i", str(templates), "-c", glslc, "-t", str(written), "-o", str(listing), "--optimize"]
+    command = [sys.executable, str(generator), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    made = sorted({*written.glob("*.spv"), *listing.glob("*.spv")})
+    if done.returncode or not made:
+        raise ShaderCompileError(f"{generator} made {len(made)} modules: {(done.stderr or done.stdout)[-600:].strip()}")
+    for path in (*written.glob("*.glsl"), *listing.glob("*.glsl"), *made):
+        shutil.copy(path, modules)
+    return modules
 
 
 def _load(directory: Path) -> dict[str, Shader]:

@@ -3,10 +3,8 @@
 Source: docs/contract.md sections 4, 6 and 7.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,8 +102,8 @@ def unlowerable(case: Case) -> str | None:
 def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
     """Answer a LOWER or a RUN case with a lowering of your own.
 
-    Builds the case's program and lowers it. At LOWER the file is written, under its digest, and what it holds is
-    reported; at RUN it is executed without a Vulkan runtime, and what it computes is reported.
+    Builds the case's program and lowers it. At LOWER what the file holds is reported; at RUN it is executed without a
+    Vulkan runtime, and what it computes is reported.
 
     Args:
         case: of stage LOWER or RUN.
@@ -130,11 +128,7 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
     file = read_pte(data)
     if case.stage == "RUN":
         return observe_run(built, file)
-    folder = Path(tempfile.gettempdir()) / "q4gsw-lowered"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{file.digest[:16]}.pte"
-    path.write_bytes(data)
-    return File(str(path), file.digest, observe_file(built, file, data), built.facts)
+    return File(file.digest, observe_file(built, file, data), built.facts)
 
 
 def fused_table(question: EndToEnd, rewrite: "Rewrite") -> FusedTable | Refused:

@@ -1,9 +1,10 @@
 """GLSL to SPIR-V: glslc once, spirv-val once, then from a content-hashed cache.
 
 The cache is ``$Q4GSW_SPIRV_CACHE``, else ``$XDG_CACHE_HOME/q4gsw``, else ``~/.cache/q4gsw``. A file's
-name holds the hash of everything that decides its content but the compiler, and then the compiler's
-version. With glslc installed only its own files count; without it any compiler's file does, so a
-directory filled elsewhere serves a machine that has no compiler.
+name holds the hash of everything that decides its content but the compiler, then the compiler's
+version, and then the hash of its content: a file that is damaged does not count. With glslc installed only
+its own files count; without it any compiler's file does, so a directory filled elsewhere serves a machine
+that has no compiler. A cache that cannot be written, or that has no place, costs time only.
 """
 
 import contextlib
@@ -54,11 +55,13 @@ def compile_shader(source: Path, defines: tuple[str, ...] = (), float_modes: tup
 
 
 def cache_directory() -> Path:
-    """Where compiled modules are kept."""
+    """Where compiled modules are kept; for a user without a home directory a path that is not there."""
     if chosen := os.environ.get("Q4GSW_SPIRV_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "q4gsw"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "q4gsw"
+    except RuntimeError:
+        return Path(os.devnull) / "q4gsw"
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,25 +71,32 @@ def _compile(
     stem = Path(name).stem
     recipe = json.dumps([hashlib.sha256(source).hexdigest(), defines, float_modes, _TARGET])
     key = f"{stem}-{hashlib.sha256(recipe.encode()).hexdigest()[:20]}"
-    cached = _find(directory, key)
-    if cached is not None:
-        spirv = cached.read_bytes()
-    else:
+    spirv = _find(directory, key)
+    if spirv is None:
         if float_modes:
             # The modes depend on the device, the plain module does not: one compiled elsewhere serves every device.
             spirv = declare(_compile(directory, name, source, defines, ()).spirv, float_modes)
         else:
             spirv = _build(name, source, defines)
         _validate(spirv, name, defines)
-        _write_atomically(directory / f"{key}-{_compiler_tag()}.spv", spirv)
+        with contextlib.suppress(OSError):
+            _write_atomically(directory / f"{key}-{_compiler_tag()}-{_content(spirv)}.spv", spirv)
     return Shader(stem, spirv, hashlib.sha256(spirv).hexdigest(), declared(spirv))
 
 
-def _find(directory: Path, key: str) -> Path | None:
-    if shutil.which("glslc"):
-        exact = directory / f"{key}-{_compiler_tag()}.spv"
-        return exact if exact.is_file() else None
-    return min(directory.glob(f"{key}-*.spv"), default=None)
+def _find(directory: Path, key: str) -> bytes | None:
+    """A module of the cache that is what it was when it was written."""
+    compiler = _compiler_tag() if shutil.which("glslc") else "*"
+    with contextlib.suppress(OSError):
+        for path in sorted(directory.glob(f"{key}-{compiler}-*.spv")):
+            spirv = path.read_bytes() if path.is_file() else b""
+            if path.stem.endswith(f"-{_content(spirv)}"):
+                return spirv
+    return None
+
+
+def _content(spirv: bytes) -> str:
+    return hashlib.sha256(spirv).hexdigest()[:32]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Fake subjects that answer what is no answer: once, at the case ``AT``; every other case they get right."""
 
+import errno
 import os
 import struct
 import subprocess
@@ -120,3 +121,22 @@ class Floods(Lies):
         for _ in range(1 << 6):
             os.write(1, b"x" * (1 << 20))
         raise KeyError("flooded")
+
+
+class FullDisk(Lies):
+    def answer(self) -> Observation:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/full")
+
+
+class OutOfMemory(Lies):
+    def answer(self) -> Observation:
+        bytearray(1 << 60)
+        raise AssertionError
+
+
+class NotFound(Lies):
+    """Its own mistake."""
+
+    def answer(self) -> Observation:
+        Path("/nowhere").read_text()
+        raise AssertionError

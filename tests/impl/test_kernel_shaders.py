@@ -94,3 +94,28 @@ def test_without_a_driver_the_package_is_named(tmp_path: Path) -> None:
     )
     assert "VulkanUnavailable: no Vulkan driver: install" in done.stderr
     assert "mesa-vulkan-drivers" in done.stderr
+
+
+def test_a_damaged_cache_is_repaired(cache: Path) -> None:
+    first = compiler.compile_shader(GLSL)
+    (kept,) = cache.iterdir()
+    for damaged in (b"", b"garbage", first.spirv[:-4], first.spirv[:100] + b"\1" + first.spirv[101:]):
+        kept.write_bytes(damaged)
+        compiler._compile.cache_clear()
+        assert compiler.compile_shader(GLSL) == first
+        assert kept.read_bytes() == first.spirv
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compiler.compile_shader(GLSL)
+    for place in (GLSL / "a file", Path("/dev/full"), Path("/proc/nothing")):
+        monkeypatch.setenv("Q4GSW_SPIRV_CACHE", str(place))
+        compiler._compile.cache_clear()
+        assert compiler.compile_shader(GLSL) == first
+    for name in ("Q4GSW_SPIRV_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError))
+    compiler._compile.cache_clear()
+    assert compiler.compile_shader(GLSL) == first

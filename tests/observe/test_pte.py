@@ -72,7 +72,7 @@ def judged_run(name: str, data: bytes) -> Verdict:
 
 def judged_lower(name: str, data: bytes) -> Verdict:
     file = read_pte(data)
-    observation = File("", file.digest, observe_file(built(name), file, data))
+    observation = File(file.digest, observe_file(built(name), file, data))
     assert decode(encode(observation)) == observation
     return judge(case_named(name), decode(encode(observation)), "planted")
 
@@ -250,7 +250,7 @@ class TestPlanted:
         file = read_pte(lowered(PLAIN))
         content = observe_file(built(PLAIN), file, lowered(PLAIN))
         moved = replace(content, places={"lookup0": Place("cpu", "quantized_decomposed.embedding_byte.out")})
-        verdict = judge(case_named(PLAIN), File("", file.digest, moved), "planted")
+        verdict = judge(case_named(PLAIN), File(file.digest, moved), "planted")
         assert verdict.signature == "LOWER/decision/missed_delegation"
 
 

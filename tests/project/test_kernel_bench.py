@@ -124,6 +124,18 @@ def test_a_checkouts_shaders_are_judged_like_ours(device: Device, cache: Path) -
     np.testing.assert_array_equal(packed.out, pack_blocks(values))
 
 
+def test_a_damaged_cache_of_a_checkout_is_made_again(cache: Path) -> None:
+    shaders = executorch_shaders(CHECKOUT)
+    (kept,) = cache.glob("executorch-*")
+    module = next(iter(kept.glob("*.spv")))
+    whole = module.read_bytes()
+    for damage in (lambda: module.write_bytes(whole[:-4]), module.unlink, (kept / "more.spv").touch):
+        damage()
+        assert executorch_shaders(CHECKOUT) == shaders
+        assert module.read_bytes() == whole
+        assert list(cache.iterdir()) == [kept]
+
+
 def test_a_bad_checkout_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del cache
     with pytest.raises(

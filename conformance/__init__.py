@@ -15,23 +15,31 @@ A subject is an implementation under test: a class with ``supports(case)`` and `
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
-from conformance.case.operands import Operands, operands, table_values
-from conformance.harness.errors import EnvironmentProblem, FeatureMissing
-from conformance.harness.observation import (
-    Arrays,
-    Decision,
-    Facts,
-    File,
-    Graph,
-    Observation,
-    Refused,
-    Unsupported,
-)
-from conformance.harness.subject import Subject
-from conformance.subjects.stages import LoweringRefused, observe_lowering
+try:
+    from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
+    from conformance.case.operands import Operands, operands, table_values
+    from conformance.harness.errors import EnvironmentProblem, FeatureMissing
+    from conformance.harness.observation import (
+        Arrays,
+        Decision,
+        Facts,
+        File,
+        Graph,
+        Observation,
+        Refused,
+        Unsupported,
+    )
+    from conformance.harness.subject import Subject
+    from conformance.subjects.stages import LoweringRefused, observe_lowering
+except ImportError as error:
+    if sys.argv[:1] != ["-m"]:
+        raise
+    what = f"{sys.executable} is not this project's Python ({error})"  # of python -m conformance
+    print(f"error: {what}: `. .nox/shared/bin/activate` has the right one; ./dev conformance makes it", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from conformance.observe.export import observe_export

@@ -9,6 +9,7 @@
 """
 
 import importlib
+import io
 import os
 import sys
 import tomllib
@@ -87,6 +88,8 @@ def version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale's encoding lacks
     try:
         code = _command(*(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

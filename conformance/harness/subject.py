@@ -34,7 +34,11 @@ class Subject(Protocol):
 def names() -> tuple[str, ...]:
     """Names of the built-in subjects: the files of conformance/subjects/ that define SubjectUnderTest, with dashes."""
     return tuple(
-        sorted(p.stem.replace("_", "-") for p in SUBJECTS.glob("*.py") if "\nclass SubjectUnderTest" in p.read_text())
+        sorted(
+            p.stem.replace("_", "-")
+            for p in SUBJECTS.glob("*.py")
+            if "\nclass SubjectUnderTest" in p.read_text("utf-8")
+        )
     )
 
 

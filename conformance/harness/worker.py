@@ -126,7 +126,7 @@ class Worker:
         path = os.pathsep.join(filter(None, [str(root), str(self.imports or ""), os.environ.get("PYTHONPATH", "")]))
         # A child each core is parallel enough; threads of their own would only get in each other's way. Not buffered:
         # what a process prints before it is killed is seen.
-        own = {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+        own = {"PYTHONPATH": path, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         env = {"OMP_NUM_THREADS": "1", **os.environ, **own}
         self._child = Process(command, env, pass_fds=(child_in, child_out))
         os.close(child_in)

@@ -22,6 +22,8 @@ from conformance.results.verdict import ERROR, FAILED, Verdict
 from conformance.sources import git
 from conformance.sources.git import GitProblem
 
+#: Whoever owns a checkout (in a container often another user), its code is about to be imported anyway.
+_ANY_OWNER = ("-c", "safe.directory=*")
 _PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
 
 
@@ -40,7 +42,7 @@ def versions() -> dict[str, str]:
 def revision() -> str:
     """Return the suite's own git revision, or "unknown" outside a checkout."""
     try:
-        return git.text(Path(__file__).parent, "rev-parse", "HEAD")
+        return git.text(Path(__file__).parent, *_ANY_OWNER, "rev-parse", "HEAD")
     except GitProblem:
         return "unknown"
 
@@ -51,10 +53,8 @@ def subject_origin(subject: str) -> dict[str, str]:
     if not colon or not path.endswith(".py"):
         return {}
     file = Path(path).resolve()
-    # Whoever owns the checkout (in a container often another user), its code is about to be imported anyway.
-    words = ("-c", "safe.directory=*", "rev-parse", "--show-toplevel", "HEAD")
     try:
-        top, found = git.text(file.parent, *words).splitlines()
+        top, found = git.text(file.parent, *_ANY_OWNER, "rev-parse", "--show-toplevel", "HEAD").splitlines()
     except GitProblem:
         top, found = "unknown", "unknown"
     inside = file.relative_to(top).as_posix() if file.is_relative_to(top) else str(file)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -140,3 +141,10 @@ class NotFound(Lies):
     def answer(self) -> Observation:
         Path("/nowhere").read_text()
         raise AssertionError
+
+
+class Stops(Lies):
+    """As by SIGSTOP from somebody else."""
+
+    def answer(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)

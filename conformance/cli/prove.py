@@ -5,6 +5,7 @@ Needs numpy and tqdm only, for devices PyPI's vulkan too.
 
 import argparse
 import fnmatch
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ def add_prove(parser: Parser) -> None:
     again.shared("--device", help="Vulkan device by name or index (default: the certificate's)")
     again.shared("--subject", default="", help="path.py:Class that a certificate names, to run it")
     again.add_argument("--shader", type=Path, help="GLSL file that a certificate names, to compile it")
+    again.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is sampled (default: random)")
     again.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
 
 
@@ -153,11 +155,14 @@ def _all(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     worst = 0
+    print(f"sampled with --seed {options.seed}", flush=True)
     for path in options.files:
         try:
             named = {"own_subject": options.subject, "shader": options.shader}
-            lines = check.check(path, device=options.device, rerun=not options.no_rerun, **named)
-            print(f"{path}: holds; {printable('; '.join(lines))}", flush=True)
+            found, lines = check.check(
+                path, seed=options.seed, device=options.device, rerun=not options.no_rerun, **named
+            )
+            print(f"{path}: {found}; {printable('; '.join(lines))}", flush=True)
         except certificate.Rejected as error:
             worst = max(worst, error.exit_code)
             print(f"{path}: {printable(str(error))}", flush=True)

@@ -2,9 +2,10 @@
 
 Its form and seals first (``certificate.read``), then what it claims: that the parts belong together, that the shader
 is still the one, that the fast oracle agrees with exact fractions on a seeded sample, and, where the device is there,
-that running again gives what the certificate says.
+that running again gives what the certificate says. What is run again is drawn from a seed that the file cannot choose.
 """
 
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -35,17 +36,31 @@ ROOT = Path(__file__).resolve().parents[2]
 GLSL = ROOT / "vulkan" / "glsl" / "embedding_q4gsw.comp"
 #: Scales of the seeded sample; each with all 16 codes.
 SAMPLE = 64
-#: Cases of an indexing certificate that are run again.
+#: Cases of an indexing certificate that are run again, beside those that the device refused.
 _CASES = 4
+#: Scales of an arithmetic certificate that are run again: all segments, or as many as there are in so many.
+_AGAIN = 1 << 20
 _CHUNK = 1 << 18
+HOLDS, PARTLY, NOT_AGAIN = "holds", "holds as far as it was run again", "is consistent, but was not run again"
+
+
+#: How far a certificate holds, and what was found, a line each.
+Finding = tuple[str, list[str]]
 
 
 def check(
-    path: Path, *, device: str = "", rerun: bool = True, own_subject: str = "", shader: Path | None = None
-) -> list[str]:
-    """What holds, a line each; Rejected where something does not.
+    path: Path,
+    *,
+    seed: int | None = None,
+    device: str = "",
+    rerun: bool = True,
+    own_subject: str = "",
+    shader: Path | None = None,
+) -> Finding:
+    """How far it holds, and what does, a line each; Rejected where something does not.
 
-    A certificate may come from anyone: the code and the shader that it names are ours, or those that the caller names.
+    A certificate may come from anyone: the code and the shader that it names are ours, or those that the caller names,
+    and what is sampled or run again follows from the caller's ``seed``, or from one that nobody knew before.
     """
     stored = certificate.read(path)
     _check_trusted(stored.target, own_subject, shader)
@@ -54,7 +69,7 @@ def check(
         raise Rejected(f"says itself that the proof failed: {reason}")
     if set(stored.versions) != set(certificate.versions(stored.target.subject)):
         raise Rejected("versions are not those that such a proof depends on")
-    random = np.random.Generator(np.random.PCG64(int(stored.evidence[:16], 16)))
+    random = np.random.Generator(np.random.PCG64(secrets.randbits(64) if seed is None else seed))
     try:
         if isinstance(stored.claim, ArithmeticClaim):
             return _check_arithmetic(stored.target, stored.claim, device if rerun else None, random)
@@ -88,7 +103,7 @@ def _check_target(facts: TargetFacts) -> tuple[Numerics, str]:
 
 def _check_arithmetic(
     facts: TargetFacts, claim: ArithmeticClaim, device: str | None, random: np.random.Generator
-) -> list[str]:
+) -> Finding:
     numerics, line = _check_target(facts)
     domain = parse(claim.domain, numerics.scale_dtype)
     _check_claim(claim, domain, numerics)
@@ -98,18 +113,23 @@ def _check_arithmetic(
     lines = [line, f"{scales.size * 16} sampled pairs: exact fractions and the fast oracle agree"]
     opened = _reopen(facts, device, lines)
     if opened is None:
-        return lines
-    piece = int(random.integers(domain.segments))
+        return NOT_AGAIN, lines
+    count = min(domain.segments, max(1, _AGAIN // domain.segment))
+    pieces = sorted(random.choice(domain.segments, count, replace=False).tolist())
     with closing(opened):
         _rerun_sample(opened, scales, exact)
-        tally = _rerun_segment(opened, domain, piece)
-    if tally.refused:
-        raise Rejected(f"run again: {arithmetic.name_refused(tally.first[0], numerics)}")
-    if f"{tally.total:016x}" != claim.sums[piece]:
-        raise Rejected(f"run again: segment {piece} adds up to {tally.total:016x}, not {claim.sums[piece]}")
-    if domain.segments == 1 and tally.not_strict != claim.not_strict:
-        raise Rejected(f"run again: {tally.not_strict} results are not strict, not {claim.not_strict}")
-    return [*lines, f"run again: the sample, and segment {piece} of {domain.segments} ({tally.pairs} pairs), agree"]
+        tallies = [_rerun_segment(opened, domain, piece) for piece in pieces]
+    for piece, tally in zip(pieces, tallies, strict=True):
+        if tally.refused:
+            raise Rejected(f"run again: {arithmetic.name_refused(tally.first[0], numerics)}")
+        if f"{tally.total:016x}" != claim.sums[piece]:
+            raise Rejected(f"run again: segment {piece} adds up to {tally.total:016x}, not {claim.sums[piece]}")
+    again = sum(tallies, Tally())
+    most = again.not_strict + domain.pairs - again.pairs  # what was not run again may be anything
+    if not again.not_strict <= claim.not_strict <= most:
+        raise Rejected(f"run again: {again.not_strict} results are not strict, not {claim.not_strict}")
+    what = f"run again: the sample, and {count} of {domain.segments} segments ({again.pairs} pairs), agree"
+    return HOLDS if count == domain.segments else PARTLY, [*lines, what]
 
 
 def _check_claim(claim: ArithmeticClaim, domain: Domain, numerics: Numerics) -> None:
@@ -191,29 +211,33 @@ def _rerun_segment(opened: Target, domain: Domain, piece: int) -> Tally:
 
 def _check_indexing(
     facts: TargetFacts, claim: IndexingClaim, device: str | None, random: np.random.Generator
-) -> list[str]:
+) -> Finding:
     lines = [_check_target(facts)[1]]
     shapes = {shape.name: shape for shape in indexing.SHAPES}
     _check_cases(claim, shapes)
+    refused = [name for name, outcome in claim.cases.items() if outcome != PROVEN]
+    for name in refused:
+        if why := indexing.undue_refusal(shapes[name], facts, claim.cases[name]):
+            raise Rejected(f"cases: {name} is refused, but {why}")
     opened = _reopen(facts, device, lines)
     if opened is None:
-        return lines
-    names = sorted(random.choice(sorted(shapes), _CASES, replace=False).tolist())
+        return NOT_AGAIN, lines
+    names = sorted({*refused, *random.choice(sorted(shapes), _CASES, replace=False).tolist()})
     with closing(opened):
         _same_cases(claim, *indexing.prove(opened, tuple(shapes[name] for name in names)))
-    return [*lines, f"run again: {', '.join(names)} agree"]
+    return PARTLY, [*lines, f"run again: {', '.join(names)} agree ({len(names)} of {len(shapes)} cases)"]
 
 
-def _check_layout(facts: TargetFacts, claim: CasesClaim, *, rerun: bool) -> list[str]:
+def _check_layout(facts: TargetFacts, claim: CasesClaim, *, rerun: bool) -> Finding:
     if facts != TargetFacts(facts.subject):
         raise Rejected("target has facts that a layout does not depend on")
     _check_cases(claim, layout.case_names())
     if facts.subject != "reference":
         subject.check_name(facts.subject)
     if not rerun:
-        return ["no shader is involved"]
+        return NOT_AGAIN, ["no shader is involved"]
     _same_cases(claim, *layout.prove(facts.subject))
-    return ["no shader is involved", "run again: every case agrees"]
+    return HOLDS, ["no shader is involved", "run again: every case agrees"]
 
 
 def _check_cases(claim: CasesClaim, names: Mapping[str, object]) -> None:
@@ -221,6 +245,8 @@ def _check_cases(claim: CasesClaim, names: Mapping[str, object]) -> None:
         raise Rejected(f"cases: {odd[0]!r} is {'unknown' if odd[0] in claim.cases else 'missing'}")
     if any(outcome != PROVEN and not outcome.startswith(REFUSED) for outcome in claim.cases.values()):
         raise Rejected("cases: one is neither proven nor refused")
+    if PROVEN not in claim.cases.values():
+        raise Rejected("cases: none is proven")
 
 
 def _same_cases(claim: CasesClaim, again: CasesClaim, mismatches: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ into the indices, digit by digit, where row v's scales all hold v.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from conformance.proofs.certificate import PROVEN, REFUSED, REFUTED, IndexingClaim
-from conformance.proofs.target import Array, ExceedsLimit, Target
+from conformance.proofs.target import Array, ExceedsLimit, Target, TargetFacts
 
 _CODE_BITS, _SCALE_BITS = 4, 11
 #: Rows that one index run tells apart: numbers that float16 holds exactly.
@@ -86,6 +87,29 @@ def prove(target: Target, shapes: tuple[Shape, ...] = SHAPES) -> tuple[IndexingC
         cases[shape.name] = REFUTED if wrong else PROVEN
         mismatches += [f"{shape.name}: {line}" for line in wrong]
     return IndexingClaim(cases), tuple(mismatches)
+
+
+#: How a kernel refuses what an image does not hold; and the least that Vulkan lets such a limit be.
+_BEYOND = re.compile(rf"{REFUSED}.*beyond (\w+) = (\d+) of (.+?)(?: in [xyz])?; use a buffer variant")
+_LEAST = {"maxImageDimension2D": 4096, "maxImageDimension3D": 256}
+
+
+def undue_refusal(shape: Shape, facts: TargetFacts, outcome: str) -> str:
+    """Why a shape may not be refused so, "" where it may: its sizes exceed the limit of the device that is named."""
+    found = _BEYOND.fullmatch(outcome)
+    if found is None or found[1] not in _LEAST:
+        return "it names no limit of a device that images have"
+    limit, most = found[1], int(found[2])
+    if found[3] != facts.device:
+        return f"it names a limit of {found[3]!r}, not of the certificate's device"
+    texels = shape.embed_dim // 4
+    if limit == "maxImageDimension2D":
+        texels = max(texels, -(-shape.vocab_size // 8))
+    kind = limit[-2:].lower()
+    needed = texels if f"texture{kind}" in facts.variant else 0
+    if most < _LEAST[limit] or needed <= most:
+        return f"{needed} texels are not beyond {limit} = {most}, and Vulkan lets that be no less than {_LEAST[limit]}"
+    return ""
 
 
 def case_names() -> dict[str, int]:

@@ -95,8 +95,60 @@ def test_every_kind_holds(certificates: dict[str, Path], capsys: pytest.CaptureF
     assert len(certificates) == 4
     assert main(["prove", "check", *map(str, certificates.values())]) == 0
     printed = capsys.readouterr().out
-    assert printed.count(": holds;") == 4
+    assert printed.count(": holds;") == 3
+    assert printed.count(": holds as far as it was run again;") == 1  # four of an indexing proof's shapes
     assert printed.count("run again: ") == 4
+    assert main(["prove", "check", "--no-rerun", *map(str, certificates.values())]) == 0
+    assert capsys.readouterr().out.count(": is consistent, but was not run again;") == 4
+
+
+@pytest.mark.parametrize(
+    ("shapes", "outcome", "says"),
+    [
+        ("", "no such limit 7", "none is proven"),
+        ("v1-d32-g4-i", "no such limit 7", "names no limit of a device"),
+        (
+            "v1-d32-g4-i",
+            "8 texels, beyond maxImageDimension2D = 2 of DEVICE in x; use a buffer variant",
+            "0 texels are not",
+        ),
+        (
+            "v9-d131104-g32-i2",
+            "beyond maxImageDimension3D = 9 of another; use a buffer variant",
+            "a limit of 'another', not",
+        ),
+    ],
+)
+def test_a_refusal_that_no_limit_asks_for_is_rejected(
+    certificates: dict[str, Path], tmp_path: Path, shapes: str, outcome: str, says: str
+) -> None:
+    certificate = json.loads(certificates[f"indexing-{VARIANT}"].read_text())
+    outcome = "refused: " + outcome.replace("DEVICE", certificate["target"]["device"])
+    for name in certificate["claim"]["cases"]:
+        if not shapes or name == shapes:
+            certificate["claim"]["cases"][name] = outcome
+    assert says in rejected(sealed(certificate, evidence=True), tmp_path)
+
+
+def test_nothing_proven_is_no_proof(certificates: dict[str, Path], tmp_path: Path) -> None:
+    certificate = json.loads(certificates["layout-reference"].read_text())
+    certificate["claim"]["cases"] = dict.fromkeys(certificate["claim"]["cases"], "refused: it has none")
+    assert "none is proven" in rejected(sealed(certificate, evidence=True), tmp_path)
+
+
+def test_what_is_run_again_is_not_the_files_choice(tmp_path: Path) -> None:
+    """Planted: the sum of one segment, and the count of all, changed and sealed again: every segment is compared."""
+    name = "arithmetic-flat-buffer-f32out-f32scale-buffer-nomodes-boundary.json"
+    right = json.loads((ROOT / "docs" / "certificates" / "lavapipe" / name).read_text())
+    assert len(right["claim"]["sums"]) > 1
+    for segment in range(len(right["claim"]["sums"])):
+        sums = list(right["claim"]["sums"])
+        sums[segment] = "0" * 16
+        assert f"segment {segment} adds up to" in rejected(
+            sealed(changed(right, ("claim", "sums"), sums), evidence=True), tmp_path, rerun=True
+        )
+    forged = sealed(changed(right, ("claim", "not_strict"), right["claim"]["not_strict"] + 1), evidence=True)
+    assert "results are not strict" in rejected(forged, tmp_path, rerun=True)
 
 
 def test_every_single_field_mutation_is_rejected(certificates: dict[str, Path], tmp_path: Path) -> None:

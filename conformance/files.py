@@ -6,6 +6,7 @@ Source: docs/reading-a-report.md, "When it cannot be written".
 import contextlib
 import errno
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -16,6 +17,8 @@ from pathlib import Path
 
 #: Bytes of a text that is read whole.
 _MOST_TEXT = 64 << 20
+#: The names of directories of ``kept_folder``.
+_KEPT = re.compile(r"\d{8}-\d{6}-\w{8}$")
 _OTHER = "write to another directory"
 _ADVICE = {
     errno.ENOSPC: f"free some space there, or {_OTHER}",
@@ -113,13 +116,13 @@ def cache_directory() -> Path:
         raise Unwritable("this user has no home directory: set Q4GSW_CACHE to a directory") from error
 
 
-def kept_folder(kind: str, most: int = 20) -> Path:
-    """Make a new directory for a run's report in the cache; ``latest`` there leads to it, and the oldest go.
+def kept_folder(home: Path, most: int = 20) -> Path:
+    """Make a new directory for a run's report in ``home``; ``latest`` there leads to it, and the oldest such ones go.
 
     Raises:
-        Unwritable: the cache is full or cannot be written.
+        Unwritable: the disk is full, or the directory cannot be written.
     """
-    home = make_folder(cache_directory() / kind)
+    make_folder(home)
     try:
         folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=home))
         link = home / f".latest.{os.getpid()}"
@@ -127,7 +130,7 @@ def kept_folder(kind: str, most: int = 20) -> Path:
         link.replace(home / "latest")
     except OSError as error:
         raise unwritable(error.filename or home, error) from error
-    for old in sorted(path for path in home.iterdir() if path.is_dir() and not path.is_symlink())[:-most]:
+    for old in sorted(path for path in home.iterdir() if _KEPT.match(path.name))[:-most]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 

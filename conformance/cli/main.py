@@ -41,6 +41,7 @@ TASKS = {
         "run": Command(_RUN, "run cases and judge them", "run --subject executorch --stages MATCH,PACK"),
         "replay": Command(_RUN, "run the case of a replay file", "replay report/replay/pack__flat__v1.toml"),
         "list": Command(_RUN, "the cases: id, stage, contract section, what each detects", "list --case 'run/*'"),
+        "completion": Command("conformance.cli.completion", "completion for a shell, to be sourced", "completion bash"),
         "devices": Command(_RUN, "Vulkan devices, and the kernel variants that each can run", "devices"),
         "versions": Command("conformance.cli.versions", "judge with every release", "versions --since 1.4.0"),
     },

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from conformance.cli.options import Parser
+from conformance.cli.options import Parser, print_json
 from conformance.pte import operators as vulkan_operators
 
 
@@ -28,6 +28,7 @@ def add_operators(parser: Parser) -> None:
     """Add the options of ``q4gsw operators``."""
     parser.set_defaults(call=_operators)
     parser.add_argument("--executorch-src", type=Path, help="read the list from this clone, and save it")
+    parser.shared("--json")
     parser.add_argument("--revision", default="HEAD", help="revision of the clone (default: HEAD)")
 
 
@@ -53,6 +54,9 @@ def _operators(options: argparse.Namespace) -> int:
         vulkan_operators.save(vulkan_operators.read_source(options.executorch_src, options.revision))
         vulkan_operators.load.cache_clear()
     known = vulkan_operators.load()
+    if options.json:
+        print_json(known)
+        return 0
     print("\n".join(known.operators))
     print(f"{len(known.operators)} operators of executorch {known.version} ({known.revision})")
     return 0

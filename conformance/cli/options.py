@@ -1,10 +1,14 @@
 """The parser of every command, and the options that commands share: each is declared here once."""
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from conformance.case.case import LEVELS, STAGES
+from conformance.cli.config import config
+from conformance.serialize import unstructure
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -24,6 +28,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--device": {"default": "", "help": "Vulkan device by name or index, see q4gsw devices"},
     "--validate": {"action": "store_true", "help": "with Vulkan's validation layer; any message fails the case"},
     "--case-seconds": {"type": float, "default": 60.0, "metavar": "S", "help": "time limit of a case"},
+    "--json": {"action": "store_true", "help": "print JSON"},
     "--all": {"action": "store_true", "help": "show every failure, not one for each signature"},
     "--report": {"default": "", "metavar": "DIR", "help": "directory for the report (default: a new one)"},
     "--expectations": {"default": "", "metavar": "FILE", "help": "known failures, instead of the subject's own"},
@@ -49,9 +54,15 @@ class Parser(argparse.ArgumentParser):
         return one
 
     def shared(self, *names: str, **changed: Any) -> None:
-        """Add options of ``DECLARED``, with what is ``changed`` in all of them."""
+        """Add options of ``DECLARED``, with what is ``changed`` in all of them; else the repository's own defaults."""
         for name in names:
-            self.add_argument(name, **DECLARED[name] | changed)
+            own = config(Path.cwd()).get(name.removeprefix("--")) if name != "--report" else None
+            self.add_argument(name, **DECLARED[name] | ({"default": own} if own else {}) | changed)
+
+
+def print_json(value: object) -> None:
+    """Print plain data or dataclasses."""
+    print(json.dumps(unstructure(value), indent=1, sort_keys=True))
 
 
 def positive(text: str) -> int:

@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 
 from conformance.case.catalogue import load
-from conformance.cli.options import Parser
+from conformance.cli.options import Parser, print_json
 from conformance.results import diff, report, timing
-from conformance.results.causes import blocks
-from conformance.results.verdict import exit_code, last_line, read
+from conformance.results.causes import blocks, causes
+from conformance.results.verdict import counts, exit_code, last_line, read
 
 
 def add_report(parser: Parser) -> None:
     """Add the options of ``q4gsw report``."""
     parser.set_defaults(call=_report)
     parser.add_argument("file", type=Path, nargs="+", help="verdicts.jsonl, or the directory it is in")
-    parser.shared("--all")
+    parser.shared("--all", "--json")
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
     parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
     parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
@@ -25,12 +25,17 @@ def add_diff(parser: Parser) -> None:
     parser.set_defaults(call=_diff)
     parser.add_argument("old", type=Path, help="verdicts.jsonl, or the directory it is in")
     parser.add_argument("new", type=Path, help="the same of the later run")
-    parser.shared("--all")
+    parser.shared("--all", "--json")
 
 
 def _report(options: argparse.Namespace) -> int:
     streams = [read(path) for path in options.file]
     verdicts = [v for stream in streams for v in stream.verdicts]
+    if options.json:
+        by_cause = [{"example": there[0], "cases": [v.case for v in there]} for there in causes(verdicts)]
+        truncated = any(s.truncated for s in streams)
+        print_json({"counts": counts(verdicts), "truncated": truncated, "causes": by_cause})
+        return 1 if truncated else exit_code(verdicts)
     cases = load()
     for block in blocks(verdicts, {case.id: case.detects for case in cases}, every=options.all):
         print(block)
@@ -50,10 +55,13 @@ def _report(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     old, new = read(options.old), read(options.new)
     for path, stream in ((options.old, old), (options.new, new)):
-        if stream.truncated:
+        if stream.truncated and not options.json:
             print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     found = diff.compare(old, new)
-    print("\n".join(diff.lines(found, every=options.all)))
+    if options.json:
+        print_json(found)
+    else:
+        print("\n".join(diff.lines(found, every=options.all)))
     if new.truncated and not found.failed:
         raise ValueError(
             f"{options.new}: the run did not finish, so nothing is known of what it did not reach; run it again"

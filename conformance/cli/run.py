@@ -9,8 +9,9 @@ from pathlib import Path
 
 from conformance.case.catalogue import by_contract, load, select
 from conformance.case.toml import case_to_toml
-from conformance.cli.options import Parser
-from conformance.files import printable
+from conformance.cli.config import config
+from conformance.cli.options import Parser, print_json
+from conformance.files import kept_folder, printable
 from conformance.harness.subject import check_name, from_file
 from conformance.harness.worker import Worker
 from conformance.results import replay
@@ -43,7 +44,7 @@ def add_replay(parser: Parser) -> None:
     parser.set_defaults(call=_replay)
     parser.add_argument("file", type=Path)
     parser.shared("--subject", default="", help="default: the file's own, if built in")
-    parser.shared("--device", "--validate", "--case-seconds")
+    parser.shared("--device", "--validate", "--case-seconds", "--json")
     parser.add_argument("--show-output", action="store_true", help="show all that the subject prints, as it comes")
 
 
@@ -51,6 +52,7 @@ def add_list(parser: Parser) -> None:
     """Add the options of ``q4gsw list``."""
     parser.set_defaults(call=_list)
     parser.shared("--level", "--stages", "--case")
+    parser.shared("--json")
     parser.add_argument("--toml", action="store_true", help="print the cases whole")
     parser.add_argument("--by-contract", action="store_true", help="sections, the number of their cases, and stages")
 
@@ -58,10 +60,14 @@ def add_list(parser: Parser) -> None:
 def add_devices(parser: Parser) -> None:
     """Add the options of ``q4gsw devices``."""
     parser.set_defaults(call=_devices)
+    parser.shared("--json")
 
 
 def _list(options: argparse.Namespace) -> int:
     cases = select(load(), level=options.level, stages=options.stages, ids=options.case)
+    if options.json:
+        print_json([{n: getattr(case, n) for n in ("id", "stage", "contract", "level", "detects")} for case in cases])
+        return 0
     if options.toml:
         print("\n".join(f"# {case.id}\n{case_to_toml(case)}" for case in cases))
         return 0
@@ -80,6 +86,8 @@ def _run(options: argparse.Namespace) -> int:
 
     check_name(options.subject)
     _device(options)
+    if not options.report and (home := config(Path.cwd()).get("report")):
+        options.report = str(kept_folder(Path(home)))
     return plugin.judge(options, options.after)
 
 
@@ -89,6 +97,9 @@ def _replay(options: argparse.Namespace) -> int:
     _device(options)
     with Worker(subject, options.case_seconds, show=_show if options.show_output else None) as worker:
         verdict = run_case(worker, recorded.case, None)
+    if options.json:
+        print_json(verdict)
+        return exit_code([verdict])
     if verdict.outcome in UNEXPECTED:
         print(describe(verdict, recorded.case.detects))
     else:
@@ -118,8 +129,11 @@ def _device(options: argparse.Namespace) -> None:
         os.environ["Q4GSW_VALIDATE"] = "1"
 
 
-def _devices(_options: argparse.Namespace) -> int:
-    from conformance.pte.device import device_lines  # noqa: PLC0415 - needs the Vulkan loader; other commands do not
+def _devices(options: argparse.Namespace) -> int:
+    from conformance.pte.device import device_lines, device_rows  # noqa: PLC0415 - need the Vulkan loader
 
-    print("\n".join(device_lines()))
+    if options.json:
+        print_json([{"device": name, **row} for name, row in device_rows()])
+    else:
+        print("\n".join(device_lines()))
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
-from conformance.files import kept_folder, make_folder, write_whole
+from conformance.files import cache_directory, kept_folder, make_folder, write_whole
 from conformance.harness.subject import check_name, resolved
 from conformance.results.verdict import last_line
 from conformance.runs import run
@@ -37,7 +37,11 @@ def _versions(options: argparse.Namespace) -> int:
     subject, stages = resolved(options.subject), ",".join(options.stages)
     pinned, expected = run.versions()[options.package], run.expected_of(subject, options.expectations)
     versions = chosen(options.package, options.wheels, versions=options.versions, since=options.since)
-    report = make_folder(Path(options.report)).resolve() if options.report else kept_folder("version-reports")
+    report = (
+        make_folder(Path(options.report)).resolve()
+        if options.report
+        else kept_folder(cache_directory() / "version-reports")
+    )
     if older := next(report.iterdir(), None):
         raise ValueError(f"{report}: {older.name} is there already; give --report an empty directory")
     words = ["--subject", subject, "--level", options.level, "--stages", stages, "-k", "not generated"]

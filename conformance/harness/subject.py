@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import reprlib
 import sys
@@ -42,6 +43,11 @@ def names() -> tuple[str, ...]:
     )
 
 
+def installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """Subjects of other packages in this environment, by name: entry points of the group ``q4gsw.subjects``."""
+    return {point.name: point for point in importlib.metadata.entry_points(group="q4gsw.subjects")}
+
+
 def resolved(spec: str) -> str:
     """Return ``spec`` as it is recorded: what NAME:WHAT names in full, so that it means the same from anywhere.
 
@@ -67,7 +73,7 @@ def check_name(spec: str) -> None:
             raise ValueError(f"subject {name!r} needs to be told what to judge: --subject {name}:{WHAT[name]}")
         resolved(spec)
         return
-    if spec in names():
+    if spec in names() or spec in installed():
         return
     path, colon, class_name = spec.rpartition(":")
     if colon and path.endswith(".py"):
@@ -76,7 +82,8 @@ def check_name(spec: str) -> None:
         if not class_name.isidentifier():
             raise ValueError(f"subject {spec!r}: {class_name!r} is not a class name")
         return
-    near = difflib.get_close_matches(spec, names(), cutoff=0.3) or names()
+    every = (*names(), *installed())
+    near = difflib.get_close_matches(spec, every, cutoff=0.3) or every
     raise ValueError(f"unknown subject {spec!r}; did you mean {' or '.join(near)}? (or path.py:Class)")
 
 
@@ -86,7 +93,7 @@ def from_file(recorded: str, option: str, file: Path) -> str:
     Raises:
         ValueError: the file's own runs code from a path, which only the command line may name; or see ``check_name``.
     """
-    if not option and ":" in recorded:
+    if not option and (":" in recorded or recorded in installed()) and recorded not in names():
         raise ValueError(f"{file}: its subject {recorded!r} is code of its own, which runs only if --subject names it")
     try:
         check_name(option or recorded)
@@ -97,11 +104,11 @@ def from_file(recorded: str, option: str, file: Path) -> str:
 
 def option_for(spec: str) -> tuple[str, ...]:
     """Return the words with which a command takes the subject ``spec``, though a file names it (``from_file``)."""
-    return ("--subject", resolved(spec)) if ":" in spec else ()
+    return ("--subject", resolved(spec)) if ":" in spec or spec in installed() else ()
 
 
 def load(spec: str) -> Subject:
-    """Return a new subject: a built-in by name (its file's class ``SubjectUnderTest``), NAME:WHAT or path.py:Class.
+    """Return a new subject: built in (a file's class ``SubjectUnderTest``), installed, NAME:WHAT or path.py:Class.
 
     Raises:
         ValueError: no such subject.
@@ -110,9 +117,12 @@ def load(spec: str) -> Subject:
     check_name(spec)
     name, _, what = spec.partition(":")
     arguments = (what,) if name in WHAT else ()
+    point = installed().get(spec)
     if spec in names() or arguments:
         stem = name.replace("-", "_")
         module, class_name = importlib.import_module(f"conformance.subjects.{stem}"), "SubjectUnderTest"
+    elif point:
+        module, class_name = importlib.import_module(point.module), point.attr
     else:
         path, _, class_name = spec.rpartition(":")
         module_spec = importlib.util.spec_from_file_location(f"subject_{Path(path).stem}", path)

@@ -6,6 +6,8 @@ validation layer, and every message of the layer raises. Needs neither torch nor
 
 import contextlib
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from conformance.harness.errors import EnvironmentProblem
 from impl.errors import VulkanUnavailable
@@ -52,8 +54,9 @@ def check_device(name: str) -> None:
         raise ValueError(str(error)) from error
 
 
-def device_lines() -> list[str]:
-    """One line for each Vulkan device, for a listing; those of drivers that have to be named come last."""
+def device_rows() -> list[tuple[int | str, Mapping[str, Any]]]:
+    """What is known of each Vulkan device, by the word for --device; those of drivers that are named come last."""
+    rows: list[tuple[int | str, Mapping[str, Any]]]
     try:
         rows = [(row["index"], row) for row in devices()]
     except VulkanUnavailable as error:
@@ -61,8 +64,13 @@ def device_lines() -> list[str]:
     for word in named_drivers():
         with contextlib.suppress(VulkanUnavailable):
             rows += [(word, row) for row in devices(word) if word in row["name"].lower()]
+    return rows
+
+
+def device_lines() -> list[str]:
+    """One line for each Vulkan device, for a listing."""
     return [
         f"{name}: {row['name']} ({row['kind']}), {row['driver']}; {len(row['variants'])} shader variants; "
         f"float modes {', '.join(row['float_modes']) or 'none'}"
-        for name, row in rows
+        for name, row in device_rows()
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.case.catalogue import load
-from conformance.files import kept_folder
+from conformance.files import cache_directory, kept_folder
 from conformance.results import report
 from conformance.results.expectations import Expectations, grouped
 from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, Stream, Verdict, Writer, counts, last_line
@@ -19,7 +19,7 @@ class Report:
     """
 
     def __init__(self, folder: str, header: Mapping[str, object], expected: Expectations) -> None:
-        self.folder = Path(folder).resolve() if folder else kept_folder("reports")
+        self.folder = Path(folder).resolve() if folder else kept_folder(cache_directory() / "reports")
         self.expected = expected
         self.verdicts: list[Verdict] = []
         self._header = header

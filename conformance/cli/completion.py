@@ -1,0 +1,26 @@
+"""``q4gsw completion``: completion of commands and options for a shell."""
+
+import argparse
+import importlib
+
+import shtab
+
+from conformance.cli.options import Parser
+
+
+def add_completion(parser: Parser) -> None:
+    """Add the options of ``q4gsw completion``."""
+    parser.set_defaults(call=_completion)
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from conformance.cli.main import COMMANDS  # noqa: PLC0415 - which has loaded this module
+
+    root = Parser(prog="q4gsw", example="run --level smoke")
+    ways = root.add_subparsers()
+    for name, (module, what, example) in COMMANDS.items():
+        own = ways.add_parser(name, help=what, description=what, example=example)
+        getattr(importlib.import_module(module), f"add_{name}")(own)
+    print(shtab.complete(root, options.shell))
+    return 0

@@ -8,18 +8,21 @@ is a mixed-radix number whose digits are quotients and remainders of row and col
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conformance.case.case import Case, Table
 from conformance.harness.errors import EnvironmentProblem
 from conformance.harness.observation import Arrays, Observation, Raised, Refused, Unsupported
-from conformance.harness.worker import Worker
 from conformance.proofs.certificate import PROVEN, REFUSED, REFUTED, LayoutClaim
 from conformance.proofs.target import Array
 from reference.program.spec import Values
 from reference.table import layouts
 from reference.table.positions import Place, block_bytes, block_place, flat_place, linear_weight_place
+
+if TYPE_CHECKING:
+    from conformance.harness.worker import Worker
 
 
 class NotPacked(Exception):  # noqa: N818 - says what became of a table
@@ -48,7 +51,11 @@ def prove(subject: str) -> tuple[LayoutClaim, tuple[str, ...]]:
     cases: dict[str, str] = {}
     mismatches: list[str] = []
     with contextlib.ExitStack() as stack:
-        worker = None if subject == "reference" else stack.enter_context(Worker(subject))
+        worker = None
+        if subject != "reference":
+            from conformance.harness.worker import Worker  # noqa: PLC0415 - the reference is judged without TOML
+
+            worker = stack.enter_context(Worker(subject))
         for name, layout, storage, rows, columns in _cases():
             if not storage:
                 wrong = by_arithmetic(layout, rows, columns)
@@ -78,7 +85,7 @@ def case_names() -> dict[str, int]:
     return {name: rows * columns if storage else 0 for name, _layout, storage, rows, columns in _cases()}
 
 
-def packer(worker: Worker | None, layout: str, storage: str) -> Packed | str:
+def packer(worker: "Worker | None", layout: str, storage: str) -> Packed | str:
     """The function from int8 values [V, D] to packed bytes of a subject (None: the reference), or why it has none."""
     if worker is None:
         own: Packed = getattr(layouts, f"pack_{layout}")

@@ -36,7 +36,7 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
         dependencies = project["project"]["dependencies"]
         # torch first: with it in place nothing else pulls in another build of it.
         session.run(*install, *(d for d in dependencies if d.startswith("torch==")), external=True)
-        session.run(*install, *dependencies, *nox.project.dependency_groups(project, "lint"), external=True)
+        session.run(*install, *dependencies, *nox.project.dependency_groups(project, "lint", "fuzz"), external=True)
         session.run(*install, "--no-deps", "--editable", str(ROOT), external=True)
         stamp.write_text(pins)
     session.run(str(BIN / program), *arguments, external=True)
@@ -66,6 +66,12 @@ def drivers(session: nox.Session) -> None:
     for device in ("llvmpipe", "swiftshader"):
         _run(session, "q4gsw", "run", "--device", device, *session.posargs)
         _run(session, "q4gsw", "prove", "all", "--device", device, "--out", f"report/certificates/{device}")
+
+
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the readers of files from strangers: [--seconds S] [--inputs N] [--readers A,B] [--state DIR]."""
+    _run(session, "python", "-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session(venv_backend="none")

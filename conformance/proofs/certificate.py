@@ -123,8 +123,9 @@ class Certificate:
 
 
 def timing(began: float, ended: float, working_s: float, stages: Mapping[str, float]) -> Timing:
-    """Times since the epoch and seconds as a certificate stores them."""
-    started, finished = (datetime.fromtimestamp(t, UTC).isoformat(timespec="milliseconds") for t in (began, ended))
+    """Times since the epoch and seconds as a certificate stores them; a clock may have been set back meanwhile."""
+    ends = (began, max(began, ended))
+    started, finished = (datetime.fromtimestamp(t, UTC).isoformat(timespec="milliseconds") for t in ends)
     rounded = {name: round(seconds, 6) for name, seconds in stages.items()}
     return Timing(started, finished, round(working_s, 6), Stages(**rounded))
 

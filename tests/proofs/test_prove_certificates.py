@@ -330,6 +330,11 @@ def test_a_journal_is_not_overwritten_and_damage_is_seen(tmp_path: Path) -> None
         assert path.read_text() == damaged
 
 
+def test_a_clock_that_is_set_back_spoils_no_certificate() -> None:
+    times = prove_certificate.timing(1000.0, 500.0, 1.0, {"device": 1.0})
+    assert times.started == times.finished
+
+
 def without_timings(path: Path) -> dict[str, Any]:
     return {k: v for k, v in json.loads(path.read_text()).items() if k not in {"timing", "digest"}}
 

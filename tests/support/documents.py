@@ -102,7 +102,9 @@ def wrong_with(command: Command, pytest_options: set[str]) -> str:
     told = tuple(rest.split())
     if session in _FORWARDED:
         return _wrong_subcommand((_FORWARDED[session], *told))
-    known = _bench_options(told) if session == "bench" else pytest_options
+    known = pytest_options
+    if session in {"bench", "fuzz"}:
+        known = _bench_options(told) if session == "bench" else _options_in(ROOT / "tests" / "fuzz" / "__main__.py")
     unknown = set(_OPTION.findall(rest)) - known
     return f"option {min(unknown)} of session {session}" if unknown else ""
 
@@ -127,6 +129,10 @@ def _bench_options(words: tuple[str, ...]) -> set[str]:
     paths = [ROOT / "bench" / f"{words[0] if words else 'kernel'}_bench.py", ROOT / "bench" / "common.py"]
     if not paths[0].is_file():
         return set()
+    return _options_in(*paths)
+
+
+def _options_in(*paths: Path) -> set[str]:
     return {"--help", *re.findall(r'"(--[a-z\-]+)"', "".join(path.read_text() for path in paths))}
 
 

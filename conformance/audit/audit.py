@@ -19,6 +19,7 @@ from conformance.program.tensors import dtype_name
 from conformance.pte.cpu import registered
 from conformance.pte.file import DTYPES, VULKAN, Method, PteFile, VulkanDelegate, read_pte
 from conformance.pte.lookup import LOOKUP, check_servable, lookup_call, storage_of
+from conformance.pte.memory import memory_faults
 from conformance.pte.operators import load, registered_operators
 from conformance.pte.run import scalar_dtype
 
@@ -49,6 +50,8 @@ def audit(file: PteFile) -> Audit:
             size = sum(map(len, delegate.constants))
             parts.append(Part(method.name, f"vulkan{delegate.index}", dict(counts), size))
             problems += _delegate_problems(delegate)
+            where = f"{method.name}/vulkan{delegate.index}"
+            problems += (Problem("wrong", kind, where, fault) for kind, fault in memory_faults(delegate))
             if delegate.options.get("force_fp16", b"\0").strip(b"\0"):
                 notes.append(f"{delegate.name}: force_fp16 makes scales and outputs float16 (contract 3.7)")
         problems += _boundary_problems(method)

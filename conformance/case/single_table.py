@@ -67,6 +67,7 @@ class SingleTable:
     indices_dtype: str = "int64"
     indices_source: str = "input"
     indices_dynamic: tuple[int, ...] = ()
+    indices_bound: int = 0
     padding_idx: int = -1
     sparse: bool = False
     scale_grad_by_freq: bool = False
@@ -151,6 +152,7 @@ def _index_tensors(p: SingleTable) -> list[TensorSpec]:
             Values("uniform", 41 + i, 0, max(high - p.indices_moved, 0)),
             p.indices_source,
             p.indices_dynamic,
+            p.indices_bound,
         )
         for i in range(p.lookups)
     ] + ([TensorSpec("offset", p.indices_dtype, (1,), Values("constant", value=1.0))] if p.indices_moved else [])

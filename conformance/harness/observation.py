@@ -9,14 +9,15 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from conformance.serialize import register_as_is, structure, unstructure
 from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name
 
+T = TypeVar("T")
 ArrayMap = Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -102,7 +103,8 @@ class Problem:
 class FileContent:
     """What a file holds: where each step is computed, copies of its tables, and what an audit says.
 
-    ``copies``: by table and form ("original", "packed flat", ...), how often its bytes are in the file.
+    ``copies``: by table and form ("original", "packed flat", ...), how often its bytes are in the file. ``dynamic``: as
+    ``Graph`` has it at RUN.
     """
 
     size: int
@@ -110,6 +112,7 @@ class FileContent:
     copies: Mapping[str, Mapping[str, int]]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,10 @@ class Graph:
     signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
     ``written``: what the rewritten program leaves in the tensors that it writes to, by the tensor's name in the spec.
     ``failed``: why a step could not be computed. ``places``, at RUN: what computes each step.
+    A program with symbolic sizes is run at other sizes too: "STEP@SIZE" in ``outputs``, ``source_outputs``, ``failed``.
     At EXPORT, ``forms``: each quantized step's operator with its arguments that are no tensors; ``tables``: that of the
-    dequantize behind a lookup; ``dynamic``: the symbolic dimensions of a user input.
+    dequantize behind a lookup; ``dynamic``: the symbolic dimensions of a user input. At RUN, ``dynamic``: the largest
+    sizes of a user input that the file lets vary.
     """
 
     decisions: tuple[Decision, ...]
@@ -139,6 +144,20 @@ class Graph:
     tables: Mapping[str, str] = field(default_factory=dict)
     dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     facts: Facts = Facts()
+
+    def at(self, size: str) -> "Graph":
+        """Return what was observed at another size."""
+        outputs, sources = _at(size, self.outputs), _at(size, self.source_outputs)
+        return replace(self, outputs=outputs, source_outputs=sources, failed=_at(size, self.failed))
+
+
+def _at(size: str, values: Mapping[str, T]) -> dict[str, T]:
+    return {name.removesuffix(f"@{size}"): value for name, value in values.items() if name.endswith(f"@{size}")}
+
+
+def named_at(size: str, values: Mapping[str, T]) -> dict[str, T]:
+    """Return values by step with the size at which they were observed in their names."""
+    return {f"{name}@{size}": value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

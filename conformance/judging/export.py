@@ -5,7 +5,7 @@ Source: docs/contract.md section 4, 3.6.
 
 from conformance.harness.observation import Graph
 from conformance.judging import compare
-from conformance.judging.lowered import judge_linear, written_tensors
+from conformance.judging.lowered import at_other_sizes, judge_linear, written_tensors
 from conformance.results.mismatch import DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST
 from reference.arithmetic.bfloat16 import dtype_name
@@ -18,7 +18,11 @@ from reference.program.values import tensor_values
 def judge_export(spec: ProgramSpec, graph: Graph) -> Mismatch | None:
     """Return the first mismatch: an operator of another form, an operand of other bits, an output of other bits."""
     return (
-        _forms(spec, graph) or _operands(spec, graph) or _outputs(spec, graph) or written_tensors(spec, graph.written)
+        _forms(spec, graph)
+        or _operands(spec, graph)
+        or _outputs(spec, graph)
+        or written_tensors(spec, graph.written)
+        or at_other_sizes(spec, graph, _outputs)
     )
 
 

@@ -153,6 +153,7 @@ def _match(question: Program, graph: Graph) -> Judgement:
         _decisions(question.spec, graph)
         or _outputs(question.spec, graph)
         or lowered.written_tensors(question.spec, graph.written)
+        or lowered.at_other_sizes(question.spec, graph, _outputs)
         or next((Mutated(name, "source") for name in graph.changed), None)
         or next((Mutated(name, "second_run") for name in graph.unstable), None)
     )

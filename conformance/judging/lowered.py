@@ -3,7 +3,8 @@
 Source: docs/contract.md 5.7, 6.1 to 6.3, 3.6.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from reference.arithmetic.rounding import FLOAT16, FLOAT32
 from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate, written
 from reference.program.fusibility import violations
+from reference.program.sizes import other_sizes
 from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
 from reference.program.values import tensor_values
 from reference.table.dequantize import exact_weights
@@ -43,6 +45,7 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
     content = file.content
     return (
         _places(spec, {name: place == Place("vulkan", _LOOKUP) for name, place in content.places.items()})
+        or _fixed(spec, content.dynamic)
         or _problems(content.problems)
         or _copies(spec, content.copies, content.places)
     )
@@ -50,12 +53,49 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
 
 def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
     """Contract 5.7 on what the file computes; returns the first mismatch, and whether the strict set holds."""
-    if wrong := _places(spec, {d.lookup: d.fused for d in graph.decisions}):
+    if wrong := _places(spec, {d.lookup: d.fused for d in graph.decisions}) or _fixed(spec, graph.dynamic):
         return wrong, False
     others = [s.name for s in spec.steps if isinstance(s, Linear | Apply) and s.name in graph.places]
     delegated = {name for name in others if graph.places[name].place == "vulkan"}
     delegated |= {d.lookup for d in graph.decisions if d.fused}
-    return judge_outputs(spec, graph.outputs, compare.float_modes(graph.facts), delegated, graph.source_outputs)
+    modes, strict = compare.float_modes(graph.facts), True
+
+    def judged(at: ProgramSpec, there: Graph) -> Mismatch | None:
+        nonlocal strict
+        for step in at.outputs():
+            if step in there.failed:
+                return DtypeShapeMismatch(step, "an array", there.failed[step], "missing")
+        found, held = judge_outputs(at, there.outputs, modes, delegated, there.source_outputs)
+        strict = strict and held
+        return found
+
+    wrong = judged(spec, graph) or at_other_sizes(spec, graph, judged, lowered=True)
+    return wrong, strict and wrong is None
+
+
+def at_other_sizes(
+    spec: ProgramSpec, graph: Graph, judge: Callable[[ProgramSpec, Graph], Mismatch | None], *, lowered: bool = False
+) -> Mismatch | None:
+    """Return the first mismatch at another size than the traced one."""
+    for size, sized in other_sizes(spec, lowered=lowered).items():
+        if wrong := judge(sized, graph.at(size)):
+            if isinstance(wrong, ArrayMismatch | DtypeShapeMismatch):
+                return replace(wrong, name=f"{wrong.name}, at size {size}")
+            return wrong
+    return None
+
+
+def _fixed(spec: ProgramSpec, dynamic: Mapping[str, tuple[int, ...]]) -> Mismatch | None:
+    """Contract 6.3: a size that the caller may choose is the caller's choice in the file, up to its bound."""
+    for tensor in spec.tensors:
+        if not tensor.dynamic or tensor.source not in {"input", "computed"}:
+            continue
+        largest = tuple(max(n, tensor.bound) if d in tensor.dynamic else n for d, n in enumerate(tensor.shape))
+        got = dynamic.get(tensor.name)
+        if got is None or len(got) != len(largest) or any(a < b for a, b in zip(got, largest, strict=True)):
+            found = "fixed" if got is None else f"up to {list(got)}"
+            return DtypeShapeMismatch(tensor.name, f"sizes up to {list(largest)}", found, "dynamic")
+    return None
 
 
 def judge_outputs(

@@ -5,18 +5,20 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Program
 from conformance.case.toml import case_to_toml
 from conformance.files import write_whole
 from conformance.kits.kit import Description, KitFile, Tensor, outputs_of, strict_outputs
-from conformance.program.build import BuiltProgram, build
+from conformance.program.build import BuiltProgram, build, other_inputs
 from conformance.program.tensors import to_numpy, to_torch
 from conformance.subjects.stages import Lower
 from reference.arithmetic.bfloat16 import dtype_name
+from reference.program.sizes import other_sizes
 
 #: The README that a directory of kits carries.
 _README = Path(__file__).with_name("README.md.txt")
@@ -45,12 +47,15 @@ def lowering(name: str) -> Lower:
 
 
 def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str]) -> Path:
-    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it."""
+    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it.
+
+    A program with symbolic sizes has a kit beside it for each other size to ask: the same model, other inputs.
+    """
     spec = case.program
     if spec is None or spec.route == "synthetic":
         raise ValueError("only programs of torch.export can be kits")
     target = folder_of(case, folder)
-    outputs = outputs_of(spec)  # before anything is built: not every program can be judged
+    outputs_of(spec)  # before anything is built: not every program can be judged
     built = build(spec)
     try:
         model = lowering(lower_with)(built.exported, {})
@@ -58,6 +63,21 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
         message = str(error).strip().partition("\n")[0]
         raise NotLowered(f"{lower_with} does not lower it: {type(error).__name__}: {message}") from error
     folder.mkdir(parents=True, exist_ok=True)
+    for size, sized in other_sizes(spec, lowered=True).items():
+        inputs = other_inputs(built, lowered=True)[size]
+        own = replace(case, id=f"{case.id}-size-{size}", question=Program(sized))
+        _write(own, replace(built, spec=sized, inputs=inputs), model, folder_of(own, folder), lower_with, versions)
+    _write(case, built, model, target, lower_with, versions)
+    readme = folder / "README.md"
+    if not readme.exists():
+        write_whole({readme: _README.read_text(encoding="utf-8")})
+    return target
+
+
+def _write(
+    case: Case, built: BuiltProgram, model: bytes, target: Path, lower_with: str, versions: Mapping[str, str]
+) -> None:
+    folder = target.parent
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
 
     def put(name: str, data: bytes) -> KitFile:
@@ -70,17 +90,13 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
             file = put(f"input_{number}.bin", np.ascontiguousarray(array).tobytes())
             inputs.append(Tensor(file.file, file.sha256, dtype_name(array), array.shape))
         files = put("model.pte", model), put("case.toml", case_to_toml(case).encode())
-        description = Description(*files, tuple(inputs), outputs, lower_with, versions)
+        description = Description(*files, tuple(inputs), outputs_of(built.spec), lower_with, versions)
         put("case.json", description.to_json().encode())
         _bundle(scratch, built)
         scratch.chmod(0o755)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    readme = folder / "README.md"
-    if not readme.exists():
-        write_whole({readme: _README.read_text(encoding="utf-8")})
-    return target
 
 
 def _bundle(folder: Path, built: BuiltProgram) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from conformance.harness.observation import Graph
+from conformance.harness.observation import Graph, named_at
 from conformance.observe.execute import run_program
 from conformance.observe.match import outputs_by_step, written_by_tensor
-from conformance.program.build import BuiltProgram
+from conformance.program.build import BuiltProgram, other_inputs
 from conformance.program.lookups import op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy, user_inputs
 from reference.program.spec import Apply, Dequantize, Linear, Read
@@ -35,6 +35,10 @@ def observe_export(built: BuiltProgram) -> Graph:
     """
     values = run_program(built.program, built.inputs)
     outputs, failed = outputs_by_step(built, built.program, values)
+    for size, inputs in other_inputs(built).items():
+        there, why = outputs_by_step(built, built.program, run_program(built.program, inputs))
+        outputs |= named_at(size, there)
+        failed |= named_at(size, why)
     nodes = {n.name: n for n in built.program.graph.nodes}
     forms, tables, operands = dict[str, str](), dict[str, str](), dict[str, Array]()
     for step in built.spec.steps:

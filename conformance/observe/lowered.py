@@ -14,11 +14,12 @@ from executorch.exir import EdgeProgramManager, to_edge
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
-from conformance.harness.observation import Decision, FileContent, Graph, Place
+from conformance.harness.errors import CannotRun
+from conformance.harness.observation import Decision, FileContent, Graph, Place, named_at
 from conformance.observe.execute import run_program
-from conformance.program.build import BuiltProgram, small_programs
+from conformance.program.build import BuiltProgram, other_inputs, small_programs
 from conformance.program.lookups import hidden_lookup
-from conformance.program.tensors import Array, to_numpy
+from conformance.program.tensors import Array, to_numpy, user_inputs
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
@@ -36,7 +37,9 @@ _FLOATS = ("float32", "float16")
 def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> FileContent:
     """What the file holds, for ``conformance.judging.lowered.judge_lower``."""
     report = audit(file)
-    return FileContent(file.size, places(built, file), copies(built.spec, data), report.problems, report.notes)
+    return FileContent(
+        file.size, places(built, file), copies(built.spec, data), report.problems, report.notes, dynamic(built, file)
+    )
 
 
 def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
@@ -49,6 +52,15 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
     result = run_pte(file, built.inputs)
     computed_by = places(built, file)
     outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
+    sources, failed = _source_outputs(built, computed_by), dict[str, str]()
+    for size, inputs in other_inputs(built, lowered=True).items():
+        try:
+            there = run_pte(file, inputs).outputs
+        except CannotRun as error:
+            failed |= named_at(size, dict.fromkeys(built.outputs, str(error)))
+            continue
+        outputs |= named_at(size, {step: there[position] for step, position in built.outputs.items()})
+        sources |= named_at(size, _source_outputs(replace(built, inputs=inputs), computed_by))
     decisions = tuple(
         Decision(step.name, computed_by[step.name] == Place("vulkan", LOOKUP)) for step in built.spec.lookups()
     )
@@ -64,7 +76,15 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
             device=shader.device,
             driver=shader.driver,
         )
-    return Graph(decisions, outputs, _source_outputs(built, computed_by), facts=facts, places=computed_by)
+    sizes = dynamic(built, file)
+    return Graph(decisions, outputs, sources, failed=failed, facts=facts, places=computed_by, dynamic=sizes)
+
+
+def dynamic(built: BuiltProgram, file: PteFile) -> dict[str, tuple[int, ...]]:
+    """The largest sizes of each user input that the file lets vary, by the tensor's name."""
+    plan = file.method("forward").plan
+    specs = zip(user_inputs(built.spec), (plan.values[number].val for number in plan.inputs), strict=True)
+    return {tensor.name: tuple(spec.sizes) for tensor, spec in specs if spec.shape_dynamism}
 
 
 def places(built: BuiltProgram, file: PteFile) -> dict[str, Place]:

@@ -6,16 +6,17 @@ both programs, and compares snapshots. Only the reasons for refusals are the sub
 Source: docs/contract.md 5.1, 5.2, 5.6, 5.7.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
 
-from conformance.harness.observation import Decision, Graph
+from conformance.harness.observation import Decision, Graph, named_at
 from conformance.observe.execute import FUSED, Failure, run_program, user_output_nodes
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
-from conformance.program.build import BuiltProgram
+from conformance.program.build import BuiltProgram, other_inputs
 from conformance.program.lookups import hidden_lookup, lookups_behind, op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy
 
@@ -51,9 +52,18 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     rewritten, answers = rewrite(built.program)
     changed = differences(before, source_snapshot(built))
     _check_valid(rewritten)
+    _check_ranges(built, rewritten)
     values = run_program(rewritten, built.inputs)
     _check_metadata(rewritten, values)
     outputs, failed = outputs_by_step(built, rewritten, values)
+    for size, inputs in other_inputs(built).items():
+        source, _ = outputs_by_step(built, built.program, run_program(built.program, inputs))
+        values = run_program(rewritten, inputs)
+        _check_metadata(rewritten, values)
+        there, trouble = outputs_by_step(built, rewritten, values)
+        source_outputs |= named_at(size, source)
+        outputs |= named_at(size, there)
+        failed |= named_at(size, trouble)
     return Graph(
         decisions=decisions(built, rewritten, answers),
         outputs=outputs,
@@ -140,6 +150,35 @@ def _check_valid(program: Any) -> None:
         program.validate()
     except Exception as error:
         raise InvalidRewrite(f"its verifier rejects the rewritten program: {error}") from error
+
+
+def _check_ranges(built: BuiltProgram, program: Any) -> None:
+    """Sizes that the caller may choose stay the caller's choice: symbolic, and in no smaller range."""
+    before, after = _input_sizes(built.program), _input_sizes(program)
+    if list(map(len, before)) != list(map(len, after)):
+        raise InvalidRewrite(f"its inputs have sizes {after}, but the source's had {before}")
+    for old, new in zip(before, after, strict=True):
+        if not all(_holds(one, other) for one, other in zip(old, new, strict=True)):
+            raise InvalidRewrite(f"an input has sizes {new}, but the source had {old}")
+
+
+def _input_sizes(program: Any) -> list[list[tuple[int, int]]]:
+    """The smallest and largest value of every size of every user input."""
+    values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.target is None]
+    return [[_range(program, size) for size in getattr(values[name], "shape", ())] for name in names]
+
+
+def _range(program: Any, size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    known = program.range_constraints.get(size.node.expr)
+    return (known.lower, known.upper) if known is not None else (0, sys.maxsize)
+
+
+def _holds(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a range holds no more than another one; torch itself exports no symbolic size below 2 as such."""
+    return bool(other[0] <= max(one[0], 2) and one[1] <= other[1])
 
 
 def _check_metadata(program: Any, values: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 from conformance.harness.observation import Facts
 from conformance.program.lookups import hidden_lookup, lookups_behind
 from conformance.program.tensors import Array, all_tensors, identifiers, to_torch, user_inputs
+from reference.program.sizes import other_sizes
 from reference.program.spec import Dequantize, Lookup, ProgramSpec
 from reference.program.values import tensor_values
 
@@ -173,7 +174,18 @@ def _dynamic_shapes(spec: ProgramSpec) -> tuple[Any, ...] | None:
     inputs = user_inputs(spec)
     if not any(t.dynamic for t in inputs):
         return None
-    return tuple(dict.fromkeys(t.dynamic, torch.export.Dim.DYNAMIC) or None for t in inputs)
+    free = torch.export.Dim.DYNAMIC
+    return tuple(dict.fromkeys(t.dynamic, free(max=t.bound) if t.bound else free) or None for t in inputs)
+
+
+def other_inputs(built: BuiltProgram, *, lowered: bool = False) -> dict[str, tuple[Any, ...]]:
+    """Return the user inputs at other sizes of the symbolic dimensions (``reference.program.sizes``), by size."""
+    return {size: _inputs(spec) for size, spec in other_sizes(built.spec, lowered=lowered).items()}
+
+
+def _inputs(spec: ProgramSpec) -> tuple[Any, ...]:
+    values = tensor_values(spec)
+    return tuple(to_torch(values[t.name]) for t in user_inputs(spec))
 
 
 def _part_pointers(embeddings: dict[str, Any]) -> dict[int, str]:

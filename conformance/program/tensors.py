@@ -52,6 +52,8 @@ def to_torch(array: Array) -> Any:
     """Return a new tensor of the array's bits; BFLOAT16 becomes torch.bfloat16."""
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array["bits"].astype("<i2")).view(torch.bfloat16)
+    if not array.size:  # from_numpy gives such a tensor strides at which ExecuTorch's runtime aborts
+        return torch.empty(array.shape, dtype=torch_dtype(array.dtype.name))
     return torch.from_numpy(np.array(array, order="C", copy=True))
 
 

@@ -14,14 +14,7 @@ import executorch.backends.vulkan.custom_ops_lib  # defines the et_vk operators
 import executorch.exir.passes.dim_order_ops_registry  # noqa: F401 - defines the dim_order_ops operators
 import torch
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
-    Bool,
-    BoolList,
-    Double,
-    DoubleList,
-    Int,
-    IntList,
     OperatorCall,
-    String,
     SymInt,
     ValueList,
     VkTensor,
@@ -29,9 +22,11 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail, one_line
 from conformance.harness.observation import Facts
-from conformance.program.tensors import to_numpy, torch_dtype
+from conformance.program.tensors import to_numpy, to_torch, torch_dtype
+from conformance.pte.calls import by_schema, literal, torch_operator
 from conformance.pte.file import DTYPES, VulkanDelegate
 from conformance.pte.lookup import LOOKUP, lookup_call, run_lookup
+from conformance.pte.memory import memory_faults
 from conformance.pte.operators import registered_operators
 
 #: What the runtime does with shapes and symbolic sizes; eager torch has no operator of these names.
@@ -60,6 +55,8 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
     values: dict[int, Any] = {}
     for value, argument in zip(graph.input_ids, inputs, strict=True):
         values[value] = _staged(delegate, value, argument)
+    for kind, fault in memory_faults(delegate):
+        raise DeviceWouldFail(f"{delegate.name}: {fault} [{kind}]")
     facts: list[Facts] = []
     for call in graph.chain:
         if call.name not in registered_operators():
@@ -70,7 +67,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
                 result, of_call = run_lookup(graph, call.args, delegate.constants, to_numpy(indices))
             except CannotRun as error:
                 raise type(error)(f"{delegate.name}: {error}") from error
-            values[call.args[-1]] = torch.from_numpy(result)
+            values[call.args[-1]] = to_torch(result)
             facts.append(of_call)
         else:
             _run_eager(delegate, call, values)
@@ -100,8 +97,8 @@ def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, A
         if call.name in _NUMBERS:
             result = _NUMBERS[call.name](*arguments)
         else:
-            op = _torch_operator(call.name)
-            positional, keywords = _by_schema(delegate, op, arguments, out)
+            op = torch_operator(call.name)
+            positional, keywords = by_schema(delegate.graph, op, arguments, out)
             with torch.no_grad():
                 result = op(*positional, **keywords)
     except NotImplementedError as error:
@@ -109,32 +106,6 @@ def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, A
     except Exception as error:  # whatever an eager operator raises
         raise CannotRun(f"{delegate.name}: {call.name}: {one_line(error)}") from error
     _store(delegate, call.name, out, result, values)
-
-
-def _torch_operator(name: str) -> Any:
-    """The torch operator of a serialized name such as "aten.add.Tensor"."""
-    namespace, _, rest = name.partition(".")
-    packet, _, overload = rest.partition(".")
-    try:
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
-    except AttributeError as error:
-        raise NotImplementedError(name) from error
-
-
-def _by_schema(delegate: VulkanDelegate, op: Any, arguments: list[Any], out: int) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments as the operator's schema takes them; a dtype, which the file does not hold, is the output's."""
-    spec = delegate.graph.values[out].value
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    for argument, value in zip(op._schema.arguments, arguments, strict=True):  # noqa: SLF001 - torch's way to a schema
-        passed = value
-        if passed is None and argument.name in {"dtype", "output_dtype"} and isinstance(spec, VkTensor):
-            passed = torch_dtype(DTYPES[spec.datatype.name])
-        if argument.kwarg_only:
-            keywords[argument.name] = passed
-        else:
-            positional.append(passed)
-    return positional, keywords
 
 
 def _store(delegate: VulkanDelegate, name: str, out: int, result: Any, values: dict[int, Any]) -> None:
@@ -156,6 +127,8 @@ def _store(delegate: VulkanDelegate, name: str, out: int, result: Any, values: d
         narrowing = {torch.int64: torch.int32, torch.float64: torch.float32}
         if result.dtype != dtype and narrowing.get(result.dtype) != dtype:
             raise CannotRun(f"{delegate.name}: {name} gives {result.dtype} where the graph has {dtype}")
+        if result.dim() != len(spec.dims) or any(n > most for n, most in zip(result.shape, spec.dims, strict=True)):
+            raise DeviceWouldFail(f"{delegate.name}: {name} gives {list(result.shape)}, the graph has {spec.dims}")
         result = result.to(dtype)
     values[out] = result
 
@@ -172,7 +145,7 @@ def _read(delegate: VulkanDelegate, values: dict[int, Any], value: int) -> Any:
         return [_read(delegate, values, item) for item in spec.items]
     if isinstance(spec, VkTensor | SymInt):
         raise CannotRun(f"{delegate.name}: value {value} ({type(spec).__name__}) is read before it is computed")
-    return _literal(spec)
+    return literal(spec)
 
 
 def _constant(delegate: VulkanDelegate, spec: VkTensor) -> Any:
@@ -180,19 +153,3 @@ def _constant(delegate: VulkanDelegate, spec: VkTensor) -> Any:
     dtype = torch_dtype(DTYPES[spec.datatype.name])
     flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(spec.dims)
-
-
-def _literal(spec: Any) -> Any:
-    match spec:
-        case Int(int_val=number):
-            return number
-        case Bool(bool_val=flag):
-            return flag
-        case Double(double_val=number):
-            return float(number)
-        case String(string_val=text):
-            return text
-        case IntList(items=items) | BoolList(items=items) | DoubleList(items=items):
-            return list(items)
-        case _:
-            return None  # Null

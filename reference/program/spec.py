@@ -46,8 +46,8 @@ ROUTES = ("synthetic", "export", "torchao")
 #: What an Apply step computes.
 FUNCTIONS = ("mul", "add", "norm", "linear")
 #: A program may come from a file: more elements, dimensions, or tensors, tables and steps are refused before anything
-#: is allocated. The largest case of the catalogue has about 2**20 elements.
-MOST_ELEMENTS, MOST_DIMENSIONS, MOST_PARTS = 1 << 25, 8, 1000
+#: is allocated. The largest generated programs have about 2**25 elements.
+MOST_ELEMENTS, MOST_DIMENSIONS, MOST_PARTS = 1 << 26, 8, 1000
 Names = Collection[str]
 _NAME = re.compile(r"(?!.*__)[A-Za-z][A-Za-z0-9_]{0,99}")
 
@@ -72,7 +72,7 @@ class Values:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of the program. ``dynamic`` names the dimensions exported as symbolic sizes."""
+    """One tensor of the program. ``dynamic`` dimensions are exported as symbolic sizes, up to ``bound`` (0: any)."""
 
     name: str
     dtype: str
@@ -80,6 +80,7 @@ class TensorSpec:
     values: Values
     source: str = "buffer"
     dynamic: tuple[int, ...] = ()
+    bound: int = 0
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,11 @@ def validate(spec: ProgramSpec) -> None:
         check_sizes(where, tensor.shape)
         if any(d not in range(len(tensor.shape)) for d in tensor.dynamic):
             raise ValueError(f"{where}: shape {tensor.shape} with dynamic dimensions {tensor.dynamic} cannot be")
+        if tensor.bound and not tensor.bound >= max(
+            (tensor.shape[d] for d in tensor.dynamic), default=tensor.bound + 1
+        ):
+            raise ValueError(f"{where}: bound {tensor.bound} is not of symbolic sizes that are at most that")
+        check_sizes(where, tuple(max(n, tensor.bound) for n in tensor.shape))
     for table in spec.tables:
         where = f"table {table.name!r}"
         _unique(where, table.name, known)
@@ -351,9 +357,9 @@ def _elements(step: Step, shapes: Mapping[str, tuple[int, ...]]) -> int:
     table = shapes[step.weight if isinstance(step, Dequantize | PackedLookup) else step.table]
     chains = sum(len(getattr(step, field.name)) for field in dataclasses.fields(step) if field.name.endswith("_ops"))
     elements = math.prod(table) * (1 + chains)
-    if not isinstance(step, Dequantize):
-        elements += math.prod(shapes[step.x if isinstance(step, Linear) else step.indices]) * 2 * max(table, default=1)
-    return elements
+    if isinstance(step, Linear):
+        return elements + math.prod(shapes[step.x]) + math.prod(shapes[step.x][:-1]) * max(table, default=1)
+    return elements if isinstance(step, Dequantize) else elements + math.prod(_shape(step, shapes))
 
 
 def _check_step(where: str, step: Step, tensors: Names, dequantized: Names, computed: Names) -> None:

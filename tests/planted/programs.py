@@ -151,6 +151,172 @@ class LowersConsumersOnTheCpu(LoweringBug):
             return super().lower(program, options)
 
 
+class FreezesSizes(MatchBug):
+    """Whatever is symbolic in a program gets the example's size (5.3)."""
+
+    near = "dynamic"
+    signatures = ("MATCH/raised/InvalidRewrite",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        import torch
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for node in fused.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and not all(isinstance(n, int) for n in value.shape):
+                sizes = [n if isinstance(n, int) else n.node.hint for n in value.shape]
+                node.meta["val"] = torch.empty(sizes, dtype=value.dtype, device="meta")
+        return fused, report
+
+
+class NarrowsSizes(MatchBug):
+    """The range of a symbolic size becomes that of the example (5.3)."""
+
+    near = "dynamic-indices-bound"
+    signatures = ("MATCH/raised/InvalidRewrite",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from torch.utils._sympy.value_ranges import ValueRanges
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for symbol in fused.range_constraints:
+            fused.range_constraints[symbol] = ValueRanges(2, 5)
+        return fused, report
+
+
+class LowersTheExampleSize(LoweringBug):
+    """Lowers what a second export of the module, without symbolic sizes, gives (6.3)."""
+
+    stage = "LOWER"
+    near = "dynamic"
+    signatures = ("LOWER/dtype_shape/dynamic",)
+
+    def lower(self, program: Any, options: Any) -> bytes:
+        import torch
+
+        return super().lower(torch.export.export(program.module(), *program.example_inputs), options)
+
+
+class RunsTheExampleSize(LowersTheExampleSize):
+    """The same, of what a file computes (6.3)."""
+
+    stage = "RUN"
+    signatures = ("RUN/dtype_shape/dynamic",)
+
+
+class NextSizesRepeatTheFirstRow(LoweringBug):
+    """At other sizes than the example's a delegate looks the first row up, again and again (5.7)."""
+
+    stage = "RUN"
+    near = "dynamic"
+    signatures = ("RUN/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.pte import delegate
+
+        right = delegate.run_lookup
+
+        def wrong(graph: Any, args: Any, constants: Any, indices: Any) -> Any:
+            return right(graph, args, constants, indices if indices.shape == (5,) else indices * 0)
+
+        with mock.patch.object(delegate, "run_lookup", wrong):
+            return super().run(case)
+
+
+class MemoryBug(LoweringBug):
+    """Files whose delegates say something else of memory: ``wrong`` changes a delegate's graph as it is read."""
+
+    stage = "LOWER"
+    near = "consumer/model"
+
+    def wrong(self, graph: Any, tensors: list[Any]) -> None:
+        raise NotImplementedError
+
+    def run(self, case: Case) -> Observation:
+        from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
+
+        from conformance.pte import file
+
+        right = file.read_graph
+
+        def read(data: bytes) -> Any:
+            graph = right(data)
+            held = [value.value for value in graph.values]
+            self.wrong(graph, [v for v in held if isinstance(v, VkTensor) and v.constant_id < 0])
+            return graph
+
+        if case.stage != self.stage:
+            return super().run(case)
+        with mock.patch.object(file, "read_graph", read):
+            return super().run(case)
+
+
+class OneMemoryObject(MemoryBug):
+    """Every value of a delegate lies in one memory object (6.3)."""
+
+    signatures = ("LOWER/decision/memory_shared",)
+
+    def wrong(self, graph: Any, tensors: list[Any]) -> None:
+        for tensor in tensors:
+            tensor.mem_obj_id = 0
+
+
+class OneMemoryObjectAtRun(OneMemoryObject):
+    """The same, of a file that is executed (6.3)."""
+
+    stage = "RUN"
+    signatures = ("RUN/raised/DeviceWouldFail",)
+
+
+class NextInTheSameObject(MemoryBug):
+    """An operator's result takes the memory object of its operand, which it still reads (6.3)."""
+
+    signatures = ("LOWER/decision/memory_shared",)
+
+    def wrong(self, graph: Any, tensors: list[Any]) -> None:
+        call = graph.chain[-1]
+        graph.values[call.args[-1]].value.mem_obj_id = graph.values[call.args[0]].value.mem_obj_id = 77
+
+
+class InnerSizesExchanged(MemoryBug):
+    """A lookup's result has rows and columns exchanged inside the delegate (6.3)."""
+
+    signatures = ("LOWER/decision/sizes",)
+
+    def wrong(self, graph: Any, tensors: list[Any]) -> None:
+        for call in graph.chain:
+            if "embedding" in call.name:
+                graph.values[call.args[-1]].value.dims.reverse()
+
+
+class InnerSizesAtRun(InnerSizesExchanged):
+    """The same, of a file that is executed (6.3)."""
+
+    stage = "RUN"
+    signatures = ("RUN/raised/DeviceWouldFail",)
+
+
+class LayoutThatNoShaderHas(MemoryBug):
+    """The operand of a norm or a linear lies in a packing that its shader does not read (7.1)."""
+
+    signatures = ("LOWER/decision/storage",)
+
+    def wrong(self, graph: Any, tensors: list[Any]) -> None:
+        from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkMemoryLayout, VkStorageType
+
+        for call in graph.chain:
+            if "norm" in call.name or "linear" in call.name:
+                operand = graph.values[call.args[0]].value
+                operand.storage_type, operand.memory_layout = (
+                    VkStorageType.TEXTURE_3D,
+                    VkMemoryLayout.TENSOR_CHANNELS_PACKED,
+                )
+
+
 ALL: tuple[type[Planted], ...] = (
     RaisesForConsumers,
     RefusesForConsumers,
@@ -159,4 +325,15 @@ ALL: tuple[type[Planted], ...] = (
     IndicesAsTheyCameIn,
     LowersAnotherRow,
     LowersConsumersOnTheCpu,
+    FreezesSizes,
+    NarrowsSizes,
+    LowersTheExampleSize,
+    RunsTheExampleSize,
+    NextSizesRepeatTheFirstRow,
+    OneMemoryObject,
+    OneMemoryObjectAtRun,
+    NextInTheSameObject,
+    InnerSizesExchanged,
+    InnerSizesAtRun,
+    LayoutThatNoShaderHas,
 )

@@ -56,7 +56,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def prove(session: nox.Session) -> None:
-    """Prove numbers and addressing: all | arithmetic | layout | indexing | check FILE... (without words: all)."""
+    """Prove: all | arithmetic | layout | indexing | every-size | check FILE... (without words: all)."""
     _run(session, "q4gsw", "prove", *(session.posargs or ["all"]))
 
 

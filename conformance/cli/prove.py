@@ -5,14 +5,16 @@ Needs numpy and tqdm only, for devices PyPI's vulkan too.
 
 import argparse
 import fnmatch
+import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from conformance.cli import every_size
 from conformance.cli.options import Parser, positive
 from conformance.files import check_writable, printable
 from conformance.harness.errors import FeatureMissing
@@ -40,15 +42,21 @@ def add_prove(parser: Parser) -> None:
     addresses = parser.way("indexing", what, "prove indexing --variant 'block-*'", _indexing)
     what = "the byte layouts are bijections, and a packer keeps to them"
     bytes_ = parser.way("layout", what, "prove layout --subject path.py:Class", _layout)
-    what = "layout, indexing and float16 of every variant, float32 at its boundaries"
+    sizes = every_size.add_every_size(parser)
+    sizes.set_defaults(call=_every_size)
+    what = "layout, indexing, every size and float16 of every variant, float32 at its boundaries"
     every = parser.way("all", what, "prove all --out docs/certificates/lavapipe", _all)
     every.set_defaults(resume=False, threads=None, chunk=arithmetic.MOST)
-    for one in (numbers, addresses, every):
+    every.set_defaults(jobs=os.cpu_count() or 1, groups=(), any_group=False)
+    for one in (numbers, addresses, every, sizes):
         one.add_argument("--variant", default="*", help="names or patterns, with commas (default: all)")
+    for one in (numbers, addresses, every):
         one.add_argument("--shader", type=Path, help="another GLSL file of the same interface")
         one.shared("--device")
+    sizes.shared("--subject", help="impl | executorch-src:PATH[@REVISION]")
     for one in (numbers, addresses, bytes_, every):
         one.shared("--subject", help="impl | executorch | reference; layout: path.py:Class too")
+    for one in (numbers, addresses, bytes_, every, sizes):
         one.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
     again = parser.way("check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json", _check)
     again.add_argument("files", type=Path, nargs="+")
@@ -59,9 +67,16 @@ def add_prove(parser: Parser) -> None:
     again.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
 
 
-def _variants(options: argparse.Namespace) -> list[str]:
+def _every_size(options: argparse.Namespace) -> int:
+    from conformance.proofs.targets import modules  # noqa: PLC0415 - loads z3
+
+    options.names = _variants(options, modules.names())
+    return every_size.run(options)
+
+
+def _variants(options: argparse.Namespace, names: Sequence[str] = ()) -> list[str]:
     check_writable(options.out)
-    names = target.variants(options.subject)
+    names = names or target.variants(options.subject)
     patterns = options.variant.split(",")
     chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
@@ -150,6 +165,9 @@ def _all(options: argparse.Namespace) -> int:
         return max(addresses, _arithmetic_of(options, name, "all" if "f16scale" in name else "boundary"))
 
     worst = _each(options, both)
+    if options.subject == "impl":
+        options.variant = options.variant if options.shader else f"{options.variant},prepack-*"
+        worst = max(worst, _every_size(options))
     return worst if options.shader else max(worst, _layout(options))
 
 

@@ -26,7 +26,7 @@ from conformance.proofs.target import TargetFacts
 from conformance.serialize import register_tagged, structure, unstructure
 
 VERSION = 2
-PROVEN, REFUTED = "proven", "refuted"
+PROVEN, REFUTED, UNDECIDED = "proven", "refuted", "undecided"
 _ABSENT = "not installed"
 #: How a case's outcome begins where the device cannot hold it; what follows names the limit.
 REFUSED = "refused: "
@@ -75,8 +75,25 @@ class LayoutClaim(CasesClaim):
     """Packed bytes hold every code once, in its place; a case is a layout and a table's size."""
 
 
-Claim = ArithmeticClaim | IndexingClaim | LayoutClaim
-KINDS: dict[str, type[Claim]] = {"arithmetic": ArithmeticClaim, "indexing": IndexingClaim, "layout": LayoutClaim}
+@dataclass(frozen=True)
+class EverySizeClaim(CasesClaim):
+    """A module was proven for all sizes; a case is a setting and a group of obligations, which may be "undecided".
+
+    ``obligations`` are the SHA-256 of what was asked in each setting, ``arithmetic`` the sequences of float
+    instructions that make an element.
+    """
+
+    obligations: Mapping[str, str]
+    arithmetic: tuple[str, ...]
+
+
+Claim = ArithmeticClaim | IndexingClaim | LayoutClaim | EverySizeClaim
+KINDS: dict[str, type[Claim]] = {
+    "arithmetic": ArithmeticClaim,
+    "indexing": IndexingClaim,
+    "layout": LayoutClaim,
+    "every-size": EverySizeClaim,
+}
 register_tagged(Claim, KINDS, "kind")
 
 
@@ -111,8 +128,11 @@ class Certificate:
 
     @property
     def result(self) -> str:
-        """PROVEN or REFUTED."""
+        """PROVEN or REFUTED; of every size also UNDECIDED, where nothing was refuted and not everything proven."""
         claim = self.claim
+        if isinstance(claim, EverySizeClaim) and REFUTED not in claim.cases.values():
+            whole = set(claim.cases.values()) == {PROVEN} and not self.mismatches
+            return PROVEN if whole else UNDECIDED
         bad = REFUTED in claim.cases.values() if isinstance(claim, CasesClaim) else claim.refused or claim.damaged
         return REFUTED if self.mismatches or bad else PROVEN
 
@@ -130,9 +150,10 @@ def timing(began: float, ended: float, working_s: float, stages: Mapping[str, fl
     return Timing(started, finished, round(working_s, 6), Stages(**rounded))
 
 
-def versions(subject: str) -> dict[str, str]:
-    """The versions that a proof of the subject depends on."""
-    packages = ["numpy", *{"impl": ["vulkan"], "executorch": ["torch", "executorch"]}.get(subject, [])]
+def versions(subject: str, *, solver: bool = False) -> dict[str, str]:
+    """The versions that a proof of the subject depends on; ``solver``: by z3 and without a device."""
+    own = {"impl": ["vulkan"], "executorch": ["torch", "executorch"]}.get(subject, [])
+    packages = ["z3-solver"] if solver else ["numpy", *own]
     known = {"python": platform.python_version(), **dict.fromkeys(packages, _ABSENT)}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

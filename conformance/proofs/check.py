@@ -20,6 +20,7 @@ from conformance.proofs.certificate import (
     REFUSED,
     ArithmeticClaim,
     CasesClaim,
+    EverySizeClaim,
     IndexingClaim,
     Rejected,
     Untrusted,
@@ -32,8 +33,8 @@ from reference.arithmetic.exact import Allowed, allowed_bits
 from reference.arithmetic.rounding import FORMATS, is_nan
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The shader that certificates of subject "impl" are about.
-GLSL = ROOT / "vulkan" / "glsl" / "embedding_q4gsw.comp"
+#: The shaders that certificates of subject "impl" are about.
+GLSL = tuple(ROOT / "vulkan" / "glsl" / f"{name}.comp" for name in ("embedding_q4gsw", "pack_q4_linear_weight"))
 #: Scales of the seeded sample; each with all 16 codes.
 SAMPLE = 64
 #: Cases of an indexing certificate that are run again, beside those that the device refused.
@@ -67,7 +68,8 @@ def check(
     if stored.result != PROVEN:
         reason = next(iter(stored.mismatches), "its counts are not 0")
         raise Rejected(f"says itself that the proof failed: {reason}")
-    if set(stored.versions) != set(certificate.versions(stored.target.subject)):
+    solver = isinstance(stored.claim, EverySizeClaim)
+    if set(stored.versions) != set(certificate.versions(stored.target.subject, solver=solver)):
         raise Rejected("versions are not those that such a proof depends on")
     random = np.random.Generator(np.random.PCG64(secrets.randbits(64) if seed is None else seed))
     try:
@@ -75,6 +77,8 @@ def check(
             return _check_arithmetic(stored.target, stored.claim, device if rerun else None, random)
         if isinstance(stored.claim, IndexingClaim):
             return _check_indexing(stored.target, stored.claim, device if rerun else None, random)
+        if isinstance(stored.claim, EverySizeClaim):
+            return _check_every_size(stored.target, stored.claim, rerun=rerun)
         return _check_layout(stored.target, stored.claim, rerun=rerun)
     except Rejected:
         raise
@@ -87,7 +91,7 @@ def _check_trusted(facts: TargetFacts, own_subject: str, shader: Path | None) ->
     known = {"reference", *subject.names(), *filter(None, [own_subject and subject.resolved(own_subject)])}
     if facts.subject not in known:
         raise Untrusted(f"its subject {facts.subject!r} is code of its own, which runs only if --subject names it")
-    if facts.shader and (ROOT / facts.shader).resolve() not in {GLSL, shader and shader.resolve()}:
+    if facts.shader and (ROOT / facts.shader).resolve() not in {*GLSL, shader and shader.resolve()}:
         raise Untrusted(f"its shader {facts.shader!r} is not ours: it is read only if --shader names it")
 
 
@@ -238,6 +242,29 @@ def _check_layout(facts: TargetFacts, claim: CasesClaim, *, rerun: bool) -> Find
         return NOT_AGAIN, ["no shader is involved"]
     _same_cases(claim, *layout.prove(facts.subject))
     return HOLDS, ["no shader is involved", "run again: every case agrees"]
+
+
+def _check_every_size(facts: TargetFacts, claim: EverySizeClaim, *, rerun: bool) -> Finding:
+    """The module again, and every obligation proven again."""
+    from conformance.proofs.every_size import prove  # noqa: PLC0415 - loads z3
+    from conformance.proofs.targets import modules  # noqa: PLC0415 - the same
+
+    today = modules.source(facts.subject, facts.variant, ROOT / facts.shader if facts.shader else None)
+    for name, value in vars(facts).items():
+        if value != (here := getattr(today.facts, name)):
+            raise Rejected(f"target.{name} is {value!r}, but here it is {here!r}")
+    if set(claim.obligations) != {setting.name for setting in today.settings}:
+        raise Rejected("obligations are not of the settings that such a shader has to be right in")
+    if not rerun:
+        return NOT_AGAIN, ["the module is the same"]
+    wanted = {facts.variant: (today.spirv, today.form, today.settings)}
+    ((_name, decided),) = prove.decisions(wanted, 1)
+    again = prove.claim(decided)
+    if again != claim:
+        changed = next((name for name, one in again.cases.items() if claim.cases.get(name) != one), "the obligations")
+        raise Rejected(f"proven again: {changed} differ")
+    total = sum(one.obligations for one in decided)
+    return HOLDS, ["the module is the same", f"proven again: {total} obligations hold"]
 
 
 def _check_cases(claim: CasesClaim, names: Mapping[str, object]) -> None:

@@ -1,0 +1,1 @@
+"""SPIR-V read, and executed on numbers or on terms."""

@@ -1,0 +1,175 @@
+"""`prove every-size`: what is right is proven, what is wrong is refuted by a case, and the argument is not vacuous."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cvc5
+import numpy as np
+import pytest
+import z3
+
+from conformance.case.case import Variant
+from conformance.cli.main import main
+from conformance.proofs import certificate
+from conformance.proofs.certificate import EverySizeClaim
+from conformance.proofs.every_size import contract
+from conformance.proofs.every_size.contract import Lookup, Setting
+from conformance.proofs.every_size.decide import Decision, decide
+from conformance.proofs.every_size.lookup import LookupClaims
+from conformance.proofs.every_size.solve import FAILED, HELD, Solver
+from conformance.proofs.every_size.spirv.explore import walk
+from conformance.proofs.every_size.spirv.module import read
+from conformance.proofs.targets import modules
+from impl.kernel import variant_named
+from impl.shader.compiler import compile_shader
+from reference.table import layouts
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))  # tests are not a package
+from glsl import BUGS, SHADER, planted_source
+
+FLAT, BLOCK = "flat-buffer-f32out-f32scale-buffer", "block-buffer-f32out-f32scale-buffer"
+HALF, TEXTURE = "block-buffer-f16out-f32scale-buffer", "block-texture2d-f16out-f16scale-texture3d"
+#: Where each planted bug shows; a shader with a race or an endless loop has no proof, and no counter-example in sizes.
+WHERE = {
+    "nibble_order": FLAT, "offset": FLAT, "row_within_block": BLOCK, "block_row": BLOCK, "group_index": FLAT,
+    "scale_of_first_half": HALF, "index_lane": TEXTURE, "plane_order": TEXTURE, "negative_index": FLAT,
+    "unwritten_tail": FLAT, "unwritten_row": FLAT, "write_behind": BLOCK,
+}  # fmt: skip
+
+
+def decided(name: str, source: Path = SHADER, setting: Setting | None = None) -> Decision:
+    variant = variant_named(name)
+    shader = compile_shader(source, variant.defines)
+    form = Variant(
+        *(
+            getattr(variant, field)
+            for field in ("output_dtype", "scale_dtype", "weight_layout", "weight_storage", "io_storage")
+        )
+    )
+    return decide(shader.spirv, form, setting or Setting())
+
+
+def test_a_form_is_proven_and_its_certificate_is_proven_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prove", "every-size", "--variant", FLAT, "--jobs", "1", "--out", str(tmp_path)]) == 0
+    path = tmp_path / f"every-size-{FLAT}.json"
+    proof = certificate.read(path)
+    assert isinstance(proof.claim, EverySizeClaim)
+    assert set(proof.claim.cases.values()) == {"proven"}
+    assert proof.claim.arithmetic == ("float32(code - 8) * float32(scale)",)
+    assert main(["prove", "check", str(path)]) == 0
+    assert "obligations hold" in capsys.readouterr().out
+    first = next(iter(proof.claim.obligations))
+    wrong = replace(proof.claim, obligations={**proof.claim.obligations, first: "0" * 64})
+    certificate.write(path, replace(proof, claim=wrong))
+    assert main(["prove", "check", str(path)]) == 1
+    assert "the obligations differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(WHERE))
+def test_planted_bugs_are_refuted(name: str, tmp_path: Path) -> None:
+    found = decided(WHERE[name], planted_source(name, tmp_path))
+    assert found.result == "refuted", found
+
+
+def test_no_planted_bug_is_left_out() -> None:
+    assert set(BUGS) - set(WHERE) == {"missing_barrier", "infinite_loop"}
+
+
+def test_what_has_no_semantics_is_named_and_never_proven(tmp_path: Path) -> None:
+    found = decided(FLAT, planted_source("infinite_loop", tmp_path))
+    assert found.result != "proven"
+    assert "not supported" in found.findings[0].what
+
+
+@pytest.mark.parametrize("claim", ["code", "scale", "index_place"])
+def test_a_broken_contract_is_not_proven(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right: Any = getattr(Lookup, claim)
+
+    def wrong(self: Lookup, *arguments: Any) -> Any:
+        if claim == "code":
+            at, code = right(self, *arguments)
+            return at, code ^ 1
+        if claim == "scale":
+            return right(self, *arguments) + 1
+        return (right(self, *arguments)[0] + 1,)
+
+    monkeypatch.setattr(Lookup, claim, wrong)
+    assert decided(FLAT).result != "proven"
+
+
+def test_facts_can_hold_together() -> None:
+    """Everything follows from facts that contradict each other."""
+    form = Variant()
+    for setting in (Setting(), Setting(known_dim=True, known_group=True, known_rows=True), Setting(strides=False)):
+        for own in (form, replace(form, io_storage="texture3d", weight_storage="texture2d")):
+            sizes = Lookup(own, setting)
+            assert Solver(sizes.facts, contract.instances(sizes.sizes)).model([]) is not None
+
+
+def test_a_limit_that_is_met_is_no_proof() -> None:
+    a, b, c = z3.Ints("a b c")
+    hard = z3.Not(z3.And(a > 2, b > 2, c > 2, a * a * a + b * b * b == c * c * c))
+    assert Solver([], effort=1000).prove("Fermat", [], hard)[0] not in {HELD, FAILED}
+
+
+def test_a_second_solver_agrees() -> None:
+    """cvc5 on a sample of what z3 discharged; it may run out of time, and may not disagree."""
+    source = modules.source("impl", FLAT)
+    assert isinstance(source.form, Variant)
+    sizes = Lookup(source.form, Setting())
+    asked: list[tuple[Any, ...]] = []
+    solver = Solver(sizes.facts)
+    kept = solver.prove
+
+    def prove(what: str, conditions: Any, holds: Any) -> tuple[str, Any]:
+        asked.append((what, [*sizes.facts, *conditions, z3.Not(holds)]))
+        return kept(what, conditions, holds)
+
+    solver.prove = prove  # type: ignore[method-assign]
+    claims = LookupClaims(
+        sizes, walk(read(source.spirv), sizes.environment, sizes.specialization(), solver.possible), solver
+    )
+    claims.prove()
+    assert not claims.failures
+    answers = [second(formulas) for _what, formulas in asked[::6]]
+    assert "sat" not in answers
+    assert answers.count("unsat") > len(answers) // 2
+
+
+def second(formulas: list[Any]) -> str:
+    script = z3.Solver()
+    script.add(*formulas)
+    solver = cvc5.Solver()
+    solver.setOption("tlimit-per", "2000")
+    parser = cvc5.InputParser(solver)
+    parser.setStringInput(
+        cvc5.InputLanguage.SMT_LIB_2_6, "(set-logic ALL)\n" + script.sexpr() + "(check-sat)", "obligation"
+    )
+    answer = ""
+    while not (command := parser.nextCommand()).isNull():
+        answer = command.invoke(solver, parser.getSymbolManager()).strip() or answer
+    return answer
+
+
+def test_layouts_of_the_contract_are_those_of_the_reference() -> None:
+    """The symbolic contract, evaluated for one table, finds every code where the reference packs it."""
+    values = np.random.default_rng(5).integers(-8, 8, (17, 96)).astype("int8")
+    for layout, packed in (("flat", layouts.pack_flat(values)), ("block", layouts.pack_blocks(values))):
+        sizes = Lookup(Variant(weight_layout=layout), Setting())
+        words = packed.reshape(-1).view("uint32")
+        chunk, row, m = z3.Ints("gx row m")
+        index = contract.atom(row)
+        for offset in range(4):
+            at, code = sizes.code(index, 4 * sizes.identity[0] + offset, 4)
+            for n, x in ((0, 0), (5, 3), (12, 7), (16, 23)):
+                given = ((m, z3.IntVal(3)), (row, z3.IntVal(n)), (chunk, z3.IntVal(x)))
+                place = z3.simplify(z3.substitute(contract.z(at[0]), *given)).as_long()
+                word = z3.Function("weight", z3.IntSort(), z3.BitVecSort(32))(z3.IntVal(place))
+                found = z3.simplify(
+                    z3.substitute(z3.simplify(z3.substitute(code, *given)), (word, z3.BitVecVal(int(words[place]), 32)))
+                )
+                assert found.as_long() == values[n, 4 * x + offset] + 8

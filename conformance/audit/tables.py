@@ -90,7 +90,7 @@ def _delegate_uses(delegate: VulkanDelegate) -> Iterator[Use]:
             group, layout = graph.values[group_value].value.int_val, "linear_weight"
         else:
             continue
-        table, scale = _through_prepack(delegate, weight), _through_prepack(delegate, scales)
+        table, scale = constant_behind(delegate, weight), constant_behind(delegate, scales)
         if table is None or scale is None or len(table.dims) != 2:  # noqa: PLR2004 - rows and columns
             continue
         yield Use(
@@ -105,14 +105,14 @@ def _delegate_uses(delegate: VulkanDelegate) -> Iterator[Use]:
         )
 
 
-def _through_prepack(delegate: VulkanDelegate, value: int) -> VkTensor | None:
+def constant_behind(delegate: VulkanDelegate, value: int) -> VkTensor | None:
     """The constant tensor that a value is, or is a prepacked copy of."""
     tensor = delegate.graph.values[value].value
     if isinstance(tensor, VkTensor) and tensor.constant_id >= 0:
         return tensor
     for call in delegate.graph.chain:
         if call.name == "et_vk.prepack.default" and call.args[-1] == value:
-            return _through_prepack(delegate, call.args[0])
+            return constant_behind(delegate, call.args[0])
     return None
 
 
@@ -168,7 +168,7 @@ def table_rows(file: PteFile) -> tuple[list[TableRow], list[Problem]]:
     by_values: dict[bytes, str] = {}
     for number, uses in enumerate(grouped.values()):
         use, name = uses[0], f"table {number}"
-        stored = sum(_same(data, use.weight) for data in held.values())
+        stored = sum(same_bytes(data, use.weight) for data in held.values())
         scale_bytes = sum(len(s) for s in {u.scales for u in uses})
         rows.append(
             TableRow(
@@ -196,7 +196,7 @@ def table_rows(file: PteFile) -> tuple[list[TableRow], list[Problem]]:
     return rows, problems
 
 
-def _same(held: bytes, data: bytes) -> bool:
+def same_bytes(held: bytes, data: bytes) -> bool:
     """Equal but for padding that the file adds behind the last byte."""
     return len(data) <= len(held) < len(data) + 16 and held[: len(data)] == data and not any(held[len(data) :])
 

@@ -103,8 +103,9 @@ class Problem:
 class FileContent:
     """What a file holds: where each step is computed, copies of its tables, and what an audit says.
 
-    ``copies``: by table and form ("original", "packed flat", ...), how often its bytes are in the file. ``dynamic``: as
-    ``Graph`` has it at RUN.
+    ``copies``: by table and form ("original", "packed flat", ...), how many constants of the file are that.
+    ``unread``: constants that nothing reads on the way to an output. ``dynamic``: as ``Graph`` has it at
+    RUN.
     """
 
     size: int
@@ -113,6 +114,7 @@ class FileContent:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     dynamic: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Graph:
     not rewritten. ``changed``: names of what the subject touched in the source program (graph,
     signature, state dict entries, the caller's module). ``unstable``: what a second run changed.
     ``written``: what the rewritten program leaves in the tensors that it writes to, by the tensor's name in the spec.
+    ``read``: whole tables, as ``File`` has them. ``unserved``: of a fused lookup, why no kernel can serve its operands.
     ``failed``: why a step could not be computed. ``places``, at RUN: what computes each step.
     A program with symbolic sizes is run at other sizes too: "STEP@SIZE" in ``outputs``, ``source_outputs``, ``failed``.
     At EXPORT, ``forms``: each quantized step's operator with its arguments that are no tensors; ``tables``: that of the
@@ -138,6 +141,8 @@ class Graph:
     changed: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
     written: ArrayMap = field(default_factory=dict)
+    read: ArrayMap = field(default_factory=dict)
+    unserved: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, Place] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
@@ -162,10 +167,14 @@ def named_at(size: str, values: Mapping[str, T]) -> dict[str, T]:
 
 @dataclass(frozen=True)
 class File:
-    """Stage LOWER: the SHA-256 of a file, and what it holds."""
+    """Stage LOWER: the SHA-256 of a file, and what it holds.
+
+    ``read``: the whole table that a lookup reads: "STEP.values" and "STEP.scales" of a fused one, else "STEP.table".
+    """
 
     digest: str
     content: FileContent
+    read: ArrayMap = field(default_factory=dict)
     facts: Facts = Facts()
 
 
@@ -208,7 +217,7 @@ class Unsupported:
 
 Observation = Arrays | Graph | File | Refused | Raised | Unsupported
 _TYPES: dict[str, type[Observation]] = {t.__name__: t for t in (Arrays, Graph, File, Refused, Raised, Unsupported)}
-_ARRAYS = ("arrays", "outputs", "source_outputs", "written")
+_ARRAYS = ("arrays", "outputs", "source_outputs", "written", "read")
 #: Bytes of an answer; a case has at most 2^25 elements (reference.program.spec.MOST_ELEMENTS).
 LARGEST = 512 << 20
 _MAX_HEADER = 4 << 20

@@ -23,7 +23,7 @@ from conformance.harness.observation import (
     Unsupported,
     digest,
 )
-from conformance.judging import compare, export, lowered
+from conformance.judging import compare, export, lowered, tables
 from conformance.results.mismatch import (
     ArrayMismatch,
     DecisionMismatch,
@@ -151,7 +151,9 @@ def _match(question: Program, graph: Graph) -> Judgement:
     """Contract 5: decisions as the predicate has them, the original's bits, nothing touched, stable."""
     wrong = (
         _decisions(question.spec, graph)
+        or tables.judge_operands(graph)
         or _outputs(question.spec, graph)
+        or tables.judge_reads(question.spec, graph.read, {d.lookup for d in graph.decisions if d.fused})
         or lowered.written_tensors(question.spec, graph.written)
         or lowered.at_other_sizes(question.spec, graph, _outputs)
         or next((Mutated(name, "source") for name in graph.changed), None)

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from executorch.exir import EdgeProgramManager, to_edge
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
+from conformance.audit.constants import unread_constants
 from conformance.harness.errors import CannotRun
 from conformance.harness.observation import Decision, FileContent, Graph, Place, named_at
 from conformance.observe.execute import run_program
+from conformance.observe.tables import copies, read_in_file
 from conformance.program.build import BuiltProgram, other_inputs, small_programs
 from conformance.program.lookups import hidden_lookup
 from conformance.program.tensors import Array, to_numpy, user_inputs
@@ -24,21 +25,21 @@ from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
 from conformance.pte.run import run_pte
-from reference.arithmetic.bfloat16 import BFLOAT16
 from reference.program.apply import INEXACT
-from reference.program.spec import Apply, Linear, PackedLookup, ProgramSpec
-from reference.program.values import tensor_values
-from reference.table.dequantize import dequantize_affine
-from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat
-
-_FLOATS = ("float32", "float16")
+from reference.program.spec import Apply, Linear
 
 
-def observe_file(built: BuiltProgram, file: PteFile, data: bytes) -> FileContent:
+def observe_file(built: BuiltProgram, file: PteFile) -> FileContent:
     """What the file holds, for ``conformance.judging.lowered.judge_lower``."""
     report = audit(file)
     return FileContent(
-        file.size, places(built, file), copies(built.spec, data), report.problems, report.notes, dynamic(built, file)
+        file.size,
+        places(built, file),
+        copies(built.spec, file),
+        report.problems,
+        report.notes,
+        dynamic(built, file),
+        tuple(unread_constants(file)),
     )
 
 
@@ -77,7 +78,8 @@ def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
             driver=shader.driver,
         )
     sizes = dynamic(built, file)
-    return Graph(decisions, outputs, sources, failed=failed, facts=facts, places=computed_by, dynamic=sizes)
+    read = whole_tables(built, file)
+    return Graph(decisions, outputs, sources, read=read, failed=failed, facts=facts, places=computed_by, dynamic=sizes)
 
 
 def dynamic(built: BuiltProgram, file: PteFile) -> dict[str, tuple[int, ...]]:
@@ -89,6 +91,10 @@ def dynamic(built: BuiltProgram, file: PteFile) -> dict[str, tuple[int, ...]]:
 
 def places(built: BuiltProgram, file: PteFile) -> dict[str, Place]:
     """What computes each step's output, by step name."""
+    return {step: Place(p.place, p.operator) for step, p in _producers(built, file).items()}
+
+
+def _producers(built: BuiltProgram, file: PteFile) -> dict[str, Producer]:
     method = file.method("forward")
     producers = {step: producer(method, method.plan.outputs[position]) for step, position in built.outputs.items()}
     for lookup in built.spec.lookups():
@@ -97,48 +103,16 @@ def places(built: BuiltProgram, file: PteFile) -> dict[str, Place]:
                 built.spec, lookup.name, lambda step: lookups_behind(method, method.plan.outputs[built.outputs[step]])
             )
             producers[lookup.name] = there or Producer("cpu", "")
-    return {step: Place(p.place, p.operator) for step, p in producers.items()}
+    return producers
 
 
-def copies(spec: ProgramSpec, data: bytes) -> dict[str, dict[str, int]]:
-    """How often each table that a lookup reads is in the file: packed, as it was, and dequantized."""
-    values = tensor_values(spec)
-    counted: dict[str, dict[str, int]] = {}
-    for lookup in spec.lookups():
-        if isinstance(lookup, PackedLookup):
-            table, form = values[lookup.weight], "original"
-            name, whole, dequantized = lookup.weight, unpack_flat(table), {}
-        else:
-            step = spec.dequantize(lookup.table)
-            table, form, name = values[step.weight], "original", step.weight
-            whole = table
-            zero = values[step.zero_point] if step.zero_point else None
-            dequantized = {
-                f"dequantized {dtype}": dequantize_affine(table, step.block_size, values[step.scale], zero, dtype)
-                for dtype in _FLOATS
-                if step.output_dtype != "bfloat16" and values[step.scale].dtype != BFLOAT16
-            }
-        forms: dict[str, Array] = {form: table, **dequantized}
-        if _is_4bit(whole):
-            forms |= {"packed linear_weight": pack_linear_weight(whole), "packed flat": pack_flat(whole)}
-        counts = counted.setdefault(name, {})
-        for what, array in forms.items():
-            counts[what] = max(counts.get(what, 0), _count(data, array.tobytes()))
-    return counted
-
-
-def _is_4bit(values: Array) -> bool:
-    """Whether a table has a packed form: int8 values in [-8, 7], in pairs."""
-    low, high = -8, 7
-    whole_bytes = values.dtype == np.int8 and values.shape[-1] % 2 == 0
-    return bool(whole_bytes and values.size and values.min() >= low and values.max() <= high)
-
-
-def _count(data: bytes, table: bytes) -> int:
-    """Occurrences that do not overlap; a table of one repeated byte is not searched for."""
-    if len(set(table[:4096])) < 2:  # noqa: PLR2004 - such bytes are everywhere
-        return 0
-    return data.count(table)
+def whole_tables(built: BuiltProgram, file: PteFile) -> dict[str, Array]:
+    """What each lookup reads, by step and operand (``conformance.observe.tables``)."""
+    method, by = file.method("forward"), _producers(built, file)
+    read: dict[str, Array] = {}
+    for lookup in built.spec.lookups():
+        read |= read_in_file(file, method, lookup.name, by[lookup.name])
+    return read
 
 
 def _source_outputs(built: BuiltProgram, places: Mapping[str, Place]) -> dict[str, Any]:

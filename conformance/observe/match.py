@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from conformance.harness.observation import Decision, Graph, named_at
 from conformance.observe.execute import FUSED, Failure, run_program, user_output_nodes
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
+from conformance.observe.tables import read_by_node
 from conformance.program.build import BuiltProgram, other_inputs
 from conformance.program.lookups import hidden_lookup, lookups_behind, op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy
@@ -56,6 +57,8 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     values = run_program(rewritten, built.inputs)
     _check_metadata(rewritten, values)
     outputs, failed = outputs_by_step(built, rewritten, values)
+    read, unserved = _read(built, rewritten, values)
+    written = written_by_tensor(built, rewritten, values)
     for size, inputs in other_inputs(built).items():
         source, _ = outputs_by_step(built, built.program, run_program(built.program, inputs))
         values = run_program(rewritten, inputs)
@@ -70,7 +73,9 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
         source_outputs=source_outputs,
         changed=changed,
         unstable=_second_run(rewritten, rewrite),
-        written=written_by_tensor(built, rewritten, values),
+        written=written,
+        read=read,
+        unserved=unserved,
         failed=failed,
         facts=built.facts,
     )
@@ -87,8 +92,26 @@ def decisions(built: BuiltProgram, rewritten: Any, answers: Mapping[str, Matcher
     return tuple(decided)
 
 
+def _read(built: BuiltProgram, rewritten: Any, values: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, str]]:
+    """What each lookup reads, and why the kernel could not serve one that is fused."""
+    read, unserved = dict[str, Array](), dict[str, str]()
+    for lookup in built.spec.lookups():
+        node = lookup_node(built, rewritten, lookup.name)
+        if isinstance(node, torch.fx.Node) and not isinstance(values.get(node.name), Failure):
+            arrays, why = read_by_node(rewritten, lookup.name, node, values)
+            read |= arrays
+            unserved |= {lookup.name: why} if why else {}
+    return read, unserved
+
+
 def fused_node(built: BuiltProgram, program: Any, lookup: str) -> Any:
-    """The et_vk.embedding_q4gsw node that a lookup of the spec has become in a program; None without.
+    """The et_vk.embedding_q4gsw node that a lookup of the spec has become in a program; None without."""
+    node = lookup_node(built, program, lookup)
+    return node if isinstance(node, torch.fx.Node) and op_name(node) == FUSED else None
+
+
+def lookup_node(built: BuiltProgram, program: Any, lookup: str) -> Any:
+    """What computes a lookup of the spec in a program: a node, or None.
 
     It stands behind the lookup's output, through operators that only hand it on; behind the output of a step that is
     made of the lookup where the lookup is no output.
@@ -100,7 +123,7 @@ def fused_node(built: BuiltProgram, program: Any, lookup: str) -> Any:
             node = node.args[0]
     else:
         node = hidden_lookup(built.spec, lookup, lambda step: lookups_behind(results[built.outputs[step]]))
-    return node if isinstance(node, torch.fx.Node) and op_name(node) == FUSED else None
+    return node
 
 
 def outputs_by_step(

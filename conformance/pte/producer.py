@@ -19,11 +19,15 @@ from conformance.pte.file import Method, VulkanDelegate
 
 @dataclass(frozen=True)
 class Producer:
-    """Where a value comes from: "vulkan", "cpu", "input" or "constant"; the operator; a delegate's position or -1."""
+    """Where a value comes from: "vulkan", "cpu", "input" or "constant"; the operator; a delegate's position or -1.
+
+    ``args``: the operator's values, of the delegate's graph or of the plan.
+    """
 
     place: str
     operator: str
     delegate: int = -1
+    args: tuple[int, ...] = ()
 
 
 def producer(method: Method, value: int) -> Producer:
@@ -53,7 +57,7 @@ class _Behind:
             call = self.calls[position]
             if isinstance(call, KernelCall) and value in _outputs(self.method, call):
                 name = self.method.operator(call).replace("::", ".")
-                if self._operands_of((position, -1), Producer("cpu", name)):
+                if self._operands_of((position, -1), Producer("cpu", name, args=tuple(call.args))):
                     for operand in _flat(self.method.plan.values, call.args):
                         self.outer(operand, position)
                 return
@@ -71,7 +75,7 @@ class _Behind:
         for at in range(before - 1, -1, -1):
             call = graph.chain[at]
             if value in {call.args[-1], *_flat(values, call.args[-1:])}:
-                if self._operands_of((position, at), Producer("vulkan", call.name, delegate.index)):
+                if self._operands_of((position, at), Producer("vulkan", call.name, delegate.index, tuple(call.args))):
                     for operand in _flat(values, call.args[:-1]):
                         self._inner(delegate, position, operand, at)
                 return
@@ -113,7 +117,7 @@ def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Produce
             name = method.operator(call).replace("::", ".")
             if _bare(name) in PASSING:
                 return _outer(method, call.args[0], position, calls)
-            return Producer("cpu", name)
+            return Producer("cpu", name, args=tuple(call.args))
     return Producer("input" if value in method.plan.inputs else "constant", "")
 
 
@@ -133,7 +137,7 @@ def _inner(delegate: VulkanDelegate, value: int) -> Producer:
             continue
         if _bare(call.name) in {*PASSING, "et_vk.prepack"}:
             return _inner(delegate, call.args[0])
-        return Producer("vulkan", call.name, delegate.index)
+        return Producer("vulkan", call.name, delegate.index, tuple(call.args))
     if value in graph.input_ids:
         return Producer("input", str(graph.input_ids.index(value)))
     return Producer("constant", "", delegate.index)

@@ -115,7 +115,7 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
         EnvironmentProblem: no Vulkan device or shader compiler.
         Exception: whatever ``lower`` raises.
     """
-    from conformance.observe.lowered import observe_file, observe_run  # noqa: PLC0415 - torch takes seconds to load
+    from conformance.observe.lowered import observe_file, observe_run, whole_tables  # noqa: PLC0415 - torch takes seconds to load
     from conformance.program.build import build  # noqa: PLC0415 - the same
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
 
@@ -128,7 +128,7 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
     file = read_pte(data)
     if case.stage == "RUN":
         return observe_run(built, file)
-    return File(file.digest, observe_file(built, file, data), built.facts)
+    return File(file.digest, observe_file(built, file), whole_tables(built, file), built.facts)
 
 
 def fused_table(question: EndToEnd, rewrite: "Rewrite") -> FusedTable | Refused:

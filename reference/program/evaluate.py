@@ -12,12 +12,25 @@
 Source: docs/contract.md sections 2, 4 and 5.7.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from reference import Array
 from reference.arithmetic.bfloat16 import BFLOAT16, FLOAT_DTYPES, cast_float, dtype_name, to_float
 from reference.program.apply import INEXACT, apply_exactly
-from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
+from reference.program.spec import (
+    Apply,
+    Dequantize,
+    Linear,
+    Lookup,
+    PackedLookup,
+    ProgramSpec,
+    Read,
+    Step,
+    TensorSpec,
+    Values,
+)
 from reference.program.values import tensor_values
 from reference.q4_embedding_ref import check_indices
 from reference.table.dequantize import dequantize_affine
@@ -74,6 +87,20 @@ def evaluate(spec: ProgramSpec) -> dict[str, Array]:
     return outputs
 
 
+def whole_tables(spec: ProgramSpec) -> dict[str, Array]:
+    """What each lookup without ``max_norm`` would return for every row of its table: [V, D], by its name."""
+    steps: list[Step] = [s for s in spec.steps if isinstance(s, Dequantize)]
+    rows = []
+    for step in spec.lookups():
+        weight = spec.tensor(step.weight if isinstance(step, PackedLookup) else spec.dequantize(step.table).weight)
+        if isinstance(step, PackedLookup) or not step.max_norm:
+            size = weight.shape[0] if weight.shape else 0
+            every = Values("ramp", high=max(size - 1, 0))
+            rows.append(TensorSpec(f"{step.name} rows", "int64", (size,), every))
+            steps.append(replace(step, indices=rows[-1].name))
+    return evaluate(replace(spec, steps=tuple(steps), tensors=(*spec.tensors, *rows)))
+
+
 def _known(step: Apply, values: dict[str, Array]) -> bool:
     return step.of in values and (not step.other or step.other in values)
 
@@ -113,7 +140,14 @@ def packed_lookup(weight: Array, scales: Array, zero_point: Array | None, indice
         ValueError: the scales' columns do not divide D, or indices of another dtype.
         IndexError: an index is outside [0, V).
     """
-    values = unpack_flat(weight)
+    return _gather(rows_of_values(unpack_flat(weight), scales, zero_point, output_dtype), indices)
+
+
+def rows_of_values(values: Array, scales: Array, zero_point: Array | None, output_dtype: str) -> Array:
+    """The whole table [V, D] that ExecuTorch's CPU kernels of quantized embeddings read from values of any width.
+
+    Args and errors as ``packed_lookup``, but ``values``: integers [V, D].
+    """
     vocab_size, embed_dim = values.shape
     per_row = np.reshape(scales, (vocab_size, -1)) if scales.size else np.zeros((vocab_size, 1), np.float32)
     groups = per_row.shape[1]
@@ -124,7 +158,7 @@ def packed_lookup(weight: Array, scales: Array, zero_point: Array | None, indice
         if zero_point is not None:
             grouped = grouped - to_float(zero_point).astype(np.float32).reshape(vocab_size, groups, 1)
         product = grouped * to_float(per_row).astype(np.float32)[:, :, None]
-    return cast_float(_gather(product.reshape(vocab_size, embed_dim), indices), output_dtype)
+    return cast_float(product.reshape(vocab_size, embed_dim), output_dtype)
 
 
 def _dequantize(step: Dequantize, tensors: dict[str, Array]) -> Array:

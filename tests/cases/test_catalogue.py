@@ -23,6 +23,7 @@ ABOUT = {
     "kernel/*-buffer/empty": "no index is looked up",
     "match/torchao/empty-indices": "lookup lookup0: no index is looked up",
     "match/found/empty-*table-*refused": "lookup lookup0: no index is looked up",
+    "lower/zero-table": "lookup lookup0: every value is the same",
     "match/values/out-of-range-refused": "lookup lookup0: every value is the same",  # but one, which nobody looks up
 }
 #: Sections that only introduce others.

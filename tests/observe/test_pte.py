@@ -19,9 +19,9 @@ from conformance.audit.audit import audit
 from conformance.case.case import Case
 from conformance.case.catalogue import load
 from conformance.harness.errors import CannotRun, DeviceWouldFail
-from conformance.harness.observation import File, Graph, Place, decode, encode
+from conformance.harness.observation import File, Place, decode, encode
 from conformance.judging.judge import judge
-from conformance.observe.lowered import observe_file, observe_run, places
+from conformance.observe.lowered import observe_file, observe_run, places, whole_tables
 from conformance.program.build import BuiltProgram, build
 from conformance.pte import device, lookup
 from conformance.pte.file import PteFile, read_pte
@@ -72,9 +72,10 @@ def judged_run(name: str, data: bytes) -> Verdict:
 
 def judged_lower(name: str, data: bytes) -> Verdict:
     file = read_pte(data)
-    observation = File(file.digest, observe_file(built(name), file, data))
+    observation = File(file.digest, observe_file(built(name), file))
     assert decode(encode(observation)) == observation
-    return judge(case_named(name), decode(encode(observation)), "planted")
+    whole = replace(observation, read=whole_tables(built(name), file))
+    return judge(case_named(name), decode(encode(whole)), "planted")
 
 
 def table(name: str) -> tuple[str, Any]:
@@ -248,7 +249,7 @@ class TestPlanted:
 
     def test_a_lookup_that_left_the_delegate(self) -> None:
         file = read_pte(lowered(PLAIN))
-        content = observe_file(built(PLAIN), file, lowered(PLAIN))
+        content = observe_file(built(PLAIN), file)
         moved = replace(content, places={"lookup0": Place("cpu", "quantized_decomposed.embedding_byte.out")})
         verdict = judge(case_named(PLAIN), File(file.digest, moved), "planted")
         assert verdict.signature == "LOWER/decision/missed_delegation"
@@ -272,7 +273,7 @@ class TestRefusals:
         """The judge itself: a source output that differs is a mismatch, not a tolerance."""
         observation = observe_run(built(PLAIN), read_pte(lowered(PLAIN)))
         outputs = {"lookup0": np.nextafter(observation.outputs["lookup0"], np.float32(9))}
-        changed = Graph(observation.decisions, outputs, observation.source_outputs, facts=observation.facts)
+        changed = replace(observation, outputs=outputs)
         assert judge(case_named(PLAIN), changed, "planted").outcome != PASS
         run_case = case_named("run/control")
         assert judge(run_case, changed, "planted").signature == "RUN/array/values"

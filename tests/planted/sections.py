@@ -358,6 +358,83 @@ class FoldsWithoutZeroPoint(Planted):
             return super().run(case)
 
 
+class TableBug(Planted):
+    """Rows that nothing looks up have the scale 0 in the file, and the code 0 (5.2)."""
+
+    stage = "LOWER"
+    near = "lower/control"
+    signatures = ("LOWER/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        from impl import matcher
+        from impl.fusion import rewrite
+
+        if case.stage != self.stage:
+            return super().run(case)
+        clone = rewrite.pack_linear_weight
+
+        def packed(values: Any) -> Any:
+            kept = values.clone()
+            kept[-1] = 0
+            return clone(kept)
+
+        assert matcher  # loads the rewriting
+        with mock.patch.object(rewrite, "pack_linear_weight", packed):
+            return super().run(case)
+
+
+class WrongRowsOnTheCpu(Planted):
+    """A refused table's last row has other values on the CPU, where nothing looks it up (6.2)."""
+
+    stage = "LOWER"
+    near = "lower/g3-refused"
+    signatures = ("LOWER/array/values",)
+
+    def run(self, case: Case) -> Observation:
+        from impl.lower import plan
+
+        whole = plan.byte_form
+
+        def wrong(table: Any) -> Any:
+            form = whole(table)
+            if form is None:
+                return None
+            scales = form.scales.clone()
+            scales[-1] = 0
+            return form._replace(scales=scales)
+
+        with mock.patch.object(plan, "byte_form", wrong):
+            return super().run(case)
+
+
+class CopyBug(Planted):
+    """The file holds a transposed float copy of the table, which nothing reads (6.1)."""
+
+    stage = "LOWER"
+    near = "lower/control"
+    signatures = ("LOWER/decision/unread_constant",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects.impl import lower
+        from conformance.subjects.stages import observe_lowering
+
+        if case.stage != self.stage:
+            return super().run(case)
+        return observe_lowering(case, lambda program, options: with_copy(lower(program, options)))
+
+
+def with_copy(data: bytes) -> bytes:
+    """The file with one more constant: a float table, turned."""
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+    from executorch.exir.schema import Buffer
+
+    content = deserialize_pte_binary(data)
+    copy = np.arange(9 * 64, dtype=np.float32).reshape(9, 64).T
+    constants = content.program.constant_buffer or [Buffer(storage=b"")]
+    content.program.constant_buffer = [*constants, Buffer(storage=copy.tobytes())]
+    return bytes(serialize_pte_binary(content))
+
+
 class OneBitOfARun(Planted):
     """One bit of a whole file's float16 output (5.7)."""
 
@@ -403,6 +480,9 @@ BY_SECTION: dict[str, type[Planted]] = {
     "7.5": IgnoresLimit,
 }
 MORE = (
+    TableBug,
+    WrongRowsOnTheCpu,
+    CopyBug,
     FoldsWithoutZeroPoint,
     RefusesWithoutTheLimit,
     ShaderIndexLane,

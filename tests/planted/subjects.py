@@ -354,6 +354,49 @@ class RefusesWithoutReason(MatchBug):
         return fused, replace(report, refused=tuple(replace(r, reason="") for r in report.refused))
 
 
+class ZeroesOtherRows(MatchBug):
+    """Rows that nothing looks up are packed as zeros."""
+
+    near = "match/torchao/v"
+    signatures = ("MATCH/array/values",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl import matcher
+        from impl.fusion import rewrite
+
+        def some(values: Any) -> Any:
+            kept = values.clone()
+            kept[::2] = 0
+            return rewrite_pack(kept)
+
+        rewrite_pack = rewrite.pack_linear_weight
+        with mock.patch.object(rewrite, "pack_linear_weight", some):
+            return matcher.fuse_q4_embeddings(program)
+
+
+class PacksAtRunTime(MatchBug):
+    """The packed table is handed through an operator, so that no kernel can prepack it."""
+
+    signatures = ("MATCH/decision/unservable",)
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from executorch.exir.dialects._ops import ops
+
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        for node in [n for n in fused.graph.nodes if "embedding_q4gsw" in str(n.target)]:
+            packed = node.args[0]
+            if packed.op == "placeholder":
+                with fused.graph.inserting_before(node):
+                    flipped = fused.graph.call_function(ops.edge.aten.bitwise_not.default, (packed,))
+                    back = fused.graph.call_function(ops.edge.aten.bitwise_not.default, (flipped,))
+                for new in (flipped, back):
+                    new.meta["val"] = packed.meta["val"]
+                node.args = (back, *node.args[1:])
+        return fused, report
+
+
 class LosesFloat16(MatchBug):
     """The operator's own float32 is handed on where the program had float16."""
 
@@ -502,6 +545,8 @@ ALL: tuple[type[Planted], ...] = (
     FirstGroupSizeForAll,
     PackedForOtherConsumer,
     LinearWithoutZeroPoint,
+    ZeroesOtherRows,
+    PacksAtRunTime,
     DropsAWrite,
     WritesSomethingElse,
     WipesTheSource,

@@ -128,19 +128,19 @@ def copies(spec: ProgramSpec, file: PteFile) -> dict[str, dict[str, int]]:
     """How many constants of the file are a table that a lookup reads, by table and form.
 
     Forms: "original", "packed linear_weight", "packed flat", "dequantized DTYPE", each also "transposed". A form of one
-    repeated byte is counted packed only: other constants are made of one byte as well.
+    repeated byte is counted packed only, since other constants are made of one byte as well; and equal forms once.
     """
     held = [data for data in stores(file).values() if data]
     values = tensor_values(spec)
     counted: dict[str, dict[str, int]] = {}
     for lookup in spec.lookups():
         step = lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table)
-        counts = counted.setdefault(step.weight, {})
+        counts, told = counted.setdefault(step.weight, {}), set[bytes]()
         for form, array in _forms(spec, lookup, values):
             data = array.tobytes()
-            told = form.startswith("packed") or len(set(data)) > 1
-            found = sum(same_bytes(one, data) for one in held) if told and data else 0
-            counts[form] = max(counts.get(form, 0), found)
+            tells = bool(data) and data not in told and (form.startswith("packed") or len(set(data)) > 1)
+            counts[form] = max(counts.get(form, 0), sum(same_bytes(one, data) for one in held) if tells else 0)
+            told.add(data)
     return counted
 
 

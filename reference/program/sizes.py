@@ -29,7 +29,10 @@ def other_sizes(spec: ProgramSpec, *, lowered: bool = False) -> dict[str, Progra
     if not dynamic:
         return {}
     traced = max(t.shape[d] for t in dynamic for d in t.dynamic)
-    bound = min((t.bound for t in dynamic if t.bound), default=traced if lowered else 2 * traced + 1)
+    if lowered:
+        bound = min(t.bound or max(t.shape[d] for d in t.dynamic) for t in dynamic)
+    else:
+        bound = min((t.bound for t in dynamic if t.bound), default=2 * traced + 1)
     sizes = dict.fromkeys((*(size for size in _SIZES if size <= bound), bound))
     return {str(size): at_size(spec, size) for size in sizes if at_size(spec, size) != spec}
 

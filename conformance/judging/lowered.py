@@ -13,6 +13,7 @@ from conformance.case.case import Program
 from conformance.case.operands import lookup_operands
 from conformance.harness.observation import File, Graph, Place, Problem
 from conformance.judging import compare
+from conformance.judging.tables import judge_constants, judge_reads
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import dtype_name
@@ -22,13 +23,12 @@ from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate, written
 from reference.program.fusibility import violations
 from reference.program.sizes import other_sizes
-from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec
 from reference.program.values import tensor_values
 from reference.table.dequantize import exact_weights
 
 Array = np.ndarray[Any, Any]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
-_LINEAR = "et_vk.linear_q4gsw.default"
 
 
 def judge_lower(question: Program, file: File) -> Mismatch | None:
@@ -47,7 +47,8 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
         _places(spec, {name: place == Place("vulkan", _LOOKUP) for name, place in content.places.items()})
         or _fixed(spec, content.dynamic)
         or _problems(content.problems)
-        or _copies(spec, content.copies, content.places)
+        or judge_reads(spec, file.read, {name for name, reasons in violations(spec).items() if not reasons})
+        or judge_constants(spec, content)
     )
 
 
@@ -70,6 +71,7 @@ def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:
         return found
 
     wrong = judged(spec, graph) or at_other_sizes(spec, graph, judged, lowered=True)
+    wrong = wrong or judge_reads(spec, graph.read, {d.lookup for d in graph.decisions if d.fused})
     return wrong, strict and wrong is None
 
 
@@ -181,42 +183,11 @@ def _places(spec: ProgramSpec, delegated: dict[str, bool]) -> Mismatch | None:
 
 
 def _problems(problems: Sequence[Problem]) -> Mismatch | None:
-    """What the audit says would fail or be wrong; wasted bytes are judged by ``_copies`` against the spec."""
+    """What the audit says would fail or be wrong; wasted bytes are judged by ``judge_constants`` against the spec."""
     for problem in problems:
         if problem.severity in {"fails", "wrong"}:
             return DecisionMismatch(problem.where, "a file that a device runs", problem.detail, problem.kind)
     return None
-
-
-def _copies(spec: ProgramSpec, copies: Mapping[str, Mapping[str, int]], places: Mapping[str, Place]) -> Mismatch | None:
-    refused = {name for name, reasons in violations(spec).items() if reasons}
-    for table, counts in copies.items():
-        readers = _readers(spec, table)
-        if {s.name for s in readers if isinstance(s, Lookup | PackedLookup)} & refused:
-            continue  # how a refused lookup carries its table is the lowering's choice
-        others = [
-            s for s in readers if isinstance(s, Read) or (isinstance(s, Linear) and places[s.name].operator != _LINEAR)
-        ]
-        packed = counts.get("packed linear_weight", 0) + counts.get("packed flat", 0)
-        packed -= counts["original"] if any(isinstance(s, PackedLookup) for s in readers) and packed > 1 else 0
-        if packed != 1:
-            kind = "table_missing" if not packed else "table_duplicated"
-            return DecisionMismatch(f"table {table}", "packed once in the file", f"{packed} times", kind)
-        if others:
-            continue
-        for form, count in counts.items():
-            if count and form.startswith("dequantized"):
-                return DecisionMismatch(f"table {table}", "no float copy", f"{form}, {count} times", "float_copy")
-        if counts["original"] and not any(isinstance(s, PackedLookup) for s in readers):
-            return DecisionMismatch(f"table {table}", "no unused original", f"{counts['original']} times", "original")
-    return None
-
-
-def _readers(spec: ProgramSpec, table: str) -> list[Any]:
-    """Every step that reads the tensor, itself or dequantized, but for the dequantize steps."""
-    names = {table} | {s.name for s in spec.steps if isinstance(s, Dequantize) and s.weight == table}
-    fields = ("weight", "table", "of")
-    return [s for s in spec.steps if not isinstance(s, Dequantize) and names & {getattr(s, f, None) for f in fields}]
 
 
 def _accepted(

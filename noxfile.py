@@ -6,10 +6,12 @@
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2026.10.20"
 nox.options.default_venv_backend = "venv"
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parent
 BIN = ROOT / ".nox" / "shared" / "bin"
 #: One pytest worker a core; the programs drawn do not depend on the number.
 WORKERS = str(os.cpu_count() or 1)
+#: The subjects of conformance/subjects/peers/ that need nothing but wheels.
+PEERS = ("onnxruntime", "ggml", "litert", "openvino", "mlx", "torch-bag", "executorch-cpu")
 
 
 def _run(session: nox.Session, program: str, *arguments: str) -> None:
@@ -36,7 +40,9 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
         dependencies = project["project"]["dependencies"]
         # torch first: with it in place nothing else pulls in another build of it.
         session.run(*install, *(d for d in dependencies if d.startswith("torch==")), external=True)
-        session.run(*install, *dependencies, *nox.project.dependency_groups(project, "lint", "fuzz"), external=True)
+        session.run(
+            *install, *dependencies, *nox.project.dependency_groups(project, "lint", "fuzz", "cluster"), external=True
+        )
         session.run(*install, "--no-deps", "--editable", str(ROOT), external=True)
         stamp.write_text(pins)
     session.run(str(BIN / program), *arguments, external=True)
@@ -72,6 +78,39 @@ def drivers(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Fuzz the readers of files from strangers: [--seconds S] [--inputs N] [--readers A,B] [--state DIR]."""
     _run(session, "python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def peers(session: nox.Session) -> None:
+    """Judge other implementations, in an environment of their own: [SUBJECT ...]; writes docs/implementations.md."""
+    _run(session, "q4gsw", "--version")  # the shared environment, which theirs stands on
+    place = ROOT / ".nox" / "peers"
+    python, project = place / "bin" / "python", nox.project.load_toml(ROOT / "pyproject.toml")
+    if not python.is_file():
+        session.run(sys.executable, "-m", "venv", str(place), external=True)
+        (shared,), (own,) = (list(folder.glob("lib/*/site-packages")) for folder in (BIN.parent, place))
+        (own / "shared.pth").write_text(f"{shared}\n")
+    install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    for requirement in nox.project.dependency_groups(project, "peers"):
+        try:
+            session.run(*install, requirement, external=True, silent=True)
+        except CommandFailed:
+            session.warn(f"{requirement} has no wheel for this machine; its subject is left out")
+    asked = session.posargs or PEERS
+    reports = ROOT / "report" / "peers"
+    shutil.rmtree(reports, ignore_errors=True)
+    q4gsw, any_end = (str(python), "-m", "conformance"), {"external": True, "success_codes": [0, 1, 2]}
+    for subject in asked:
+        for device in ("llvmpipe", "swiftshader") if ":" in subject else ("",):
+            report = reports / "-".join(filter(None, (subject.partition(":")[0], device)))
+            own = ("--subject", subject, *(("--device", device) if device else ()))
+            session.run(*q4gsw, "run", *own, "--stages", "KERNEL", "--quiet", "--report", str(report), **any_end)
+            for variant, domain in (("*f16scale", "all"), ("*f32scale", "boundary")):
+                words = ("--variant", variant, "--domain", domain, "--out", str(report / "certificates"))
+                session.run(*q4gsw, "prove", "arithmetic", *own, *words, **any_end)
+    streams = sorted(map(str, reports.glob("*/verdicts.jsonl")))
+    session.run(*q4gsw, "report", *streams, "--html", "--out", str(reports), **any_end)
+    session.run(*q4gsw, "report", *streams, "--implementations", "docs/implementations.md", **any_end)
 
 
 @nox.session(venv_backend="none")

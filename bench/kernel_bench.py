@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.kernel_ablation import ABLATIONS, Ablation, ablated_source
-from bench.kernel_report import Measurement, text_table, write_files
+from bench.kernel_report import Measurement, text_table, verdict, write_files
 from bench.kernel_timing import SETS, Resident, Timing, copy_bandwidth, copy_shader, time_job
 from conformance.subjects.executorch_shaders import executorch_shaders, shader_name
 from impl.dispatch.grid import work_groups
@@ -38,6 +38,10 @@ from reference.table.layouts import unpack_blocks, unpack_flat
 
 #: The shapes of the goals: 1 = decode, 2,047 = a Llama prefill.
 ROWS = (1, 2047, 32768, 262144)
+#: What a model looks up while it decodes, and while it reads a prompt: the sizes of ``--all``.
+ALL_ROWS = (1, 8, 64, 2047, 32768)
+#: Rows of a plane of indices and output in textures; no image has to be higher.
+_HEIGHT = 8192
 QUICK_ROWS = (1, 2047)
 NAMES = ("block-buffer-f32out-f32scale-buffer", "flat-buffer-f16out-f16scale-buffer")
 REPEATS, _CPU_REPEATS = 40, 6
@@ -75,6 +79,12 @@ def useful_bytes(request: Request) -> int:
     """Output, packed codes, scales and indices of the lookup."""
     scales = request.scales.itemsize * (request.embed_dim // request.group_size)
     return request.indices.size * (request.row_bytes + request.embed_dim // 2 + scales + 4)
+
+
+def moved_bytes(request: Request) -> int:
+    """What the memory has to move for it: in the block layout, eight rows lie in every 16 bytes that are read."""
+    others = 0 if request.variant.weight_layout == "flat" else 7 * request.embed_dim // 2
+    return useful_bytes(request) + request.indices.size * others
 
 
 @dataclass(frozen=True)
@@ -119,15 +129,17 @@ def measure(device: Device, table: Request, resident: Resident, rows: int, field
         VulkanError: an output is wrong (a shader that leaves work out is not checked).
     """
     rng = np.random.default_rng(rows)
-    sets = [rng.integers(0, table.vocab_size, rows, dtype=np.int32) for _ in range(SETS)]
+    height = rows if table.variant.io_storage == "buffer" else min(rows, _HEIGHT)
+    sets = [rng.integers(0, table.vocab_size, (rows // height, height), dtype=np.int32) for _ in range(SETS)]
     request = replace(table, indices=sets[0])
     repeats = _CPU_REPEATS if device.info.kind == "cpu" else REPEATS
     timings: dict[str, list[Timing]] = {one.who: [] for one in field}
     for _ in range(ROUNDS):
         for one in field:
             job = contender_job(device, request, one)
-            timing = time_job(device, job, request, resident, sets, repeats if rows > 1 else 5 * repeats)
-            head = sets[0][: timing.output.shape[0]]
+            where = [contender_job(device, replace(table, indices=one_set), one).operands[0] for one_set in sets]
+            timing = time_job(device, job, request, resident, where, repeats if rows > 1 else 5 * repeats)
+            head = sets[0].reshape(-1)[: timing.output.shape[0]]
             if not one.change.edits and not np.array_equal(timing.output, expected(table, head)):
                 raise VulkanError(
                     f"{one.who}, {table.variant.name}, {rows} rows: the output is wrong, so its time means nothing"
@@ -143,6 +155,7 @@ def measure(device: Device, table: Request, resident: Resident, rows: int, field
             median_us=timing.median_ns / 1e3,
             fastest_us=min(timing.samples_ns) / 1e3,
             useful_bytes=useful_bytes(request),
+            moved_bytes=moved_bytes(request),
             ratio=base / timing.median_ns if base else None,
         )
         for who, timing in best.items()
@@ -161,14 +174,19 @@ def bench_variant(
     """Every size with every contender for one variant; ablations at the largest size up to _ABLATED_ROWS."""
     measurements: list[Measurement] = []
     limit = device.info.limits["maxStorageBufferRange"]
+    textured = table.variant.io_storage == "texture3d"
     ablated_at = max([rows for rows in rows_list if rows <= _ABLATED_ROWS], default=rows_list[0])
     for rows in rows_list:
-        if rows * table.row_bytes > limit:
+        if textured and rows > _HEIGHT and rows % _HEIGHT:
+            print(f"{table.variant.name}, {rows} rows: no multiple of {_HEIGHT}, left out", flush=True)
+            continue
+        if rows * table.row_bytes > limit and not textured:
             print(f"{table.variant.name}, {rows} rows: beyond maxStorageBufferRange = {limit}, left out", flush=True)
             continue
-        sizes = np.array([table.embed_dim, rows, 1, 1], np.int32)
         field = contenders(device, table.variant, theirs, ablation=ablation and rows == ablated_at)
-        with closing(Resident(device, [table.weight, table.scales, sizes])) as resident:
+        height = min(rows, _HEIGHT) if textured else rows
+        shaped = replace(table, indices=np.zeros((rows // height, height), np.int32))
+        with closing(Resident(device, contender_job(device, shaped, field[0]).operands[1:])) as resident:
             measured = measure(device, table, resident, rows, field)
         measurements += [replace(m, share_of_copy=m.gigabytes_per_second / copy_gbs) for m in measured]
     return measurements
@@ -207,7 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--embed-dim", type=int, default=2048)
     parser.add_argument("--group-size", type=int, default=32)
     parser.add_argument("--rows", type=int, nargs="+", help=f"sizes to time (default {ROWS})")
-    parser.add_argument("--variants", nargs="+", default=NAMES, help="variant names with buffer storage")
+    parser.add_argument("--variants", nargs="+", default=NAMES, help="variant names")
+    parser.add_argument("--all", action="store_true", help=f"all {len(VARIANTS)} variants, at {ALL_ROWS} rows")
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK_ROWS} rows")
     parser.add_argument("--ablation", action="store_true", help="also take parts out and change shapes, at one size")
     parser.add_argument(
@@ -220,7 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
         precompile(options.precompile, options.executorch_src)
         return 0
     theirs = executorch_shaders(options.executorch_src) if options.executorch_src else {}
-    rows_list = tuple(options.rows or (QUICK_ROWS if options.quick else ROWS))
+    rows_list = tuple(options.rows or (ALL_ROWS if options.all else QUICK_ROWS if options.quick else ROWS))
+    names = [variant.name for variant in VARIANTS] if options.all else options.variants
     measurements: list[Measurement] = []
     with Device(options.device) as device:
         size = _CPU_COPY_BYTES if device.info.kind == "cpu" else COPY_BYTES
@@ -236,11 +256,12 @@ def main(arguments: list[str] | None = None) -> int:
             "group_size": options.group_size,
         }
         print(" ".join(f"{key}={value}" for key, value in header.items()), flush=True)
-        for name in options.variants:
+        for name in names:
             table = random_table(variant_named(name), options.vocab_size, options.embed_dim, options.group_size)
             measurements += bench_variant(device, table, rows_list, theirs, copy_gbs, ablation=options.ablation)
     print(text_table(measurements))
     write_files(options.out, header, measurements, copy_gbs)
+    print("\n".join(verdict(measurements)))
     print(f"wrote {options.out}/kernel.csv, kernel.json, kernel.svg")
     return 0
 

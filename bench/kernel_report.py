@@ -12,7 +12,8 @@ from pathlib import Path
 class Measurement:
     """One row: what ran, how long it took on the device, and what that means.
 
-    ``useful_bytes`` are output, packed codes, scales and indices that the lookup needs. ``ratio`` is
+    ``useful_bytes`` are output, packed codes, scales and indices that the lookup needs, ``moved_bytes`` what the memory
+    has to move for them. ``ratio`` is
     ExecuTorch's time over this one's, None without its shaders.
     """
 
@@ -24,14 +25,21 @@ class Measurement:
     ratio: float | None = None
     share_of_copy: float = 0.0
     fastest_us: float = 0.0
+    moved_bytes: int = 0
 
     @property
     def gigabytes_per_second(self) -> float:
         """Useful bytes a nanosecond."""
         return self.useful_bytes / self.median_us / 1e3
 
+    @property
+    def share_of_limit(self) -> float:
+        """The share of the copy's speed at which the memory moves what it has to."""
+        return self.share_of_copy * self.moved_bytes / self.useful_bytes
 
-_HEADS = ("variant", "who", "rows", "median us", "useful GB/s", "of copy", "x ExecuTorch")
+
+_GOAL = 0.9
+_HEADS = ("variant", "who", "rows", "median us", "useful GB/s", "of copy", "of limit", "x ExecuTorch")
 
 
 def text_table(measurements: list[Measurement]) -> str:
@@ -45,7 +53,32 @@ def text_table(measurements: list[Measurement]) -> str:
 def _cells(m: Measurement) -> tuple[str, ...]:
     ratio = "" if m.ratio is None else f"{m.ratio:.2f}"
     speed, share = f"{m.gigabytes_per_second:.1f}", f"{100 * m.share_of_copy:.0f} %"
-    return m.variant, m.who, str(m.rows), f"{m.median_us:.1f}", speed, share, ratio
+    return m.variant, m.who, str(m.rows), f"{m.median_us:.1f}", speed, share, f"{100 * m.share_of_limit:.0f} %", ratio
+
+
+def verdict(measurements: list[Measurement]) -> list[str]:
+    """Where our shader is slower than ExecuTorch's, or below 90 % of its limit at the largest size: a line each."""
+    ours = [m for m in measurements if m.who == "ours"]
+    largest = max(m.rows for m in ours)
+    lines = [f"slower than ExecuTorch's: {m.variant}, {m.rows} rows: {m.ratio:.2f}" for m in ours if (m.ratio or 1) < 1]
+    lines += [
+        f"below 90 % of its bytes' limit: {m.variant}, {m.rows} rows: {100 * m.share_of_limit:.0f} %"
+        for m in ours
+        if m.rows == largest and m.share_of_limit < _GOAL
+    ]
+    return lines or ["never slower than ExecuTorch's, and at 90 % of its bytes' limit at the largest size"]
+
+
+def page(header: dict[str, object], measurements: list[Measurement]) -> str:
+    """What docs/ shows of a run with ``--all``."""
+    sizes = f"V = {header['vocab_size']}, D = {header['embed_dim']}, G = {header['group_size']}"
+    copy = f"its best copy moves {float(str(header['copy_gigabytes_per_second'])):.0f} GB/s"
+    about = "`./dev bench kernel --all` measures it; `of limit` counts what the memory has to move,"
+    lines = ["# All variants of the kernel", ""]
+    lines += [f"{header['device']} ({header['driver']}), {header['date']}; {sizes}; {copy}."]
+    lines += [f"{about} which in the block layout is eight rows of codes for each row."]
+    lines += ["", *(f"- {line}" for line in verdict(measurements)), ""]
+    return "\n".join([*lines, text_table([m for m in measurements if m.who != "ours, sizes at run time"]), ""])
 
 
 def write_files(directory: Path, header: dict[str, object], measurements: list[Measurement], copy_gbs: float) -> None:
@@ -57,6 +90,7 @@ def write_files(directory: Path, header: dict[str, object], measurements: list[M
         writer.writeheader()
         writer.writerows(rows)
     (directory / "kernel.json").write_text(json.dumps({**header, "measurements": rows}, indent=1) + "\n")
+    (directory / "kernel.md").write_text(page(header, measurements))
     (directory / "kernel.svg").write_text(roofline(header, measurements, copy_gbs))
 
 

@@ -6,7 +6,7 @@ writes another output, in turn, so that no run finds its rows in a cache because
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from impl.dispatch.job import Job
+from impl.dispatch.job import Job, Operand
 from impl.dispatch.request import Request
-from impl.gpu.memory import Buffer, memory_barrier
-from impl.gpu.pipeline import BufferRange, Pipeline
+from impl.gpu.memory import Buffer, Image, memory_barrier
+from impl.gpu.pipeline import BufferRange, Pipeline, Resource
 from impl.kernel import Device
 from impl.shader.compiler import GLSL, Shader, compile_shader
 
@@ -44,24 +44,54 @@ class Timing:
 
 
 class Resident:
-    """Arrays in device memory: uploaded once, bound many times."""
+    """Operands in device memory, as buffers or images: uploaded once, bound many times."""
 
-    def __init__(self, device: Device, arrays: list[npt.NDArray[Any]]) -> None:
-        *offsets, size = itertools.accumulate((-(-a.nbytes // _ALIGN) * _ALIGN for a in arrays), initial=0)
-        self._buffer = Buffer(device, size, host=False)
-        with closing(Buffer(device, size, host=True)) as staging:
-            assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
-            for array, offset in zip(arrays, offsets, strict=True):
-                staging.bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
-            _copy(device, staging, self._buffer, size)
-        self.ranges = [
-            BufferRange(self._buffer.handle, offset, array.nbytes)
-            for array, offset in zip(arrays, offsets, strict=True)
-        ]
+    def __init__(self, device: Device, operands: Sequence[Operand]) -> None:
+        plain = [operand.data for operand in operands if operand.texture is None]
+        *offsets, size = itertools.accumulate((-(-a.nbytes // _ALIGN) * _ALIGN for a in plain), initial=0)
+        self._kept: list[Buffer | Image] = []
+        self.resources: list[Resource] = []
+        if plain:
+            buffer = Buffer(device, size, host=False)
+            self._kept.append(buffer)
+            _upload(
+                device, size, zip(plain, offsets, strict=True), lambda staging: _copy(device, staging, buffer, size)
+            )
+        places = iter(offsets)
+        for operand in operands:
+            if operand.texture is None:
+                self.resources.append(BufferRange(buffer.handle, next(places), operand.data.nbytes))
+                continue
+            shape = operand.texture
+            image = Image(device, shape.extent, shape.texels, storage=False, flat=shape.flat)
+            self._kept.append(image)
+            _upload(device, image.size, [(operand.data, 0)], partial(_fill, device, image))
+            self.resources.append(image.resource())
 
     def close(self) -> None:
         """Free the memory."""
-        self._buffer.close()
+        for one in self._kept:
+            one.close()
+
+
+def _upload(
+    device: Device,
+    size: int,
+    arrays: Iterable[tuple[npt.NDArray[Any], int]],
+    move: Callable[[Buffer], None],
+) -> None:
+    """Put arrays at their offsets into a host buffer, and ``move`` it."""
+    with closing(Buffer(device, size, host=True)) as staging:
+        assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
+        for array, offset in arrays:
+            staging.bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        move(staging)
+
+
+def _fill(device: Device, image: Image, buffer: Buffer) -> None:
+    """The whole image from a buffer, ready for shaders, and wait."""
+    image.fill(device.begin(), buffer.handle, 0)
+    device.submit()
 
 
 def _copy(device: Device, source: Buffer, target: Buffer, size: int) -> None:
@@ -105,22 +135,23 @@ def _time(device: Device, record: Callable[[Any, int], None], warm: int, repeats
 
 
 def time_job(
-    device: Device, job: Job, request: Request, table: Resident, index_sets: list[npt.NDArray[np.int32]], repeats: int
+    device: Device, job: Job, request: Request, table: Resident, index_sets: Sequence[Operand], repeats: int
 ) -> Timing:
-    """Median device time of ``job`` (a buffer variant): warm, inputs and outputs rotated.
+    """Median device time of ``job``: warm, inputs and outputs rotated.
 
     ``table`` holds weight, scales and out_sizes; every index set has as many indices as the request.
     """
     out_size = -(-job.output.size // _ALIGN) * _ALIGN
     sets = min(SETS, max(1, (4 << 30) // out_size))
     with ExitStack() as stack:
-        outputs = [stack.enter_context(closing(Buffer(device, out_size, host=False))) for _ in range(sets)]
-        indices = stack.enter_context(closing(Resident(device, list(index_sets[:sets]))))
+        outputs = [_output(device, job, out_size, stack) for _ in range(sets)]
         pipelines = []
-        for output, index_range in zip(outputs, indices.ranges, strict=True):
+        for output, indices in zip(outputs, index_sets[:sets], strict=True):
             pipeline = Pipeline(device, job.shader, job.kinds, len(job.push), job.constants)
             pipelines.append(stack.enter_context(closing(pipeline)))
-            pipeline.bind(0, [BufferRange(output.handle, 0, job.output.size), index_range, *table.ranges])
+            where = stack.enter_context(closing(Resident(device, [indices])))
+            whole = output.resource() if isinstance(output, Image) else BufferRange(output.handle, 0, job.output.size)
+            pipeline.bind(0, [whole, *where.resources, *table.resources])
 
         def dispatch(commands: Any, number: int) -> None:
             pipelines[number % sets].dispatch(commands, 0, job.push, job.groups)
@@ -129,11 +160,27 @@ def time_job(
         return Timing(tuple(samples), _head(device, outputs[0], request))
 
 
-def _head(device: Device, buffer: Buffer, request: Request) -> npt.NDArray[Any]:
+def _output(device: Device, job: Job, size: int, stack: ExitStack) -> Buffer | Image:
+    """What a dispatch writes: a buffer, or an image that shaders may write."""
+    buffer = stack.enter_context(closing(Buffer(device, size, host=False)))
+    if (shape := job.output.texture) is None:
+        return buffer
+    image = stack.enter_context(closing(Image(device, shape.extent, shape.texels, storage=True, flat=shape.flat)))
+    _fill(device, image, buffer)
+    return image
+
+
+def _head(device: Device, output: Buffer | Image, request: Request) -> npt.NDArray[Any]:
     """The first rows of an output, for checking."""
     size = min(_HEAD_ROWS, request.indices.size) * request.row_bytes
-    with closing(Buffer(device, size, host=True)) as staging:
-        _copy(device, buffer, staging, size)
+    with ExitStack() as stack:
+        staging = stack.enter_context(closing(Buffer(device, size, host=True)))
+        if isinstance(output, Image):
+            whole = stack.enter_context(closing(Buffer(device, output.size, host=False)))
+            output.read(device.begin(), whole.handle, 0)
+            device.submit()
+            output = whole
+        _copy(device, output, staging, size)
         assert staging.bytes is not None  # noqa: S101 (a host buffer is mapped)
         return staging.bytes[:size].copy().view(request.out_dtype).reshape(-1, request.embed_dim)
 

@@ -20,6 +20,18 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (word.strip() for word in text.split(","))))
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Return I and N of ``--shard I/N``.
+
+    >>> shard("2/4")
+    (2, 4)
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"shard {text!r} is not I/N with 1 <= I <= N, such as 2/4")
+    return int(number), int(count)
+
+
 DECLARED: dict[str, dict[str, Any]] = {
     "--subject": {"default": "impl", "help": "impl | executorch | executorch-src:PATH[@REV] | path.py:Class"},
     "--level": {"default": "gate", "help": " | ".join(LEVELS)},
@@ -31,6 +43,13 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "print JSON"},
     "--all": {"action": "store_true", "help": "show every failure, not one for each signature"},
     "--report": {"default": "", "metavar": "DIR", "help": "directory for the report (default: a new one)"},
+    "--shard": {
+        "type": shard,
+        "metavar": "I/N",
+        "help": "only this one of N parts, each of which another machine runs",
+    },
+    "--cluster": {"default": "", "metavar": "ADDRESS", "help": "a Dask scheduler whose workers do the work"},
+    "--resource": {"default": "", "metavar": "NAME", "help": "a Dask resource that a task takes one of, such as GPU"},
     "--expectations": {"default": "", "metavar": "FILE", "help": "known failures, instead of the subject's own"},
 }
 

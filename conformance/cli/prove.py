@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from conformance.cli import every_size
 from conformance.cli.options import Parser, positive
@@ -20,8 +21,9 @@ from conformance.files import check_writable, printable
 from conformance.harness.errors import FeatureMissing
 from conformance.harness.subject import resolved
 from conformance.proofs import arithmetic, certificate, check, domain, indexing, layout, target
+from conformance.proofs import journal as journals
 from conformance.proofs.certificate import PROVEN, REFUSED, Certificate, IndexingClaim, LayoutClaim
-from conformance.proofs.journal import Journal
+from conformance.proofs.journal import Record
 
 OUT = Path("report/certificates")
 
@@ -46,7 +48,13 @@ def add_prove(parser: Parser) -> None:
     sizes.set_defaults(call=_every_size)
     what = "layout, indexing, every size and float16 of every variant, float32 at its boundaries"
     every = parser.way("all", what, "prove all --out docs/certificates/lavapipe", _all)
-    every.set_defaults(resume=False, threads=None, chunk=arithmetic.MOST)
+    every.set_defaults(resume=False, threads=None, chunk=arithmetic.MOST, shard=None, cluster="")
+    numbers.shared("--shard", "--cluster", "--resource")
+    parts = parser.way("merge", "one certificate of the journals of all shards", "prove merge report/*.journal", _merge)
+    parts.add_argument("files", type=Path, nargs="+")
+    parts.add_argument("--out", type=Path, default=OUT, help=f"directory for the certificate (default: {OUT})")
+    parts.shared("--subject", default="", help="path.py:Class that the journals name")
+    parts.add_argument("--shader", type=Path, help="GLSL file that the journals name")
     every.set_defaults(jobs=os.cpu_count() or 1, groups=(), any_group=False)
     for one in (numbers, addresses, every, sizes):
         one.add_argument("--variant", default="*", help="names or patterns, with commas (default: all)")
@@ -103,20 +111,60 @@ def _arithmetic(options: argparse.Namespace) -> int:
 
 
 def _arithmetic_of(options: argparse.Namespace, variant: str, domain_name: str) -> int:
-    with closing(target.open_target(options.subject, variant, device=options.device, shader=options.shader)) as asked:
-        scales = domain.parse(domain_name, asked.numerics.scale_dtype)
-        out = options.out / f"arithmetic-{variant}-{scales.name.replace(':', '-')}.json"
-        most = min(options.chunk, scales.segment, scales.size)
-        chunk = min(asked.open_products(most, arithmetic.SLOTS), scales.segment)
-        versions = certificate.versions(options.subject)
-        header = arithmetic.header(asked, scales, chunk, versions)
-        journal = Journal(out.with_suffix(".journal"), header, resume=options.resume)
-        arithmetic.prove(asked, scales, chunk, journal, threads=options.threads)
-        claim, mismatches = arithmetic.findings(journal.records, asked.numerics, scales)
-        proof = Certificate(claim, asked.facts, mismatches, versions, arithmetic.timing(journal.records))
-        certificate.write(out, proof)
+    out = options.out / _name(variant, domain.parse(domain_name, "float32"))
+    number, count = options.shard or (1, 1)
+    path = out.with_suffix(f".{number}-of-{count}.journal" if options.shard else ".journal")
+    if options.cluster:
+        from conformance.proofs import cluster  # noqa: PLC0415 - needs Dask's distributed, which is not always there
+
+        asked = cluster.Asked(options.subject, variant, domain_name, options.chunk, options.threads or 0)
+        whole = cluster.prove(options.cluster, asked, path, options.resource, resume=options.resume)
+        return _certify(out, whole.header, whole.records, whole)
+    words = {"device": options.device, "shader": options.shader}
+    with closing(target.open_target(options.subject, variant, **words)) as opened:
+        scales, chunk, header = arithmetic.begin(opened, domain_name, options.chunk)
+        journal = journals.Journal(path, header, resume=options.resume)
+        chunks = [c for c in journal.missing(scales.size, chunk) if c[0] // chunk % count == number - 1]
+        done = sum(record.stop - record.start for record in journal.records)
+        arithmetic.prove(opened, scales, chunks, journal.add, done=done, threads=options.threads)
+    if options.shard:
+        print(f"shard {number} of {count}: {path}; q4gsw prove merge makes a certificate of all of them")
+        journal.close()
+        return 0
+    return _certify(out, journal.header, journal.records, journal)
+
+
+def _name(variant: str, scales: domain.Domain) -> str:
+    return f"arithmetic-{variant}-{scales.name.replace(':', '-')}.json"
+
+
+def _merge(options: argparse.Namespace) -> int:
+    """Put the journals of all shards of one proof together."""
+    check_writable(options.out)
+    (_, header, records), *others = [(path, *journals.read(path)) for path in options.files]
+    for path, other, more in others:
+        journals.check_same(path, other, header)
+        records += more
+    facts, _ = arithmetic.subject_of(header)
+    check.check_trusted(facts, options.subject, options.shader)
+    numerics, _ = check.check_target(facts)
+    scales = domain.parse(str(header.get("domain")), numerics.scale_dtype)
+    return _certify(options.out / _name(facts.variant, scales), header, records)
+
+
+def _certify(
+    out: Path, header: Mapping[str, Any], records: Sequence[Record], journal: journals.Journal | None = None
+) -> int:
+    """Write the certificate that the records of a proof add up to, and report it; the journal goes then."""
+    facts, versions = arithmetic.subject_of(header)
+    numerics = arithmetic.numerics_of(header)
+    scales = domain.parse(header["domain"], numerics.scale_dtype)
+    claim, mismatches = arithmetic.findings(records, numerics, scales)
+    proof = Certificate(claim, facts, mismatches, versions, arithmetic.timing(records))
+    certificate.write(out, proof)
+    if journal:
         journal.remove()
-    free = sum(record.tally.unconstrained for record in journal.records)
+    free = sum(record.tally.unconstrained for record in records)
     counts = {"refused": claim.refused, "not_strict": claim.not_strict, "unconstrained": free, "damaged": claim.damaged}
     return _report(out, proof, "pairs", scales.pairs, counts)
 

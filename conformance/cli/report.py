@@ -5,7 +5,10 @@ from pathlib import Path
 
 from conformance.case.catalogue import load
 from conformance.cli.options import Parser, print_json
-from conformance.results import diff, report, timing
+from conformance.files import write_whole
+from conformance.proofs import certificate
+from conformance.proofs.certificate import ArithmeticClaim, Certificate
+from conformance.results import diff, implementations, report, timing
 from conformance.results.causes import blocks, causes
 from conformance.results.verdict import counts, exit_code, last_line, read
 
@@ -17,6 +20,7 @@ def add_report(parser: Parser) -> None:
     parser.shared("--all", "--json")
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
     parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
+    parser.add_argument("--implementations", type=Path, metavar="FILE", help="write a table of the streams' subjects")
     parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
 
 
@@ -43,6 +47,12 @@ def _report(options: argparse.Namespace) -> int:
         first = options.file[0] if options.file[0].is_dir() else options.file[0].parent
         paths = report.write(options.out or first, streams, cases)
         print("written: " + ", ".join(map(str, paths)))
+    if options.implementations:
+        folders = [path if path.is_dir() else path.parent for path in options.file]
+        found = [[certificate.read(p) for p in sorted(folder.glob("certificates/*.json"))] for folder in folders]
+        text = implementations.page(list(zip(streams, (_proofs(proofs) for proofs in found), strict=True)))
+        write_whole({options.implementations: text})
+        print(f"written: {options.implementations}")
     if options.timing:
         print("\n".join(timing.lines(verdicts, timing.workers_of(s.header for s in streams))))
     for stream in streams:
@@ -50,6 +60,17 @@ def _report(options: argparse.Namespace) -> int:
             print(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
     print(last_line(verdicts))
     return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
+
+
+def _proofs(certificates: list[Certificate]) -> list[str]:
+    """A line for what each certificate says."""
+    return [
+        f"{proof.target.variant}, {proof.claim.domain}: {proof.result}"
+        + (f", {proof.claim.refused} products wrong, first {proof.mismatches[0]}" if proof.mismatches else "")
+        + (f"; {proof.claim.not_strict} not strict" if proof.claim.not_strict else "")
+        for proof in certificates
+        if isinstance(proof.claim, ArithmeticClaim)
+    ]
 
 
 def _diff(options: argparse.Namespace) -> int:

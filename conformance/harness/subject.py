@@ -1,6 +1,7 @@
 """Subject: an implementation under judgement, and how one is loaded by name or file."""
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,7 +17,7 @@ from conformance.sources.tree import source_tree
 
 SUBJECTS = Path(__file__).parent.parent / "subjects"
 #: Built-in subjects that judge something named: NAME:WHAT.
-WHAT = {"executorch-src": "PATH[@REVISION]"}
+WHAT = dict.fromkeys(("executorch-src", "executorch-webgpu-src"), "PATH[@REVISION]")
 
 
 @runtime_checkable
@@ -34,13 +35,23 @@ class Subject(Protocol):
 
 def names() -> tuple[str, ...]:
     """Names of the built-in subjects: the files of conformance/subjects/ that define SubjectUnderTest, with dashes."""
-    return tuple(
-        sorted(
-            p.stem.replace("_", "-")
-            for p in SUBJECTS.glob("*.py")
-            if "\nclass SubjectUnderTest" in p.read_text("utf-8")
-        )
-    )
+    return tuple(sorted(_modules()))
+
+
+def peers() -> tuple[str, ...]:
+    """Names of the built-in subjects that are other projects' implementations."""
+    return tuple(name for name in names() if ".peers." in _modules()[name])
+
+
+@functools.cache
+def _modules() -> dict[str, str]:
+    """The module of each built-in subject, by its name."""
+    found = {}
+    for path in SUBJECTS.rglob("*.py"):
+        if "\nclass SubjectUnderTest" in path.read_text(encoding="utf-8"):
+            module = path.relative_to(SUBJECTS.parent).with_suffix("").parts
+            found[path.stem.replace("_", "-")] = ".".join(["conformance", *module])
+    return found
 
 
 def installed() -> dict[str, importlib.metadata.EntryPoint]:
@@ -55,7 +66,7 @@ def resolved(spec: str) -> str:
         ValueError: see ``check_name``.
     """
     name, colon, what = spec.partition(":")
-    if colon and name == "executorch-src":
+    if colon and name in WHAT:
         return f"{name}:{source_tree(what)}"
     path, colon, class_name = spec.rpartition(":")
     return f"{Path(path).resolve()}:{class_name}" if colon and path.endswith(".py") else spec
@@ -119,8 +130,13 @@ def load(spec: str) -> Subject:
     arguments = (what,) if name in WHAT else ()
     point = installed().get(spec)
     if spec in names() or arguments:
-        stem = name.replace("-", "_")
-        module, class_name = importlib.import_module(f"conformance.subjects.{stem}"), "SubjectUnderTest"
+        class_name = "SubjectUnderTest"
+        try:
+            module = importlib.import_module(_modules()[name])
+        except ImportError as error:
+            if name not in peers():
+                raise
+            raise BadSubject(f"subject {name!r}: {error}; install what peers need: ./dev peers") from error
     elif point:
         module, class_name = importlib.import_module(point.module), point.attr
     else:

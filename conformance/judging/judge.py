@@ -128,7 +128,10 @@ def _silence(facts: Facts) -> str:
 
 
 def _may_refuse(question: Question, refused: Refused) -> bool:
-    """Whether refusing is right: a limit of the device by its name (contract 7.5), or force_fp16 (3.7)."""
+    """Whether refusing is right: an index outside (contract 7.3), a limit by its name (7.5), or force_fp16 (3.7)."""
+    if isinstance(question, Dispatch) and refused.reason == "index_outside":
+        indices = operands(question).indices
+        return bool(((indices < 0) | (indices >= question.vocab_size)).any())
     if isinstance(question, Dispatch):
         return refused.reason == "device_limit" and refused.limit == question.exceeds_limit != ""
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"

@@ -7,7 +7,7 @@ counts once all of it is judged, and then it is in the journal.
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,15 +17,18 @@ from tqdm import tqdm
 
 from conformance.proofs import certificate
 from conformance.proofs.certificate import ArithmeticClaim, Stages, Timing
-from conformance.proofs.domain import Domain
-from conformance.proofs.journal import Journal, Record
-from conformance.proofs.target import Array, Numerics, Target
+from conformance.proofs.domain import Domain, parse
+from conformance.proofs.journal import Record
+from conformance.proofs.target import Array, Numerics, Target, TargetFacts, derived
+from conformance.serialize import structure
 from reference.arithmetic.accept import CODES, accept_products
 from reference.arithmetic.accept_many import BLOCK, FIRST, Refused, Tally, judge_rows
 
 #: Scales of a chunk at most; 256 MiB of float32 results.
 MOST = 1 << 22
 SLOTS = 2
+#: What a journal's header says of a proof beside domain and chunk.
+_PARTS = ("target", "versions")
 #: Scales that one thread judges at a time; divides every segment.
 _PART = 1 << 16
 #: Threads of the oracle at most, and from how many on it takes larger blocks: numpy's calls take turns at
@@ -40,14 +43,43 @@ def header(target: Target, domain: Domain, chunk: int, versions: Mapping[str, st
     return {"domain": domain.name, "chunk": chunk, **facts, **known}
 
 
-def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threads: int | None = None) -> None:
-    """Compute and judge every chunk that the journal does not have, and write it there.
+def begin(target: Target, domain_name: str, most: int) -> tuple[Domain, int, dict[str, Any]]:
+    """Make the target ready: the domain of its scales, how many of them a chunk has, and the journal's header."""
+    scales = parse(domain_name, target.numerics.scale_dtype)
+    chunk = min(target.open_products(min(most, scales.segment, scales.size), SLOTS), scales.segment)
+    return scales, chunk, header(target, scales, chunk, certificate.versions(target.facts.subject))
 
-    ``chunk`` is what ``target.open_products`` returned, cut to the domain's segment; it divides the segment.
+
+def numerics_of(header: Mapping[str, Any]) -> Numerics:
+    """What the facts of a journal's header settle about numbers."""
+    return derived(subject_of(header)[0])[1]
+
+
+def subject_of(header: Mapping[str, Any]) -> tuple[TargetFacts, dict[str, str]]:
+    """The facts and the versions that a journal's header names.
+
+    Raises:
+        ValueError: a fact is missing, unknown or no text.
+    """
+    found = [{k.removeprefix(f"{part}."): v for k, v in header.items() if k.startswith(f"{part}.")} for part in _PARTS]
+    return structure(TargetFacts, found[0], "target"), structure(dict[str, str], found[1], "versions")
+
+
+def prove(
+    target: Target,
+    domain: Domain,
+    chunks: Sequence[tuple[int, int]],
+    add: Callable[[Record], None],
+    *,
+    done: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Compute and judge ``chunks`` (start, stop) of the domain, and ``add`` each of them once it is judged.
+
+    A chunk is not longer than ``target.open_products`` returned, and lies in one segment. ``done`` scales were before.
     """
     threads = threads or min(_THREADS, os.cpu_count() or 1)
     block = _LARGE_BLOCK if threads >= _MANY else BLOCK
-    done = 16 * sum(record.stop - record.start for record in journal.records)
     last = time.perf_counter()
 
     def finish(record: Record, parts: list[Future[tuple[Tally, float]]]) -> None:
@@ -56,14 +88,15 @@ def prove(target: Target, domain: Domain, chunk: int, journal: Journal, *, threa
         now = time.perf_counter()
         stages = replace(record.seconds, oracle=sum(seconds) / threads)
         tally = sum(tallies, Tally())
-        journal.add(replace(record, tally=tally, ended=time.time(), working_s=now - last, seconds=stages))
+        add(replace(record, tally=tally, ended=time.time(), working_s=now - last, seconds=stages))
         last = now
         bar.update(16 * (record.stop - record.start))
 
-    bar = tqdm(total=domain.pairs, initial=done, unit=" pairs", unit_scale=True, disable=None, smoothing=0.1)
+    pairs = 16 * (done + sum(stop - start for start, stop in chunks))
+    bar = tqdm(total=pairs, initial=16 * done, unit=" pairs", unit_scale=True, disable=None, smoothing=0.1)
     queue: deque[tuple[Record, list[Future[tuple[Tally, float]]]]] = deque()
     with bar, ThreadPoolExecutor(threads) as pool:
-        for number, (start, stop) in enumerate(journal.missing(domain.size, chunk)):
+        for number, (start, stop) in enumerate(chunks):
             if len(queue) == SLOTS:
                 finish(*queue.popleft())
             before, began = dict(target.seconds), time.time()
@@ -90,7 +123,8 @@ def findings(records: Sequence[Record], numerics: Numerics, domain: Domain) -> t
     ordered = sorted(records, key=lambda record: record.start)
     edges = [0, *(record.stop for record in ordered)]
     if [record.start for record in ordered] != edges[:-1] or edges[-1] != domain.size:
-        raise ValueError("the journal's chunks do not cover the domain exactly once")
+        at = next((edge for edge, record in zip(edges, ordered, strict=False) if edge != record.start), edges[-1])
+        raise ValueError(f"the chunks do not cover the domain exactly once: there is a gap or an overlap at scale {at}")
     segments = [Tally()] * domain.segments
     for record in ordered:
         segments[record.start // domain.segment] += record.tally

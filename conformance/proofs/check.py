@@ -64,7 +64,7 @@ def check(
     and what is sampled or run again follows from the caller's ``seed``, or from one that nobody knew before.
     """
     stored = certificate.read(path)
-    _check_trusted(stored.target, own_subject, shader)
+    check_trusted(stored.target, own_subject, shader)
     if stored.result != PROVEN:
         reason = next(iter(stored.mismatches), "its counts are not 0")
         raise Rejected(f"says itself that the proof failed: {reason}")
@@ -86,7 +86,7 @@ def check(
         raise Rejected(f"cannot be checked here: {error}") from error
 
 
-def _check_trusted(facts: TargetFacts, own_subject: str, shader: Path | None) -> None:
+def check_trusted(facts: TargetFacts, own_subject: str, shader: Path | None) -> None:
     """No subject's code is imported and no shader read but ours, and what the command line names."""
     known = {"reference", *subject.names(), *filter(None, [own_subject and subject.resolved(own_subject)])}
     if facts.subject not in known:
@@ -95,7 +95,7 @@ def _check_trusted(facts: TargetFacts, own_subject: str, shader: Path | None) ->
         raise Untrusted(f"its shader {facts.shader!r} is not ours: it is read only if --shader names it")
 
 
-def _check_target(facts: TargetFacts) -> tuple[Numerics, str]:
+def check_target(facts: TargetFacts) -> tuple[Numerics, str]:
     """The facts that any machine can derive; of a shader its hashes."""
     today, numerics = target.derived(facts)
     for name, value in vars(facts).items():
@@ -108,7 +108,7 @@ def _check_target(facts: TargetFacts) -> tuple[Numerics, str]:
 def _check_arithmetic(
     facts: TargetFacts, claim: ArithmeticClaim, device: str | None, random: np.random.Generator
 ) -> Finding:
-    numerics, line = _check_target(facts)
+    numerics, line = check_target(facts)
     domain = parse(claim.domain, numerics.scale_dtype)
     _check_claim(claim, domain, numerics)
     picked = np.unique(random.integers(0, domain.size, SAMPLE))
@@ -216,7 +216,7 @@ def _rerun_segment(opened: Target, domain: Domain, piece: int) -> Tally:
 def _check_indexing(
     facts: TargetFacts, claim: IndexingClaim, device: str | None, random: np.random.Generator
 ) -> Finding:
-    lines = [_check_target(facts)[1]]
+    lines = [check_target(facts)[1]]
     shapes = {shape.name: shape for shape in indexing.SHAPES}
     _check_cases(claim, shapes)
     refused = [name for name, outcome in claim.cases.items() if outcome != PROVEN]

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Journal:
     process is at it.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self.header = {"journal": JOURNAL_VERSION, **header}
         self.records: list[Record] = []
@@ -80,37 +81,15 @@ class Journal:
             self.path.unlink()  # or the next run, with room enough, would find another run's journal
             raise
 
-    def _digest(self, body: Any) -> str:
-        """The digest of a record, which binds it to the proof."""
-        return hashlib.sha256(canonical([self.header, body]).encode()).hexdigest()
-
     def _read(self) -> list[Record]:
-        try:
-            lines = read_text(self.path).split("\n")[:-1]  # what follows the last line end was cut off
-            header, *chunks = [json.loads(line) for line in lines] or [None]
-        except (ValueError, RecursionError) as error:
-            raise JournalRefused(f"{self.path} is no journal: {error}") from error
-        if not isinstance(header, dict) or not all(isinstance(chunk, dict) for chunk in chunks):
-            raise JournalRefused(f"{self.path} is no journal: a line of it is no table")
-        for name in sorted({*header, *self.header}):
-            there, here = header.get(name), self.header.get(name)
-            if there != here:
-                raise JournalRefused(f"{self.path} is of another proof: {name} is {there!r} there, {here!r} here")
-        for number, chunk in enumerate(chunks):
-            if chunk.pop("digest", None) != self._digest(chunk):
-                raise JournalRefused(f"{self.path} is damaged: the digest of chunk {number} is not that of its content")
-        try:
-            records = [structure(Record, chunk, f"chunk {number}") for number, chunk in enumerate(chunks)]
-        except ValueError as error:
-            raise JournalRefused(f"{self.path} is damaged: {error}") from error
-        if len({record.start for record in records}) < len(records):
-            raise JournalRefused(f"{self.path} is damaged: a chunk is there twice")
+        header, records = read(self.path)
+        check_same(self.path, header, self.header)
         return records
 
     def add(self, record: Record) -> None:
         """Append one finished chunk; it is on the disk when this returns."""
         body = unstructure(record)
-        append_line(self.path, canonical({**body, "digest": self._digest(body)}), sync=True)
+        append_line(self.path, canonical({**body, "digest": _digest(self.header, body)}), sync=True)
         self.records.append(record)
 
     def missing(self, size: int, chunk: int) -> list[tuple[int, int]]:
@@ -126,3 +105,39 @@ class Journal:
     def close(self) -> None:
         """Let another process go on with it."""
         os.close(self._lock)
+
+
+def _digest(header: Mapping[str, Any], body: Any) -> str:
+    """The digest of a record, which binds it to the proof."""
+    return hashlib.sha256(canonical([header, body]).encode()).hexdigest()
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Return a journal's header and its finished chunks; JournalRefused where it is none, or damaged."""
+    try:
+        lines = read_text(path).split("\n")[:-1]  # what follows the last line end was cut off
+        header, *chunks = [json.loads(line) for line in lines] or [None]
+    except (ValueError, RecursionError) as error:
+        raise JournalRefused(f"{path} is no journal: {error}") from error
+    if not isinstance(header, dict) or not all(isinstance(chunk, dict) for chunk in chunks):
+        raise JournalRefused(f"{path} is no journal: a line of it is no table")
+    if header.get("journal") != JOURNAL_VERSION:
+        raise JournalRefused(f"{path} has version {header.get('journal')!r}, this release reads {JOURNAL_VERSION}")
+    for number, chunk in enumerate(chunks):
+        if chunk.pop("digest", None) != _digest(header, chunk):
+            raise JournalRefused(f"{path} is damaged: the digest of chunk {number} is not that of its content")
+    try:
+        records = [structure(Record, chunk, f"chunk {number}") for number, chunk in enumerate(chunks)]
+    except ValueError as error:
+        raise JournalRefused(f"{path} is damaged: {error}") from error
+    if len({record.start for record in records}) < len(records):
+        raise JournalRefused(f"{path} is damaged: a chunk is there twice")
+    return header, records
+
+
+def check_same(where: object, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise JournalRefused where a header is not the expected one; it names the first difference."""
+    for name in sorted({*header, *expected}):
+        there, here = header.get(name), expected.get(name)
+        if there != here:
+            raise JournalRefused(f"{where} is of another proof: {name} is {there!r} there, {here!r} here")

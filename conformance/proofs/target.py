@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from conformance.harness.subject import peers
 from reference.arithmetic.accept import FloatModes
 
 Array = np.ndarray[Any, Any]
@@ -108,6 +109,8 @@ def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
 
 
 def _module(subject: str) -> Any:
-    if subject not in _HOMES:
-        raise ValueError(f"unknown subject {subject!r}: proofs know {', '.join(sorted(_HOMES))}")
-    return importlib.import_module(f"conformance.proofs.targets.{_HOMES[subject]}")
+    homes = _HOMES | dict.fromkeys(peers(), "peers")
+    name = subject.partition(":")[0]
+    if name not in homes:
+        raise ValueError(f"unknown subject {subject!r}: proofs know {', '.join(sorted(homes))}")
+    return importlib.import_module(f"conformance.proofs.targets.{homes[name]}")

@@ -100,7 +100,7 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
             f"{s.header.get('subject', '?')} wrote {len(s.verdicts)} verdicts" for s in streams if s.truncated
         ],
         "verdicts": [_row(v, *guarded.get(v.case, (v.contract, ""))) for v in verdicts],
-        "known": _known(verdicts),
+        "known": known_failures(verdicts),
         "timing": _timing(streams),
         "streams": [str(s.header.get("subject", "?")) for s in streams],
         "environment": _environment(streams),
@@ -167,10 +167,11 @@ def _picture(v: Verdict) -> dict[str, Any] | None:
         return None
 
 
-def _known(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    known_failures = Counter((v.subject, v.defect) for v in verdicts if v.outcome == XFAIL)
+def known_failures(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """A row for each known failure: ``cases``, ``subject``, ``defect``, ``reason``, ``link``."""
+    counted = Counter((v.subject, v.defect) for v in verdicts if v.outcome == XFAIL)
     rows = []
-    for (subject, defect), count in known_failures.most_common():
+    for (subject, defect), count in counted.most_common():
         known = _entries(subject).get(defect)
         if known:
             text = {"reason": known.reason, "link": known.link}

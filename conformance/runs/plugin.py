@@ -20,7 +20,7 @@ from conformance.case.case import LEVELS, Case
 from conformance.case.catalogue import load, nearest, select
 from conformance.files import DISK, Unwritable, q4gsw, unwritable
 from conformance.harness.errors import BadSubject
-from conformance.harness.subject import option_for
+from conformance.harness.subject import option_for, peers
 from conformance.harness.worker import Worker
 from conformance.results import replay
 from conformance.results.causes import blocks, describe
@@ -106,7 +106,8 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
         # cases would run on past --max-failures. The quick cases of other levels are better off in large batches.
         words += ["--maxschedchunk", "1"]
     try:
-        if ".py:" in options.subject:  # the user's, which may be anything
+        # The user's may be anything, and another project's may not be installed.
+        if ".py:" in options.subject or options.subject.partition(":")[0] in peers():
             judging.worker.check(next((one for one in judging.asked if isinstance(one, Case)), load()[0]))
             if workers:  # which have children of their own
                 judging.worker.close()

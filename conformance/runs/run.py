@@ -25,17 +25,20 @@ from conformance.sources.git import GitProblem
 #: Whoever owns a checkout (in a container often another user), its code is about to be imported anyway.
 _ANY_OWNER = ("-c", "safe.directory=*")
 _PACKAGES = ("torch", "torchao", "executorch", "numpy", "hypothesis", "vulkan")
+#: Other implementations: named where they are installed.
+_PEERS = ("ai-edge-litert", "ggml-python", "mlx", "onnxruntime", "openvino", "wgpu")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that a verdict depends on: Python and the packages under judgement."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_PEERS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            if name in _PACKAGES:
+                found[name] = "not installed"
     return found
 
 

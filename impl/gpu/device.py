@@ -50,7 +50,7 @@ def binding() -> ModuleType:
 def list_devices(name: str | int | None = None) -> list[DeviceInfo]:
     """Every device of this machine, in the loader's order; those of a driver of its own where ``name`` names one."""
     vk = binding()
-    with _driver_of(name):
+    with driver_of(name):
         instance = _create_instance(vk, validate=False)
     try:
         return [describe(vk, index, handle) for index, handle in enumerate(_physical_devices(vk, instance))]
@@ -65,7 +65,7 @@ def named_drivers() -> list[str]:
 
 
 @contextmanager
-def _driver_of(name: str | int | None) -> Iterator[None]:
+def driver_of(name: str | int | None) -> Iterator[None]:
     """Let the loader take the driver that ``name``, or $Q4GSW_DEVICE, names; the user's own variables come first."""
     text = os.environ.get("Q4GSW_DEVICE", "") if name is None else str(name)
     manifest, package = next((_DRIVERS[word] for word in _DRIVERS if word in text.lower()), (None, ""))
@@ -97,7 +97,7 @@ class Device:
         self.broken = False
         self.timeout_s = timeout_s
         self._children: dict[object, Any] = {}
-        with _driver_of(name):
+        with driver_of(name):
             self._instance = _create_instance(vk, validate=validate)
         self._messenger = _listen(vk, self._instance, self.messages) if validate else None
         self.validate = validate

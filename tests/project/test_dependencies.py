@@ -16,7 +16,7 @@ PACKAGES = ("reference", "impl", "conformance", "bench")
 MOST_MODULES = 12
 #: Modules that something loads by a name put together at run time, or that a command names.
 LOADED_BY_NAME = re.compile(
-    r"conformance\.(__main__|suite\.(test_\w+|conftest)|subjects\.\w+|proofs\.targets\.\w+)|bench\.\w+_bench"
+    r"conformance\.(__main__|suite\.(test_\w+|conftest)|subjects\.(peers\.)?\w+|proofs\.targets\.\w+)|bench\.\w+_bench"
 )
 
 #: Where a line is planted, the line, and the contracts that it breaks.

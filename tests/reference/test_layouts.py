@@ -14,6 +14,7 @@ from reference.table.layouts import (
     unpack_flat,
     unpack_linear_weight,
 )
+from reference.table.q4_0 import pack_q4_0, unpack_q4_0
 
 SHAPES = [(0, 32), (1, 4), (1, 32), (7, 8), (8, 32), (9, 36), (17, 64), (3, 0), (0, 0)]
 
@@ -74,3 +75,40 @@ def test_errors_name_what_is_wrong() -> None:
         unpack_blocks(np.zeros((1, 1, 4), np.int32), 9)
     with pytest.raises(ValueError, match="packed: int8"):
         unpack_flat(np.zeros((1, 4), np.int8))
+
+
+def test_every_block_comes_back() -> None:
+    blocks = np.random.default_rng(1).integers(0, 256, (4096, 2, 18), np.uint8)
+    values, scales = unpack_q4_0(blocks)
+    assert values.shape == (4096, 64)
+    assert (scales < 0).mean() > 0.4  # NaN has no sign here
+    assert np.array_equal(pack_q4_0(values, scales), blocks)  # NaN payloads included
+
+
+def test_a_block_by_hand() -> None:
+    """Column 1 is the low nibble of byte 1, column 17 its high nibble."""
+    block = np.zeros((1, 1, 18), np.uint8)
+    block[0, 0, :2] = [0x00, 0xC0]  # -2.0, little-endian
+    block[0, 0, 2 + 1] = 0xF1
+    values, scales = unpack_q4_0(block)
+    assert scales.tolist() == [[-2.0]]
+    assert (values[0, 1], values[0, 17], values[0, 0]) == (-7, 7, -8)
+
+
+@pytest.mark.parametrize(
+    ("values", "scales"),
+    [
+        (np.zeros((2, 48), np.int8), np.zeros((2, 1), np.float16)),
+        (np.zeros((2, 64), np.int8), np.zeros((2, 1), np.float16)),
+        (np.zeros((2, 64), np.int8), np.zeros((2, 2), np.float32)),
+        (np.full((2, 64), 8, np.int8), np.zeros((2, 2), np.float16)),
+    ],
+)
+def test_what_q4_0_does_not_have_is_refused(values: np.ndarray, scales: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"Q4_0 has float16 scales|not in \[-8, 7\]"):
+        pack_q4_0(values, scales)
+
+
+def test_what_is_no_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        unpack_q4_0(np.zeros((2, 1, 17), np.uint8))

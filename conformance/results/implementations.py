@@ -1,0 +1,73 @@
+"""docs/implementations.md: implementations beside contract sections, from their verdict streams.
+
+Source: docs/reading-a-report.md.
+"""
+
+from collections.abc import Sequence
+
+from conformance.results.report import device_of, known_failures
+from conformance.results.verdict import PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
+
+_HEAD = """# Other implementations
+
+KERNEL's question (values, scales, group size and indices in; rows out) asked of other projects' implementations of the
+4-bit embedding, and of every scale there is where a proof could be run. `./dev peers` writes this file. Numbers are
+cases that passed; `n wrong` are known failures; `!` is what nobody expected; `-` is not in its dialect. Each subject is
+a file of `conformance/subjects/peers/` that states dialect and arithmetic; what that arithmetic allows passes.
+"""
+
+
+def page(runs: Sequence[tuple[Stream, Sequence[str]]]) -> str:
+    """Return the page; each run comes with a line for each of its proofs."""
+    named = [(_name(stream), stream, proofs) for stream, proofs in runs]
+    sections = sorted({v.contract for stream, _ in runs for v in stream.verdicts}, key=_order)
+    lines = [
+        _HEAD,
+        "| implementation | asked | " + " | ".join(sections) + " |",
+        "| --- |" + " ---: |" * (1 + len(sections)),
+    ]
+    for name, stream, _ in named:
+        asked = [v for v in stream.verdicts if v.outcome != UNSUPPORTED]
+        cells = [_cell([v for v in asked if v.contract == section]) for section in sections]
+        lines.append(f"| {name} | {len(asked)} | " + " | ".join(cells) + " |")
+    for name, stream, proofs in named:
+        lines += ["", f"## {name}", "", *_about(stream, proofs)]
+    return "\n".join([*lines, ""])
+
+
+def _name(stream: Stream) -> str:
+    """The subject without its path, and its device where one was chosen."""
+    subject, device = str(stream.header.get("subject", "?")).partition(":")[0], str(stream.header.get("device", ""))
+    return subject if device in {"", "default"} else f"{subject} on {device}"
+
+
+def _order(section: str) -> tuple[int, ...]:
+    return tuple(map(int, section.split(".")))
+
+
+def _cell(there: Sequence[Verdict]) -> str:
+    if not there:
+        return "-"
+    count = {kind: sum(v.outcome == kind for v in there) for kind in (PASS, XFAIL)}
+    bad = sum(v.outcome in UNEXPECTED for v in there)
+    parts = [str(count[PASS])] if count[PASS] else []
+    parts += [f"{count[XFAIL]} wrong"] if count[XFAIL] else []
+    return ", ".join([*parts, *([f"{bad} !"] if bad else [])])
+
+
+def _about(stream: Stream, proofs: Sequence[str]) -> list[str]:
+    """Versions and date, the arithmetic, what is wrong, what is proven."""
+    answered = [v for v in stream.verdicts if v.strict is not None]
+    facts = answered[0].facts if answered else {}
+    modes = ", ".join(facts.get("execution_modes", ())) or "nothing is declared"
+    arithmetic = "one correctly rounded product" if facts.get("arithmetic") == "host" else modes
+    strict = sum(v.strict is True for v in answered)
+    started, python = (
+        str(stream.header.get("started", "?"))[:10],
+        dict(stream.header.get("versions", {})).get("python", "?"),
+    )
+    lines = [f"{device_of(answered) or 'nothing was answered'}, Python {python}, {started}. Arithmetic: {arithmetic}."]
+    lines.append(f"{strict} of {len(answered)} numeric answers hold the strict set too.")
+    rows = known_failures(stream.verdicts)
+    lines += [f"- **{row['defect']}** ({row['cases']} cases): {row['reason']} [{row['link']}]" for row in rows]
+    return [*lines, *(f"- Proof of {line}" for line in proofs)]

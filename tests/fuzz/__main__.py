@@ -116,7 +116,8 @@ def round_of(name: str, number: int, state: Path) -> dict[str, Any]:
                 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + _MEMORY
                 resource.setrlimit(resource.RLIMIT_AS, (size, size))
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                os.dup2(os.open(folder / "printed", os.O_CREAT | os.O_WRONLY), 2)
+                log = os.open(folder / "printed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+                os.dup2(log, 1), os.dup2(log, 2)
                 (folder / "result").write_text(json.dumps(fuzz(name, number, folder, state)))
             finally:
                 os._exit(0)

@@ -136,7 +136,7 @@ def command(*words: str | Path) -> str | None:
     assert code in {0, 1, 2}, code
     assert "Traceback" not in printed, printed
     assert all(line.isprintable() for line in printed.splitlines()), printed
-    assert code != 2 or err.getvalue().count("\n") == 1, printed
+    assert code != 2 or printed.count("\n") == 1, printed
     return None if code == 2 else printed
 
 

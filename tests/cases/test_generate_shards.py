@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ class Fake:
 
     subject = "impl"
     first = False  # no child that imports
+    printed = SimpleNamespace(text=lambda: "")  # nor one that prints
 
     def __init__(self, answer: Callable[[Case], Observation]) -> None:
         self.run = answer

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 - registers what embedding_byte becomes in a .pte
-from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchBackendConfig, to_edge
 from executorch.exir.program import ExecutorchProgramManager
 from torch.export import ExportedProgram
 
 from impl.graph.ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
+from impl.lower.outside import VulkanWithout, keep_outside
 from impl.lower.plan import LoweringError, plan_lowering
 from impl.lower.rewrite import rewrite_for_runtimes
 from impl.matcher import FusionReport, Limits, fuse_all_but
@@ -54,12 +54,14 @@ class MethodReport:
         cpu_fallbacks: refused lookup -> the operator that it runs as on the CPU.
         products: dequantize node -> matrix product: these two become upstream's 4-bit linear.
         folded: dequantize nodes that other operators read and that became float constants.
+        outside: nodes that upstream's partitioner would take and the Vulkan runtime cannot do right -> why.
     """
 
     fusion: FusionReport
     cpu_fallbacks: Mapping[str, str]
     products: Mapping[str, str]
     folded: tuple[str, ...]
+    outside: Mapping[str, str]
 
 
 def lower_to_vulkan(
@@ -105,7 +107,7 @@ def lower_to_vulkan(
     while True:
         prepared, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)
         _refuse_force_fp16(options, reports)
-        lowered = prepared.to_backend(VulkanPartitioner(options))
+        lowered = prepared.to_backend(VulkanWithout(options))
         for partitioner in partitioners:
             lowered = lowered.to_backend(partitioner)
         left = {name: _left_over(lowered.exported_program(name), reports[name]) for name in programs}
@@ -155,7 +157,8 @@ def prepare_for_vulkan(
             for lookup in plan.lookups
         }
         folded = tuple(table.dequantize.name for table in plan.folded)
-        reports[name] = MethodReport(fusion, fallbacks, products, folded)
+        outside = keep_outside(programs[name], products, fallbacks)
+        reports[name] = MethodReport(fusion, fallbacks, products, folded, outside)
         _LOG.info("%s: %d lookups fused, %d on the CPU", name, len(fusion.fused), len(fallbacks))
     if faults:
         raise LoweringError(faults)
@@ -169,7 +172,8 @@ def _left_over(program: ExportedProgram, report: MethodReport) -> set[str]:
     left: set[str] = set()
     for node in program.graph.nodes:
         if node.target == EDGE_Q4GSW:
-            left.add(node.name if node.name in lookups else node.name.removesuffix("_q4gsw"))
+            name = node.name.removesuffix("_rows")
+            left.add(name if name in lookups else name.removesuffix("_q4gsw"))
         elif torch_op(node) == DEQUANTIZE and node.name in report.products:
             left.add(report.products[node.name])
     return left

@@ -23,6 +23,7 @@ EMBEDDING_4BIT = (
 )
 RENORM = (torch.ops.aten.embedding_renorm.default, torch.ops.aten.embedding_renorm_.default)
 
+VIEWS = (torch.ops.aten.view_copy.default, torch.ops.aten.view.default)
 #: Copies that keep shape, dtype and every value; with the shape and dtype they came with they are identities.
 _IDENTITIES = frozenset(
     {

@@ -7,7 +7,7 @@ import torch
 from executorch.exir.dialects._ops import ops as exir_ops
 from torch.export import ExportedProgram
 
-from impl.graph.ops import arguments
+from impl.graph.ops import EDGE_Q4GSW, VIEWS, arguments, torch_op
 from impl.graph.rewrite import Editor
 from impl.lower.plan import CpuLookup, FoldedTable, KeptProduct, LoweringPlan, RuntimeLookup
 
@@ -15,6 +15,7 @@ EDGE_DEQUANTIZE = exir_ops.edge.torchao.dequantize_affine.default
 EDGE_BYTE = exir_ops.edge.quantized_decomposed.embedding_byte.dtype
 EDGE_EMBEDDING = exir_ops.edge.aten.embedding.default
 _CAST = exir_ops.edge.dim_order_ops._to_dim_order_copy.default  # noqa: SLF001 - an operator's public name
+_VIEW = exir_ops.edge.aten.view_copy.default
 _CLONE = exir_ops.edge.dim_order_ops._clone_dim_order.default  # noqa: SLF001 - an operator's public name
 
 
@@ -27,6 +28,9 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
         _fold(editor, folded)
     by_node = {product.node: product for product in plan.products}
     products = {_product(editor, product): product.node.name for product in by_node.values()}
+    for node in program.graph.nodes:
+        if node.target == EDGE_Q4GSW:
+            _flatten(editor, node)
     rewritten = editor.finish(plan.support)
     initialised = {placeholder.name for placeholder in plan.initialised}
     for node in rewritten.graph.nodes:
@@ -88,7 +92,7 @@ def _product(editor: Editor, product: KeptProduct) -> str:
         zeros = torch.zeros(product.scales.data.shape, dtype=torch.int8)
     weight = editor.parameter(f"{name}_weight", product.weight.data.detach())
     scales = editor.parameter(f"{name}_scales", product.scales.data.detach())
-    zero_point = editor.constant("zero_point", _owned(zeros))
+    zero_point = editor.parameter(f"{name}_zero_point", zeros.detach())
     old = arguments(source)
     options = (old["input_dtype"], old["quant_min"], old["quant_max"], *_output_dtype(old))
     call = (weight, old["block_size"], scales, zero_point, *options)
@@ -98,9 +102,32 @@ def _product(editor: Editor, product: KeptProduct) -> str:
         val = turn.meta["val"]
         table = editor.insert(node, f"{name}_turned", turn.target, call, val, kwargs=turn.kwargs, like=turn)
     args = tuple(table if argument is (turn or source) else argument for argument in node.args)
+    position = 1 if torch_op(node) == torch.ops.aten.addmm.default else 0
+    rows = args[position]
+    if torch_op(rows) in VIEWS:  # upstream's pattern looks through one view, and the runtime misreads what is behind it
+        again = editor.insert(node, f"{name}_rows", rows.target, (rows, list(rows.meta["val"].shape)), rows.meta["val"])
+        args = (*args[:position], again, *args[position + 1 :])
     new = editor.insert(node, f"{node.name}_product", node.target, args, node.meta["val"], kwargs=node.kwargs)
     editor.replace(node, new)
     return name
+
+
+def _flatten(editor: Editor, node: torch.fx.Node) -> None:
+    """Look up along one axis and view the rows back: with a batch above 1 the runtime misreads indices in a texture."""
+    indices, val = arguments(node)["indices"], node.meta["val"]
+    if all(type(size) is int and size == 1 for size in val.shape[:-2]):
+        return
+    flat_val = indices.meta["val"].reshape(-1)
+    flat = editor.insert(node, f"{node.name}_indices", _VIEW, (indices, [-1]), flat_val)
+    args = tuple(flat if argument is indices else argument for argument in node.args)
+    rows = editor.insert(node, f"{node.name}_rows", node.target, args, val.reshape(-1, val.shape[-1]))
+    sizes = [
+        size
+        if type(size) is int
+        else editor.insert(node, f"{node.name}_size", torch.ops.aten.sym_size.int, (indices, axis), size)
+        for axis, size in enumerate(val.shape)
+    ]
+    editor.replace(node, editor.insert(node, f"{node.name}_view", _VIEW, (rows, sizes), val))
 
 
 def _output_dtype(call: dict[str, object]) -> tuple[torch.dtype, ...]:

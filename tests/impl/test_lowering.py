@@ -19,8 +19,8 @@ from torchao.utils import unwrap_tensor_subclass
 from conformance.program.tensors import to_torch
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
-from impl import lowering
 from impl.graph.ops import EDGE_Q4GSW
+from impl.lower import outside
 from impl.lowering import LoweringError, lower_to_vulkan
 from impl.matcher import Limits
 from impl.packer import pack_linear_weight
@@ -329,7 +329,9 @@ def test_tables_that_only_run_time_knows() -> None:
 
 def test_what_vulkan_does_not_take_goes_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        lowering, "VulkanPartitioner", lambda options: VulkanPartitioner(options, operator_blocklist=[EDGE_Q4GSW])
+        outside,
+        "VulkanPartitioner",
+        lambda options, **others: VulkanPartitioner(options, operator_blocklist=[EDGE_Q4GSW], **others),
     )
     file = check(quantize(Lookup()), (INDICES,))
     assert operators(file) == ([], ["embedding_byte"])

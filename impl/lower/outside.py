@@ -1,0 +1,100 @@
+"""What Vulkan's partitioner takes although the runtime cannot do it right: these nodes stay outside every delegate.
+
+Measured on ExecuTorch's Vulkan runtime at cff6f4dd32 (1.5.1's schema), see docs/lowering.md.
+
+Source: docs/contract.md 6.2.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+from executorch.exir.backend.partitioner import Partitioner, PartitionResult
+from executorch.exir.dialects._ops import ops as exir_ops
+from torch.export import ExportedProgram
+
+from impl.graph.constants import Constant, Constants, read_constants
+from impl.graph.ops import DEQUANTIZE, EMBEDDING, arguments, is_identity, op_name, torch_op
+
+#: What marks a node: the partitioner skips nodes of modules with this type name, and nothing else reads it.
+_MARK = "impl.lower.outside"
+#: Above this many rows the partitioner chooses a texture layout that the runtime's aten.embedding misreads.
+MAX_EMBEDDING_ROWS = 16384
+#: The partitioner takes them, the runtime registers none of them.
+_UNREGISTERED = frozenset({torch.ops.aten.logical_not.default, torch.ops.aten.t_copy.default})
+#: Matrix products by the name of their weight: where it is no constant, the runtime's linear aborts at load.
+_WEIGHTS = {torch.ops.aten.linear.default: "weight", torch.ops.aten.mm.default: "mat2", torch.ops.aten.addmm.default: "mat2"}
+_QUANTIZERS = ("quantize_affine", "choose_qparams", "quantize_per_")
+
+
+class VulkanWithout(Partitioner):
+    """Upstream's partitioner without the nodes that ``keep_outside`` has marked, and without state inside delegates.
+
+    A buffer that the program writes would be the delegate's own; the file is then broken. Here it is an input.
+    """
+
+    def __init__(self, compile_options: dict[str, Any]) -> None:
+        self._inner = VulkanPartitioner(compile_options, nn_module_blocklist=[_MARK])
+        self.delegation_spec = self._inner.delegation_spec
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        """Upstream's partition, with no tag on buffers that the program writes."""
+        result = self._inner.partition(exported_program)
+        written = set(exported_program.graph_signature.buffers_to_mutate.values())
+        buffers = exported_program.graph_signature.inputs_to_buffers
+        for node in exported_program.graph.find_nodes(op="placeholder"):
+            if buffers.get(node.name) in written:
+                node.meta.pop("delegation_tag", None)
+        return result
+
+
+def keep_outside(program: ExportedProgram, products: Collection[str], fallbacks: Collection[str]) -> dict[str, str]:
+    """Mark the nodes of an edge program that have to stay outside, in place; returns node name -> why.
+
+    Args:
+        program: one that nobody else holds.
+        products: dequantize nodes whose readers upstream's patterns make a 4-bit linear; these stay.
+        fallbacks: refused lookups in their CPU forms.
+    """
+    why = dict(_outside(program, products)) | dict.fromkeys(fallbacks, "a refused lookup runs on the CPU")
+    for node in program.graph.nodes:
+        if node.name in why:
+            node.meta["nn_module_stack"] = {**node.meta.get("nn_module_stack", {}), _MARK: ("", _MARK)}
+    return why
+
+
+def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tuple[str, str]]:
+    constants = read_constants(program)
+    for node in program.graph.nodes:
+        operation = torch_op(node)
+        if operation in _UNREGISTERED:
+            yield node.name, f"the Vulkan runtime registers no {operation}"
+        elif operation == EMBEDDING:
+            if reason := _embedding_fault(node, constants):
+                yield node.name, reason
+        elif operation in _WEIGHTS:
+            weight = arguments(node)[_WEIGHTS[operation]]
+            turned = torch_op(weight) == torch.ops.aten.permute_copy.default
+            if (turned or operation == torch.ops.aten.linear.default) and not _known(weight, constants, products):
+                yield node.name, "its weight is computed, and the runtime's linear takes constants only"
+                if turned:
+                    yield weight.name, "it is read as the weight of a product outside"
+        elif is_identity(node) and isinstance(constants.resolve(node), Constant):
+            yield node.name, "a delegate's output that is a constant is never written"
+
+
+def _embedding_fault(node: torch.fx.Node, constants: Constants) -> str:
+    weight = arguments(node)["weight"]
+    if not isinstance(constants.resolve(weight), Constant):
+        return "its table is computed, and the runtime's aten.embedding takes constants only"
+    if weight.meta["val"].shape[0] > MAX_EMBEDDING_ROWS:
+        return f"the runtime misreads tables of more than {MAX_EMBEDDING_ROWS} rows"
+    return ""
+
+
+def _known(weight: torch.fx.Node, constants: Constants, products: Collection[str]) -> bool:
+    """Whether a weight is a constant, possibly turned, or the table of a product that upstream's patterns have."""
+    if torch_op(weight) == torch.ops.aten.permute_copy.default:
+        weight = weight.args[0]
+    return weight.name in products or isinstance(constants.resolve(weight), Constant)

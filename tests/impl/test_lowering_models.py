@@ -1,0 +1,175 @@
+"""What models hold, lowered: each program was wrong, or no file at all, on ExecuTorch's Vulkan runtime."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchao.quantization import IntxWeightOnlyConfig, quantize_
+from torchao.quantization.granularity import PerGroup
+
+from conformance.pte.file import PteFile, read_pte
+from conformance.pte.run import run_pte
+from impl.lowering import lower_to_vulkan
+from tests.impl.test_lowering import check, lower, operators
+
+IDS = torch.arange(6)
+BATCH = torch.tensor([[1, 2, 3], [4, 5, 6]])
+LOOKUP, LINEAR = "et_vk.embedding_q4gsw.default", "et_vk.linear_q4gsw.default"
+INT4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+
+
+def int4(model: nn.Module, *kinds: type) -> nn.Module:
+    """The model with int4 weights in its embeddings, and in modules of the given kinds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torchao about its own versions
+        quantize_(model.eval(), INT4, lambda module, _name: isinstance(module, (nn.Embedding, *kinds)))
+    return model
+
+
+def delegated_shapes(file: PteFile, operator: str, argument: int) -> list[list[int]]:
+    """The shape of one tensor argument at every call of an operator inside delegates."""
+    calls = ((d, c) for d in file.methods[0].delegates.values() for c in d.graph.chain if c.name == operator)
+    return [list(delegate.graph.values[call.args[argument]].value.dims) for delegate, call in calls]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 64)
+        self.q, self.k, self.v = (nn.Linear(64, 64, bias=False) for _ in range(3))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        x = self.embed(indices)
+        return F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), is_causal=True)
+
+
+def test_causal_attention_on_int4_linears() -> None:
+    """Its linears shared one zero point, which the partitioner copied; its logical_not is in no Vulkan runtime."""
+    torch.manual_seed(0)
+    model = int4(Attention(), nn.Linear)
+    file = read_pte(lower(model, (BATCH,)).buffer)
+    delegated, cpu = operators(file)
+    assert (delegated.count(LOOKUP), delegated.count(LINEAR)) == (1, 3)
+    assert "aten.logical_not.default" not in delegated
+    assert "logical_not" in cpu
+    (got,) = run_pte(file, (BATCH,)).outputs
+    torch.testing.assert_close(torch.from_numpy(got), model(BATCH), atol=1e-6, rtol=1e-5)
+    assert {len(shape) for shape in delegated_shapes(file, LINEAR, 0)} == {2}
+
+
+class Lookup(nn.Module):
+    def __init__(self, rows: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(rows, 32)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.embed(indices)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_batch_of_indices_is_flattened_inside_the_delegate(dtype: torch.dtype, *, dynamic: bool) -> None:
+    sizes = {0: torch.export.Dim("batch", min=2, max=8), 1: torch.export.Dim("length", min=2, max=9)}
+    file = check(int4(Lookup().to(dtype)), (BATCH,), dynamic_shapes=(sizes,) if dynamic else None)
+    (shape,) = delegated_shapes(file, LOOKUP, 3)
+    assert len(shape) == 1
+    assert len(file.methods[0].delegates) == 1
+    assert not operators(file)[1]
+
+
+def test_indices_without_a_batch_stay_as_they_are() -> None:
+    file = check(int4(Lookup()), (BATCH[:1],))
+    assert delegated_shapes(file, LOOKUP, 3) == [[1, 3]]
+
+
+class Copies(nn.Module):
+    """Returns copies of constants, reads one inside the delegate too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(8, 32), nn.Linear(32, 4)
+        self.register_buffer("b", torch.arange(4.0))
+
+    def forward(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        copied = self.b.clone()
+        return self.embed(indices), copied, self.b.view(4), copied + self.b
+
+
+def test_a_constant_is_no_output_of_a_delegate() -> None:
+    file = check(int4(Copies()), (IDS,))
+    for delegate in file.methods[0].delegates.values():
+        for value in delegate.graph.output_ids:
+            assert any(call.args[-1] == value for call in delegate.graph.chain if call.name != "et_vk.prepack.default")
+
+
+class Convolution(nn.Module):
+    """Keeps the last four rows from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 32)
+        self.register_buffer("k", torch.zeros(4, 32))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([self.k, self.embed(indices)])[-4:]
+        self.k.copy_(rows)
+        return rows * 2
+
+
+def test_state_stays_outside_the_delegate() -> None:
+    file = read_pte(lower(int4(Convolution()), (IDS,)).buffer)
+    delegated, cpu = operators(file)
+    assert LOOKUP in delegated
+    assert cpu == ["copy_"]
+    (delegate,) = file.methods[0].delegates.values()
+    assert [4, 32] in [list(delegate.graph.values[value].value.dims) for value in delegate.graph.input_ids]
+
+
+class Products(nn.Module):
+    """A product with a computed weight, and a lookup into a computed table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.f = nn.Embedding(8, 32), nn.Linear(32, 32)
+
+    def forward(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.embed(indices)
+        return x @ self.f(x).T, F.embedding(indices, self.f.weight * 2)
+
+
+def test_computed_weights_and_tables_stay_outside() -> None:
+    model = int4(Products())
+    file = read_pte(lower(model, (IDS,)).buffer)
+    delegated, cpu = operators(file)
+    assert delegated.count("aten.linear.default") == 1
+    assert "aten.embedding.default" not in delegated
+    assert {"mm", "embedding"} <= set(cpu)
+    for got, wanted in zip(run_pte(file, (IDS,)).outputs, model(IDS), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), wanted)
+
+
+@pytest.mark.parametrize(("rows", "place"), [(16384, 0), (16385, 1)])
+def test_a_plain_table_of_more_rows_than_the_runtime_reads_stays_outside(rows: int, place: int) -> None:
+    program = torch.export.export(Lookup(rows).eval(), (torch.tensor([0, rows - 1]),))
+    found = operators(read_pte(lower_to_vulkan(program).buffer))
+    assert any("embedding" in name for name in found[place])
+    assert not any("embedding" in name for name in found[1 - place])
+
+
+def test_a_refused_table_without_a_byte_form_runs_on_the_cpu() -> None:
+    class Fractional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("w", torch.randint(0, 16, (12, 64), dtype=torch.int8))
+            self.register_buffer("s", torch.rand(12, 2).half())
+            self.register_buffer("z", (torch.rand(12, 2) * 8).half())
+
+        def forward(self, indices: torch.Tensor) -> Any:
+            table = torch.ops.torchao.dequantize_affine.default
+            kinds = (torch.int8, 0, 15, torch.float16)
+            return F.embedding(indices, table(self.w, [1, 32], self.s, self.z, *kinds))
+
+    assert operators(check(Fractional(), (IDS,))) == ([], ["embedding"])

@@ -10,8 +10,10 @@ Source: docs/contract.md section 6.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 - registers what embedding_byte becomes in a .pte
@@ -19,13 +21,21 @@ from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchBac
 from executorch.exir.program import ExecutorchProgramManager
 from torch.export import ExportedProgram
 
-from impl.graph.ops import DEQUANTIZE, EDGE_Q4GSW, torch_op
-from impl.lower.outside import VulkanWithout, keep_outside
+from impl.graph.ops import DEQUANTIZE, EDGE_Q4GSW, op_name, source_line, torch_op
+from impl.lower.outside import UNREGISTERED, VulkanWithout, keep_outside
 from impl.lower.plan import LoweringError, plan_lowering
 from impl.lower.rewrite import rewrite_for_runtimes
 from impl.matcher import FusionReport, Limits, fuse_all_but
 
-__all__ = ["ForceFloat16Error", "LoweringError", "MethodReport", "lower_to_vulkan", "prepare_for_vulkan"]
+__all__ = [
+    "ForceFloat16Error",
+    "Lowered",
+    "LoweringError",
+    "MethodReport",
+    "lower_to_vulkan",
+    "lower_with_report",
+    "prepare_for_vulkan",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,15 +63,23 @@ class MethodReport:
         fusion: fused and refused lookups.
         cpu_fallbacks: refused lookup -> the operator that it runs as on the CPU.
         products: dequantize node -> matrix product: these two become upstream's 4-bit linear.
-        folded: dequantize nodes that other operators read and that became float constants.
+        folded: dequantize nodes that became float constants -> how much larger that is, and why.
         outside: nodes that upstream's partitioner would take and the Vulkan runtime cannot do right -> why.
     """
 
     fusion: FusionReport
     cpu_fallbacks: Mapping[str, str]
     products: Mapping[str, str]
-    folded: tuple[str, ...]
+    folded: Mapping[str, str]
     outside: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The ExecuTorch program, and what became of each method by name."""
+
+    manager: ExecutorchProgramManager
+    reports: Mapping[str, MethodReport]
 
 
 def lower_to_vulkan(
@@ -74,6 +92,28 @@ def lower_to_vulkan(
     backend_config: ExecutorchBackendConfig | None = None,
     constant_methods: Mapping[str, Any] | None = None,
 ) -> ExecutorchProgramManager:
+    """``lower_with_report``, and only the manager of it; weights that grow are logged as warnings."""
+    return lower_with_report(
+        program,
+        compile_options=compile_options,
+        partitioners=partitioners,
+        limits=limits,
+        edge_compile_config=edge_compile_config,
+        backend_config=backend_config,
+        constant_methods=constant_methods,
+    ).manager
+
+
+def lower_with_report(
+    program: ExportedProgram | Mapping[str, ExportedProgram],
+    *,
+    compile_options: Mapping[str, Any] | None = None,
+    partitioners: Sequence[Any] = (),
+    limits: Limits | None = None,
+    edge_compile_config: EdgeCompileConfig | None = None,
+    backend_config: ExecutorchBackendConfig | None = None,
+    constant_methods: Mapping[str, Any] | None = None,
+) -> Lowered:
     """Lower one program, or several methods, to an ExecuTorch program with Vulkan delegates.
 
     Args:
@@ -86,7 +126,7 @@ def lower_to_vulkan(
         constant_methods: for ``to_edge``.
 
     Returns:
-        The manager; ``.buffer`` holds the bytes of the .pte. Nothing is written anywhere.
+        The manager, whose ``.buffer`` holds the bytes of the .pte, and a report for each method. Nothing is written.
 
     Raises:
         TypeError: ``program`` is not one ExportedProgram or a mapping of them.
@@ -107,12 +147,13 @@ def lower_to_vulkan(
     while True:
         prepared, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)
         _refuse_force_fp16(options, reports)
-        lowered = prepared.to_backend(VulkanWithout(options))
-        for partitioner in partitioners:
-            lowered = lowered.to_backend(partitioner)
+        lowered = prepared
+        for partitioner in (VulkanWithout(options), *partitioners):
+            lowered = _named("to_backend", lowered.to_backend, partitioner)
+        _scan(lowered)
         left = {name: _left_over(lowered.exported_program(name), reports[name]) for name in programs}
         if not any(left.values()):
-            return lowered.to_executorch(backend_config)
+            return Lowered(_named("to_executorch", lowered.to_executorch, backend_config), reports)
         for name, nodes in left.items():
             if nodes <= undelegated[name] and nodes:
                 raise LoweringError(
@@ -156,7 +197,9 @@ def prepare_for_vulkan(
             lookup.node.name: "embedding_byte" if getattr(lookup, "values", None) is None else "embedding"
             for lookup in plan.lookups
         }
-        folded = tuple(table.dequantize.name for table in plan.folded)
+        folded = {table.dequantize.name: table.growth for table in plan.folded}
+        for node, growth in folded.items():
+            _LOG.warning("%s/%s %s", name, node, growth)
         outside = keep_outside(programs[name], products, fallbacks)
         reports[name] = MethodReport(fusion, fallbacks, products, folded, outside)
         _LOG.info("%s: %d lookups fused, %d on the CPU", name, len(fusion.fused), len(fallbacks))
@@ -164,6 +207,43 @@ def prepare_for_vulkan(
         raise LoweringError(faults)
     constant_methods = {method: edge._config_methods[method] for method in edge.config_methods}  # noqa: SLF001 - no public accessor of the values
     return EdgeProgramManager(programs, constant_methods or None, edge.compile_config), reports
+
+
+def _named(step: str, call: Callable[[Any], Any], argument: Any) -> Any:
+    """Run a step of upstream's; whatever a pass raises becomes one line, with the place that raised it."""
+    try:
+        return call(argument)
+    except Exception as error:  # whatever a pass raises
+        cause = error.__cause__ or error
+        at = traceback.extract_tb(cause.__traceback__)[-1]
+        what = " ".join(str(cause).split())[:300]
+        why = f"{type(cause).__name__} out of ExecuTorch ({Path(at.filename).name}:{at.lineno}): {what}"
+        raise LoweringError([(step, why)]) from error
+
+
+def _scan(lowered: EdgeProgramManager) -> None:
+    """Look for operators that no runtime registers in what is about to be written, inside delegates too."""
+    faults: list[tuple[str, str]] = []
+    for name in lowered.methods:
+        module = lowered.exported_program(name).graph_module
+        faults += [
+            (f"{name}/{node.name}", f"no CPU kernel computes {op_name(node)}{source_line(node)}")
+            for node in module.graph.nodes
+            if op_name(node).startswith(UNREGISTERED)
+        ]
+        for place, delegate in module.named_children():
+            data = (
+                getattr(delegate, "processed_bytes", b"")
+                if getattr(delegate, "backend_id", "") == "VulkanBackend"
+                else b""
+            )
+            faults += [
+                (f"{name}/{place}", f"a delegate holds {operator}, which no runtime registers")
+                for operator in UNREGISTERED
+                if operator.encode() in data
+            ]
+    if faults:
+        raise LoweringError(faults)
 
 
 def _left_over(program: ExportedProgram, report: MethodReport) -> set[str]:

@@ -14,6 +14,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
     Int,
     IntList,
     String,
+    ValueList,
     VkGraph,
     VkTensor,
 )
@@ -35,12 +36,18 @@ def torch_operator(name: str) -> Any:
 def by_schema(graph: VkGraph, op: Any, arguments: list[Any], out: int) -> tuple[list[Any], dict[str, Any]]:
     """Arguments as the operator's schema takes them; a dtype, which the file does not hold, is the output's."""
     spec = graph.values[out].value
+    outs = {"dtype": spec, "output_dtype": spec} if isinstance(spec, VkTensor) else {}
+    if isinstance(spec, ValueList) and op._schema.name == "torchao::choose_qparams_affine":  # noqa: SLF001 - as below
+        names = ("scale_dtype", "zero_point_dtype")
+        outs = {name: graph.values[item].value for name, item in zip(names, spec.items, strict=True)}
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     for argument, value in zip(op._schema.arguments, arguments, strict=True):  # noqa: SLF001 - torch's way to a schema
         passed = value
-        if passed is None and argument.name in {"dtype", "output_dtype"} and isinstance(spec, VkTensor):
-            passed = torch_dtype(DTYPES[spec.datatype.name])
+        if passed is None and argument.name in outs:
+            passed = torch_dtype(DTYPES[outs[argument.name].datatype.name])
+        elif passed is None and argument.name == "target_dtype":
+            passed = torch.int8  # what the runtime computes, whatever the program says
         if argument.kwarg_only:
             keywords[argument.name] = passed
         else:

@@ -8,6 +8,7 @@ Source: docs/contract.md 5.7, 6.2.
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 - registers the CPU's quantized embedding kernels
@@ -137,6 +138,8 @@ def _segment(
 
 
 def _value(entry: Any, value: Any) -> Any:
-    """The entry, or where it is a number that is known, that number."""
+    """The entry, or where it is a number that is known, that number; a tensor that is known needs no first values."""
     kind = _SCALARS.get(type(value))
+    if isinstance(entry.val, Tensor) and value is not None and entry.val.allocation_info is not None:
+        return EValue(replace(entry.val, data_buffer_idx=0))
     return entry if kind is None else EValue(kind(value))

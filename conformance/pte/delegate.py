@@ -29,8 +29,17 @@ from conformance.pte.lookup import LOOKUP, lookup_call, run_lookup
 from conformance.pte.memory import memory_faults
 from conformance.pte.operators import registered_operators
 
-#: What the runtime does with shapes and symbolic sizes; eager torch has no operator of these names.
-_NUMBERS: dict[str, Callable[..., Any]] = {
+
+def _linear_of_8_bits(x: Any, scale: Any, zero: Any, weight: Any, _sums: Any, *others: Any) -> Any:
+    """The linear on its quantized input, which the wheel's Python form leaves as it is."""
+    rows = ([*[1] * (x.ndim - 1), x.shape[-1]], scale, zero, torch.int8, -128, 127)
+    x = torch.ops.torchao.dequantize_affine(torch.ops.torchao.quantize_affine(x, *rows), *rows)
+    return torch.ops.et_vk.linear_q4gsw(x, weight, *others)
+
+
+#: What the runtime does with shapes and symbolic sizes, and where eager torch has no operator of the name, or another.
+_OWN: dict[str, Callable[..., Any]] = {
+    "et_vk.linear_dq8ca_q4gsw.default": _linear_of_8_bits,
     "sym_size.int": lambda tensor, dim: tensor.shape[dim],
     "et_vk.select_as_symint.default": lambda tensor, dim, index: int(tensor.select(dim, index)),
     "add": operator.add,
@@ -41,7 +50,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
 _SAME_BITS_ONLY = (torch.int64, torch.float64)
 
 
-def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[Facts]]:
+def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Facts]]]:
     """Execute a delegate.
 
     Args:
@@ -49,7 +58,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
         inputs: a tensor or number for each of the graph's inputs, in the outer program's dtypes.
 
     Returns:
-        One tensor or number for each of the graph's outputs, in the graph's dtypes; facts of every lookup.
+        One tensor or number for each of the graph's outputs, in the graph's dtypes; result and facts of every lookup.
     """
     graph = delegate.graph
     values: dict[int, Any] = {}
@@ -57,7 +66,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
         values[value] = _staged(delegate, value, argument)
     for kind, fault in memory_faults(delegate):
         raise DeviceWouldFail(f"{delegate.name}: {fault} [{kind}]")
-    facts: list[Facts] = []
+    lookups: list[tuple[Any, Facts]] = []
     for call in graph.chain:
         if call.name not in registered_operators():
             raise DeviceWouldFail(f"{delegate.name}: the Vulkan runtime registers no operator {call.name}")
@@ -68,10 +77,10 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
             except CannotRun as error:
                 raise type(error)(f"{delegate.name}: {error}") from error
             values[call.args[-1]] = to_torch(result)
-            facts.append(of_call)
+            lookups.append((result, of_call))
         else:
             _run_eager(delegate, call, values)
-    return [_read(delegate, values, value) for value in graph.output_ids], facts
+    return [_read(delegate, values, value) for value in graph.output_ids], lookups
 
 
 def _staged(delegate: VulkanDelegate, value: int, argument: Any) -> Any:
@@ -94,12 +103,12 @@ def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, A
     arguments = [_read(delegate, values, value) for value in call.args[:-1]]
     out = call.args[-1]
     try:
-        if call.name in _NUMBERS:
-            result = _NUMBERS[call.name](*arguments)
-        else:
-            op = torch_operator(call.name)
-            positional, keywords = by_schema(delegate.graph, op, arguments, out)
-            with torch.no_grad():
+        with torch.no_grad():
+            if call.name in _OWN:
+                result = _OWN[call.name](*arguments)
+            else:
+                op = torch_operator(call.name)
+                positional, keywords = by_schema(delegate.graph, op, arguments, out)
                 result = op(*positional, **keywords)
     except NotImplementedError as error:
         raise CannotRun(f"{delegate.name}: no eager implementation of {call.name} is known here") from error

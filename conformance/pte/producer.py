@@ -55,7 +55,7 @@ class _Behind:
         """Follow a value of the plan that is read by its call number ``before``."""
         for position in range(before - 1, -1, -1):
             call = self.calls[position]
-            if isinstance(call, KernelCall) and value in _outputs(self.method, call):
+            if isinstance(call, KernelCall) and value in outputs_of(self.method, call):
                 name = self.method.operator(call).replace("::", ".")
                 if self._operands_of((position, -1), Producer("cpu", name, args=tuple(call.args))):
                     for operand in _flat(self.method.plan.values, call.args):
@@ -113,7 +113,7 @@ def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Produce
             if result.place != "input":
                 return result
             return _outer(method, call.args[int(result.operator)], position, calls)
-        if isinstance(call, KernelCall) and value in _outputs(method, call):
+        if isinstance(call, KernelCall) and value in outputs_of(method, call):
             name = method.operator(call).replace("::", ".")
             if _bare(name) in PASSING:
                 return _outer(method, call.args[0], position, calls)
@@ -121,7 +121,8 @@ def _outer(method: Method, value: int, before: int, calls: list[Any]) -> Produce
     return Producer("input" if value in method.plan.inputs else "constant", "")
 
 
-def _outputs(method: Method, call: KernelCall) -> set[int]:
+def outputs_of(method: Method, call: KernelCall) -> set[int]:
+    """The values that a kernel call writes."""
     last = call.args[-1]
     inner = method.plan.values[last].val
     return {last, *inner.items} if isinstance(inner, TensorList) else {last}

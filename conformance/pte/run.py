@@ -1,19 +1,31 @@
 """Runs a whole ``.pte`` without a Vulkan runtime.
 
 Each Vulkan delegate is executed by ``conformance.pte.delegate``; everything between two of them runs on the
-wheel's real CPU runtime. What is not supported: control flow in a method that also calls Vulkan,
-mutable state that such a method writes, and data outside the file; each is a ``CannotRun``.
+wheel's real CPU runtime, control flow is followed here. State that a method writes lives from call to call where the
+caller hands it on. What is not supported: state inside a delegate and data outside the file; each is a ``CannotRun``.
 
 Source: docs/contract.md 5.7, 6.1, 6.2.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir.schema import Bool, DelegateCall, Double, FreeCall, Int, KernelCall, String, Tensor
+from executorch.exir.schema import (
+    Bool,
+    DelegateCall,
+    Double,
+    FreeCall,
+    Int,
+    JumpFalseCall,
+    KernelCall,
+    MoveCall,
+    String,
+    Tensor,
+)
 
 from conformance.harness.errors import CannotRun, DeviceWouldFail
 from conformance.harness.observation import Facts
@@ -21,6 +33,7 @@ from conformance.program.tensors import to_numpy, to_torch
 from conformance.pte.cpu import run_calls
 from conformance.pte.delegate import run_delegate
 from conformance.pte.file import Method, PteFile, read_pte
+from conformance.pte.producer import outputs_of
 
 #: torch's dtypes by ScalarType's names.
 _SCALAR_DTYPES = {
@@ -39,19 +52,32 @@ _SCALAR_DTYPES = {
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a method returned (numpy arrays and numbers, in order), and facts of every lookup that ran."""
+    """What a method returned (numpy arrays and numbers, in order), and facts of every lookup that ran.
+
+    ``state`` holds the buffers that the method writes, by value id, for the next call; ``rows`` what each lookup
+    gave, and ``delegated`` what each call of a Vulkan delegate returned, with the delegate's position.
+    """
 
     outputs: tuple[Any, ...]
     lookups: tuple[Facts, ...]
+    state: Mapping[int, Any] = field(default_factory=dict)
+    rows: tuple[Any, ...] = ()
+    delegated: tuple[tuple[int, tuple[Any, ...]], ...] = ()
 
 
-def run_pte(source: PteFile | Path | str | bytes, inputs: Sequence[Any], method: str = "forward") -> RunResult:
+def run_pte(
+    source: PteFile | Path | str | bytes,
+    inputs: Sequence[Any],
+    method: str = "forward",
+    state: Mapping[int, Any] | None = None,
+) -> RunResult:
     """Execute one method of a ``.pte`` from its serialized bytes.
 
     Args:
         source: a parsed file, a path or the bytes.
         inputs: an array, tensor or number for each of the method's inputs, in order.
         method: its name.
+        state: of the call before this one; None starts from what the file holds.
 
     Raises:
         BadFile: see ``read_pte``.
@@ -61,18 +87,84 @@ def run_pte(source: PteFile | Path | str | bytes, inputs: Sequence[Any], method:
     """
     file = source if isinstance(source, PteFile) else read_pte(source)
     called = file.method(method)
-    values = _inputs(called, inputs)
-    lookups: list[Facts] = []
-    stretches = list(_stretches(called))
-    for position, stretch in enumerate(stretches):
-        if isinstance(stretch, DelegateCall):
-            lookups += _call_delegate(called, stretch, values)
-            continue
-        later = set(called.plan.outputs)
-        for rest in stretches[position + 1 :]:
-            later.update(rest.args if isinstance(rest, DelegateCall) else [v for call in rest for v in call.args])
-        values |= run_calls(file, called, stretch, values, later)
-    return RunResult(tuple(_output(called, value, values) for value in called.plan.outputs), tuple(lookups))
+    kept = _state(file, called) if state is None else state
+    values = {**kept, **_inputs(called, inputs)}
+    lookups: list[tuple[Any, Facts]] = []
+    delegated: list[tuple[int, tuple[Any, ...]]] = []
+    calls = list(called.instructions())
+    at = 0
+    while at < len(calls):
+        call = calls[at]
+        at += 1
+        if isinstance(call, DelegateCall) and call.delegate_index in called.delegates:
+            lookups += _call_delegate(called, call, values)
+            results = call.args[len(called.delegates[call.delegate_index].graph.input_ids) :]
+            delegated.append((call.delegate_index, tuple(_output(called, value, values) for value in results)))
+        elif isinstance(call, JumpFalseCall):
+            if not bool(_value(called, call.cond_value_index, values)):
+                at = call.destination_instruction
+        elif isinstance(call, MoveCall):
+            values[call.move_to] = _value(called, call.move_from, values)
+        elif not isinstance(call, FreeCall):  # memory that a stretch's own end frees
+            end = _end_of_stretch(called, calls, at)
+            stretch, at = [c for c in calls[at - 1 : end] if not isinstance(c, FreeCall)], end
+            later = {*called.plan.outputs, *kept}.union(*(_reads(c) for c in calls if c not in stretch))
+            values |= run_calls(file, called, stretch, values, later)
+    outputs = tuple(_output(called, value, values) for value in called.plan.outputs)
+    state = {value: values[value].clone() for value in kept}
+    rows, facts = zip(*lookups, strict=True) if lookups else ((), ())
+    return RunResult(outputs, facts, state, rows, tuple(delegated))
+
+
+def _end_of_stretch(method: Method, calls: list[Any], start: int) -> int:
+    """Where the CPU's calls from ``start`` - 1 on end: at a Vulkan delegate, a jump, or where one leads to."""
+    targets = {call.destination_instruction for call in calls if isinstance(call, JumpFalseCall)}
+    for at in range(start, len(calls)):
+        call = calls[at]
+        vulkan = isinstance(call, DelegateCall) and call.delegate_index in method.delegates
+        if vulkan or at in targets or isinstance(call, JumpFalseCall | MoveCall):
+            return at
+    return len(calls)
+
+
+def _reads(call: Any) -> Sequence[int]:
+    if isinstance(call, JumpFalseCall):
+        return [call.cond_value_index]
+    return [call.move_from] if isinstance(call, MoveCall) else getattr(call, "args", [])
+
+
+def _state(file: PteFile, method: Method) -> dict[int, Any]:
+    """The buffers that live from call to call, as the file or zeroed memory starts them: read before written."""
+    written = set(method.plan.inputs)
+    state: dict[int, Any] = {}
+    for call in method.instructions():
+        outs = _written_by(method, call)
+        for value in (v for v in _reads(call) if v not in written):
+            spec = method.plan.values[value].val
+            if not isinstance(spec, Tensor) or spec.allocation_info is None:
+                continue
+            if value not in outs or value in call.args[:1]:  # an operator in place reads what it writes
+                state[value] = _initial(file, spec)
+        written |= outs
+    return state
+
+
+def _written_by(method: Method, call: Any) -> set[int]:
+    if isinstance(call, KernelCall):
+        return outputs_of(method, call)
+    if isinstance(call, DelegateCall):
+        delegate = method.delegates.get(call.delegate_index)
+        return set(call.args[len(delegate.graph.input_ids) :]) if delegate else set(call.args)
+    return {call.move_to} if isinstance(call, MoveCall) else set()
+
+
+def _initial(file: PteFile, spec: Tensor) -> Any:
+    dtype = scalar_dtype(spec)
+    data = file.content.mutable_data
+    if not spec.data_buffer_idx or not data:
+        return torch.zeros(spec.sizes, dtype=dtype)
+    count = math.prod(spec.sizes)
+    return torch.frombuffer(bytearray(data[spec.data_buffer_idx].storage), dtype=dtype)[:count].reshape(spec.sizes)
 
 
 def _inputs(method: Method, inputs: Sequence[Any]) -> dict[int, Any]:
@@ -110,34 +202,17 @@ def scalar_dtype(spec: Tensor) -> Any:
     return _SCALAR_DTYPES[name]
 
 
-def _stretches(method: Method) -> Iterator[Any]:
-    """Calls of Vulkan delegates, and between them lists of all other calls."""
-    stretch: list[Any] = []
-    for call in method.instructions():
-        if isinstance(call, DelegateCall) and call.delegate_index in method.delegates:
-            if stretch:
-                yield stretch
-                stretch = []
-            yield call
-        elif isinstance(call, KernelCall | DelegateCall):
-            stretch.append(call)
-        elif not isinstance(call, FreeCall):  # memory that a stretch's own end frees
-            raise CannotRun(f"method {method.name!r}: {type(call).__name__} (control flow) is not supported here")
-    if stretch:
-        yield stretch
-
-
-def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -> list[Facts]:
+def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -> list[tuple[Any, Facts]]:
     delegate = method.delegates[call.delegate_index]
     count = len(delegate.graph.input_ids)
-    results, facts = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]])
+    results, lookups = run_delegate(delegate, [_value(method, v, values) for v in call.args[:count]])
     for number, (value, result) in enumerate(zip(call.args[count:], results, strict=True)):
         spec = method.plan.values[value].val
         if isinstance(spec, Tensor):
             values[value] = _handed_back(f"{delegate.name}, output {number}", result, spec)
         else:
             values[value] = result
-    return facts
+    return lookups
 
 
 def _handed_back(what: str, result: Any, spec: Tensor) -> Any:

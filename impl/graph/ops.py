@@ -17,6 +17,9 @@ EDGE_Q4GSW = exir_ops.edge.et_vk.embedding_q4gsw.default
 
 EMBEDDING = torch.ops.aten.embedding.default
 DEQUANTIZE = exir_ops.edge.torchao.dequantize_affine.default._op  # noqa: SLF001 - the torch op has no other accessor
+QUANTIZE = exir_ops.edge.torchao.quantize_affine.default._op  # noqa: SLF001 - as above
+CHOOSE_QPARAMS = exir_ops.edge.torchao.choose_qparams_affine.default._op  # noqa: SLF001 - as above
+QUANTIZERS = (DEQUANTIZE, QUANTIZE)
 EMBEDDING_4BIT = (
     torch.ops.quantized_decomposed.embedding_4bit.dtype,
     torch.ops.quantized_decomposed.embedding_4bit.default,
@@ -57,6 +60,13 @@ def torch_op(node: torch.fx.Node) -> Any:
 def op_name(node: torch.fx.Node) -> str:
     """How to name a node's operator to a reader: "aten.clone.default", "input", "get_attr"."""
     return str(torch_op(node)) if node.op == "call_function" else node.op
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """Where in the user's own code the node comes from, as "; in FILE, line N, in NAME: SOURCE", or ""."""
+    lines = str(node.meta.get("stack_trace") or "").splitlines()
+    own = [at for at, line in enumerate(lines) if line.strip().startswith("File") and "site-packages" not in line]
+    return f"; in {' '.join(line.strip() for line in lines[own[-1] : own[-1] + 2])}" if own else ""
 
 
 def arguments(node: torch.fx.Node) -> dict[str, Any]:

@@ -11,24 +11,28 @@ from typing import Any
 import torch
 from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 from executorch.exir.backend.partitioner import Partitioner, PartitionResult
-from executorch.exir.dialects._ops import ops as exir_ops
 from torch.export import ExportedProgram
 
 from impl.graph.constants import Constant, Constants, read_constants
-from impl.graph.ops import DEQUANTIZE, EMBEDDING, arguments, is_identity, op_name, torch_op
+from impl.graph.ops import EMBEDDING, arguments, is_identity, torch_op
 
 #: What marks a node: the partitioner skips nodes of modules with this type name, and nothing else reads it.
 _MARK = "impl.lower.outside"
 #: Above this many rows the partitioner chooses a texture layout that the runtime's aten.embedding misreads.
 MAX_EMBEDDING_ROWS = 16384
 #: The partitioner takes them, the runtime registers none of them.
-_UNREGISTERED = frozenset({torch.ops.aten.logical_not.default, torch.ops.aten.t_copy.default})
+_NOT_IN_VULKAN = frozenset({torch.ops.aten.logical_not.default, torch.ops.aten.t_copy.default})
 #: Matrix products by the name of their weight: where it is no constant, the runtime's linear aborts at load.
-_WEIGHTS = {torch.ops.aten.linear.default: "weight", torch.ops.aten.mm.default: "mat2", torch.ops.aten.addmm.default: "mat2"}
-_QUANTIZERS = ("quantize_affine", "choose_qparams", "quantize_per_")
+_WEIGHTS = {
+    torch.ops.aten.linear.default: "weight",
+    torch.ops.aten.mm.default: "mat2",
+    torch.ops.aten.addmm.default: "mat2",
+}
+#: What no runtime of the wheel registers, whatever the partitioner makes of it.
+UNREGISTERED = ("torchao.dequantize_affine", "torchao.quantize_affine", "quantized_decomposed.embedding_4bit")
 
 
-class VulkanWithout(Partitioner):
+class VulkanWithout(Partitioner):  # type: ignore[misc] # executorch has no types
     """Upstream's partitioner without the nodes that ``keep_outside`` has marked, and without state inside delegates.
 
     A buffer that the program writes would be the delegate's own; the file is then broken. Here it is an input.
@@ -68,7 +72,7 @@ def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tu
     constants = read_constants(program)
     for node in program.graph.nodes:
         operation = torch_op(node)
-        if operation in _UNREGISTERED:
+        if operation in _NOT_IN_VULKAN:
             yield node.name, f"the Vulkan runtime registers no {operation}"
         elif operation == EMBEDDING:
             if reason := _embedding_fault(node, constants):

@@ -14,18 +14,30 @@ Source: docs/contract.md 5.5, 6.1, 6.2.
 """
 
 import itertools
+import operator
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from impl.fusion.report import Limits
-from impl.fusion.rules import TableJudge
+from impl.fusion.rules import Operands, TableJudge
 from impl.graph.constants import Constant, Constants, read_constants
 from impl.graph.lookups import Lookup, Table, find_lookups, find_lookups_in_branches, table_of
-from impl.graph.ops import DEQUANTIZE, arguments, identity_path, is_identity, op_name, torch_op
+from impl.graph.ops import (
+    CHOOSE_QPARAMS,
+    DEQUANTIZE,
+    QUANTIZERS,
+    VIEWS,
+    arguments,
+    identity_path,
+    is_identity,
+    op_name,
+    source_line,
+    torch_op,
+)
 from impl.lower.cpu_fallback import (
     TableTensors,
     all_constant,
@@ -43,6 +55,8 @@ _PRODUCTS: dict[Any, tuple[str, str, str]] = {
     torch.ops.aten.addmm.default: ("mat1", "mat2", "self"),
 }
 _TURNS = (torch.ops.aten.permute_copy.default, torch.ops.aten.permute.default, torch.ops.aten.t_copy.default)
+_HALVES = (torch.float16, torch.bfloat16)
+_DQ8CA = "with int8 rows (asymmetric) and int4 weights (symmetric, groups of a multiple of 4)"
 #: Rows that upstream's 4-bit linear shader works on at a time.
 _LINEAR_ROWS = 4
 
@@ -90,6 +104,7 @@ class KeptProduct:
     """A matrix product that upstream's pattern turns into its 4-bit linear.
 
     It reads ``dequantize`` directly or through the permute ``turn``; upstream insists on a zero point.
+    ``activation`` quantizes and dequantizes its input; empty where nothing does.
     """
 
     node: torch.fx.Node
@@ -98,6 +113,7 @@ class KeptProduct:
     weight: Constant
     scales: Constant
     zero_point: Constant | None
+    activation: tuple[torch.fx.Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,16 @@ class FoldedTable:
 
     dequantize: torch.fx.Node
     values: torch.Tensor
+    why: str
+    packed_bytes: int
+
+    @property
+    def growth(self) -> str:
+        """One line for the caller: which weight, how much larger, and why."""
+        size = self.values.numel() * self.values.element_size()
+        kind = str(self.values.dtype).removeprefix("torch.")
+        shape = tuple(self.values.shape)
+        return f"{shape} becomes {kind}, {self.packed_bytes} bytes quantized, {size} in the file: {self.why}"
 
 
 @dataclass
@@ -145,6 +171,8 @@ class _Planner:
         self.undelegated = undelegated
         self.plan = LoweringPlan()
         self.faults: list[tuple[str, str]] = []
+        self.judged: set[torch.fx.Node] = set()  # dequantizes of tables, and activations that are reported already
+        self.why: dict[torch.fx.Node, str] = {}
         self._forms: dict[tuple[str, ...], TableTensors | None] = {}
 
     def run(self) -> None:
@@ -165,13 +193,23 @@ class _Planner:
         for node in self.program.graph.nodes:
             if torch_op(node) == DEQUANTIZE:
                 self._dequantize(node, by_table.get(node, []), is_table=node in looked_up)
+        self._quantized_activations()
+
+    def _quantized_activations(self) -> None:
+        """What quantizes or dequantizes as the program runs, but for a kept product: no kernel has it."""
+        kept = {node for product in self.plan.products for node in product.activation}
+        for node in self.program.graph.nodes:
+            if torch_op(node) in QUANTIZERS and node not in kept and node not in self.judged:
+                why = f"{op_name(node)} of a computed value, which no runtime of this wheel registers"
+                self._fault(node, f"{why}: dequantize only for a linear that has 8-bit inputs, {_DQ8CA}")
 
     def _dequantize(self, node: torch.fx.Node, lookups: list[Lookup], *, is_table: bool) -> None:
         table = table_of(node)
         operands = self.judge.operands(table)
         constant = all_constant(operands)
         if not constant and not is_table:
-            return  # activations, say: upstream's patterns know what to do with them
+            return  # an activation
+        self.judged.add(node)
         for lookup in lookups:
             self._fall_back(lookup)
         self._supports(table)
@@ -181,6 +219,7 @@ class _Planner:
             product = self._product(reader, path, table)
             if product is not None:
                 self.plan.products.append(product)
+                self.plan.support.extend(_behind(product.activation))
             if product is not None or reader in fallbacks:
                 self.plan.support.extend(path)
             else:
@@ -188,7 +227,11 @@ class _Planner:
         if not others:
             return
         if constant:
-            self.plan.folded.append(FoldedTable(node, dequantized(table, operands)))
+            why = self.why.get(node) or f"{others[0].name} ({op_name(others[0])}) reads it dequantized"
+            bits = max(1, int(table.qmax) - int(table.qmin)).bit_length()
+            scales = sum(o.data.numel() * o.data.element_size() for o in operands[1:2] if isinstance(o, Constant))
+            packed = node.meta["val"].numel() * bits // 8 + scales
+            self.plan.folded.append(FoldedTable(node, dequantized(table, operands), why + source_line(node), packed))
         else:
             why = f"the table is not constant, and {others[0].name} ({op_name(others[0])}) reads it dequantized"
             self.faults.append((node.name, f"{why}: no runtime of this wheel registers torchao.dequantize_affine"))
@@ -197,25 +240,59 @@ class _Planner:
         """The reader as a product that upstream's patterns may have, else None."""
         names = _PRODUCTS.get(torch_op(reader))
         turn = path[1] if len(path) == 2 else None  # noqa: PLR2004 - dequantize, permute
-        if names is None or reader.name in self.undelegated or path[-1] is not (turn or path[0]):
+        if names is None or path[-1] is not (turn or path[0]):
             return None
         operands = arguments(reader)
-        if operands[names[1]] is not path[-1] or (turn is not None and torch_op(turn) not in _TURNS):
+        if operands[names[1]] is not path[-1] or (turn is None) != (torch_op(reader) == torch.ops.aten.linear.default):
+            return None  # upstream's pattern takes every weight as [N, K], turned or not
+        if turn is not None and torch_op(turn) not in _TURNS:
             return None
-        weight, scales, zero_point = constants = self.judge.operands(table)
-        if not isinstance(weight, Constant) or not isinstance(scales, Constant) or not all_constant(constants):
+        weight, scales, zero_point = constants = self._widened(table)
+        activation = _activation(operands[names[0]])
+        why = self._product_fault(reader, table, constants, operands.get(names[2]))
+        if activation and not why:
+            why = _activation_fault(activation)
+        if why and activation:
+            detail = f"its input is quantized as it runs and its weight {why}, so the runtime has no operator for it"
+            self.judged.update(activation)
+            self._fault(reader, f"{detail}: leave the activation unquantized (weight-only int4), or quantize {_DQ8CA}")
             return None
-        if not _is_dequantized(operands[names[0]]):  # a quantized input is a pattern of its own, not ours to judge
-            checks = itertools.chain(
-                self.judge.violations(table, constants), self.judge.limit_violations(table, constants)
-            )
-            if next(checks, None) or scales.data.dtype != table.output_dtype or weight.data.shape[0] % _LINEAR_ROWS:
-                return None
-        bias = operands.get(names[2])
-        if bias is not None and not isinstance(self.constants.resolve(bias), Constant):
-            return None  # upstream's pattern asserts that the bias is constant
+        self.why[path[0]] = f"as the weight of {reader.name} it {why}"
+        if why or not isinstance(weight, Constant) or not isinstance(scales, Constant):
+            return None
         kept_zero = zero_point if isinstance(zero_point, Constant) else None
-        return KeptProduct(reader, turn, path[0], weight, scales, kept_zero)
+        return KeptProduct(reader, turn, path[0], weight, scales, kept_zero, activation)
+
+    def _widened(self, table: Table) -> Operands:
+        """The operands, half scales as float32 where the table is: their products with whole numbers are the same."""
+        weight, scales, zero_point = self.judge.operands(table)
+        if isinstance(scales, Constant) and table.output_dtype == torch.float32 and scales.data.dtype in _HALVES:
+            scales = replace(scales, data=scales.data.detach().to(torch.float32))
+        return weight, scales, zero_point
+
+    def _product_fault(self, reader: torch.fx.Node, table: Table, constants: Operands, bias: Any) -> str:
+        """Why upstream's 4-bit linear does not compute the product, or ""; what a weight has to be, as a clause."""
+        weight, scales, _ = constants
+        if not isinstance(weight, Constant) or not isinstance(scales, Constant) or not all_constant(constants):
+            return "is not constant"
+        if reader.name in self.undelegated:
+            return "is of a kind that the partitioner does not take"
+        for _, detail in itertools.chain(
+            self.judge.violations(table, constants), self.judge.limit_violations(table, constants)
+        ):
+            return f"does not fit ({detail})"
+        if reader.meta["val"].ndim != 2:  # noqa: PLR2004 - the runtime misreads a batch of matrices
+            return "is multiplied with more than a matrix"
+        if scales.data.dtype != table.output_dtype:
+            return f"has {scales.data.dtype} scales for {table.output_dtype} values"
+        if weight.data.shape[0] % _LINEAR_ROWS:
+            return f"has {weight.data.shape[0]} rows, not a multiple of {_LINEAR_ROWS}"
+        if bias is not None and not isinstance(self.constants.resolve(bias), Constant):
+            return "has a bias that is not constant"  # upstream's pattern asserts that it is
+        return ""
+
+    def _fault(self, node: torch.fx.Node, why: str) -> None:
+        self.faults.append((node.name, why + source_line(node)))
 
     def _fall_back(self, lookup: Lookup) -> None:
         table = lookup.table
@@ -257,15 +334,46 @@ class _Planner:
                 self.plan.support.extend(operand.path)
 
 
-def _is_dequantized(operand: Any) -> bool:
-    """Whether a product's first operand comes from a dequantize, through at most one view."""
-    for _ in range(2):
-        if not isinstance(operand, torch.fx.Node):
-            return False
-        if "dequantize" in op_name(operand):
-            return True
-        operand = operand.args[0] if operand.args else None
-    return False
+def _activation(operand: Any) -> tuple[torch.fx.Node, ...]:
+    """The dequantize and the quantize that a product's first operand comes from, through at most one view."""
+    if torch_op(operand) in VIEWS:
+        operand = operand.args[0]
+    if "dequantize" not in op_name(operand):
+        return ()
+    source = operand.args[0]
+    return (operand, source) if "quantize" in op_name(source) else (operand,)
+
+
+def _behind(activation: tuple[torch.fx.Node, ...]) -> Iterator[torch.fx.Node]:
+    """The nodes that quantize an input, and a view of it, which nothing reads once the product has its own."""
+    for node in activation:
+        yield from (user for user in node.users if torch_op(user) in VIEWS)
+        yield from (
+            node,
+            *node.all_input_nodes[1:],
+            *(choose for get in node.all_input_nodes[1:] for choose in get.all_input_nodes),
+        )
+
+
+def _activation_fault(activation: tuple[torch.fx.Node, ...]) -> str:
+    """Why upstream's linear with 8-bit inputs does not quantize its input as the program does, or "" (a clause)."""
+    if not all(torch_op(node) in QUANTIZERS for node in activation) or len(activation) == 1:
+        return "goes with an input that is not quantized by torchao"
+    quantize = activation[1]
+    scale = arguments(quantize)["scale"]
+    choose = scale.args[0] if scale.target is operator.getitem else scale
+    if torch_op(choose) != CHOOSE_QPARAMS:
+        return "goes with an input whose scale is not chosen from the input itself"
+    chosen, x = arguments(choose), quantize.args[0]
+    shape = x.meta["val"].shape
+    limits = (chosen["mapping_type"], chosen["target_dtype"], chosen["quant_min"], chosen["quant_max"])
+    if limits[:2] != ("ASYMMETRIC", torch.int8) or limits[2:] not in {(None, None), (-128, 127)}:
+        return f"goes with an input quantized otherwise ({', '.join(map(str, limits))})"
+    if chosen["input"] is not x or list(chosen["block_size"]) != [*[1] * (len(shape) - 1), shape[-1]]:
+        return f"goes with an input quantized in blocks of {chosen['block_size']}, not by row"
+    if x.meta["val"].dtype != torch.float32:
+        return f"goes with an input of {x.meta['val'].dtype}"
+    return ""
 
 
 def _readers(node: torch.fx.Node) -> Iterator[tuple[torch.fx.Node, tuple[torch.fx.Node, ...]]]:

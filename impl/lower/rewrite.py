@@ -3,10 +3,14 @@
 Source: docs/contract.md 6.1, 6.2.
 """
 
+import operator
+
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, TensorArgument
 
+from impl.graph.constants import Constant, read_constants
 from impl.graph.ops import EDGE_Q4GSW, VIEWS, arguments, torch_op
 from impl.graph.rewrite import Editor
 from impl.lower.plan import CpuLookup, FoldedTable, KeptProduct, LoweringPlan, RuntimeLookup
@@ -32,11 +36,32 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
         if node.target == EDGE_Q4GSW:
             _flatten(editor, node)
     rewritten = editor.finish(plan.support)
+    _return_copies(rewritten)
     initialised = {placeholder.name for placeholder in plan.initialised}
     for node in rewritten.graph.nodes:
         if node.op == "placeholder" and node.name in initialised:
             node.meta["et_init_buffer"] = True  # how ExecuTorch is told to store what a mutable buffer starts with
     return rewritten, products
+
+
+def _return_copies(program: ExportedProgram) -> None:
+    """Return copies of constants: one that a delegate owns cannot be an output of the program as well."""
+    output = program.graph.output_node()
+    constants = read_constants(program)
+    returned = list(output.args[0])
+    for position, (node, spec) in enumerate(zip(returned, program.graph_signature.output_specs, strict=True)):
+        if (
+            spec.kind == OutputKind.USER_OUTPUT
+            and isinstance(constants.resolve(node), Constant)
+            and node.op == "placeholder"
+        ):
+            with program.graph.inserting_before(output):
+                order = list(range(node.meta["val"].ndim))
+                returned[position] = copied = program.graph.call_function(_CLONE, (node,), {"dim_order": order})
+            copied.meta["val"] = node.meta["val"]
+            spec.arg = TensorArgument(copied.name)
+    output.args = (tuple(returned), *output.args[1:])
+    program.graph_module.recompile()
 
 
 def _lookup(editor: Editor, lookup: CpuLookup | RuntimeLookup) -> None:
@@ -104,12 +129,42 @@ def _product(editor: Editor, product: KeptProduct) -> str:
     args = tuple(table if argument is (turn or source) else argument for argument in node.args)
     position = 1 if torch_op(node) == torch.ops.aten.addmm.default else 0
     rows = args[position]
-    if torch_op(rows) in VIEWS:  # upstream's pattern looks through one view, and the runtime misreads what is behind it
+    if product.activation:
+        args = (*args[:position], _quantized_rows(editor, product, name), *args[position + 1 :])
+    elif (
+        torch_op(rows) in VIEWS
+    ):  # upstream's pattern looks through one view, and the runtime misreads what is behind it
         again = editor.insert(node, f"{name}_rows", rows.target, (rows, list(rows.meta["val"].shape)), rows.meta["val"])
         args = (*args[:position], again, *args[position + 1 :])
     new = editor.insert(node, f"{node.name}_product", node.target, args, node.meta["val"], kwargs=node.kwargs)
+    if product.activation:  # or upstream's pattern swallows the view that follows, and with it the shape
+        order = {"dim_order": list(range(node.meta["val"].ndim))}
+        new = editor.insert(node, f"{node.name}_result", _CLONE, (new,), node.meta["val"], kwargs=order)
     editor.replace(node, new)
     return name
+
+
+def _quantized_rows(editor: Editor, product: KeptProduct, name: str) -> torch.fx.Node:
+    """The product's input, quantized and dequantized as [M, K]: the runtime chooses scales of matrices only."""
+    node = product.node
+    dequantize, quantize = product.activation
+    choose = arguments(quantize)["scale"].args[0]
+    x = choose.args[0]
+    columns = x.meta["val"].shape[-1]
+    flat = editor.insert(node, f"{name}_rows", _VIEW, (x, [-1, columns]), x.meta["val"].reshape(-1, columns))
+    block = [1, columns]
+    chosen = tuple(value.reshape(-1) for value in choose.meta["val"])
+    call = (flat, choose.args[1], block, *choose.args[3:])
+    parameters = editor.insert(node, f"{name}_chosen", choose.target, call, chosen, kwargs=choose.kwargs, like=choose)
+    scale, zero = (
+        editor.insert(node, f"{name}_{what}", operator.getitem, (parameters, number), chosen[number], like=choose)
+        for number, what in enumerate(("scale", "zero"))
+    )
+    for step in (quantize, dequantize):
+        val = step.meta["val"].reshape(-1, columns)
+        call = (flat, block, scale, zero, *step.args[4:])
+        flat = editor.insert(node, f"{name}_{step.name}", step.target, call, val, kwargs=step.kwargs, like=step)
+    return flat
 
 
 def _flatten(editor: Editor, node: torch.fx.Node) -> None:

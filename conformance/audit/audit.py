@@ -12,6 +12,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTenso
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
 from conformance.audit.report import Audit, Part, render, to_json
+from conformance.audit.runtime import runtime_problems
 from conformance.audit.tables import LINEAR, table_rows
 from conformance.harness.errors import CannotRun, UnservedGroupSize
 from conformance.harness.observation import Problem
@@ -23,6 +24,8 @@ from conformance.pte.memory import memory_faults
 from conformance.pte.operators import load, registered_operators
 from conformance.pte.run import scalar_dtype
 
+#: What the runtime converts at a delegate's border: inside, outside.
+_CONVERTED = {("int32", "int64"), ("float32", "float64"), ("float32", "float16")}
 #: Texels a side that the partitioner counts on.
 TEXTURE_LIMIT = 16384
 #: Vulkan's required minimum of maxStorageBufferRange.
@@ -49,7 +52,7 @@ def audit(file: PteFile) -> Audit:
             counts = Counter(call.name for call in delegate.graph.chain)
             size = sum(map(len, delegate.constants))
             parts.append(Part(method.name, f"vulkan{delegate.index}", dict(counts), size))
-            problems += _delegate_problems(delegate)
+            problems += [*_delegate_problems(delegate), *runtime_problems(delegate)]
             where = f"{method.name}/vulkan{delegate.index}"
             problems += (Problem("wrong", kind, where, fault) for kind, fault in memory_faults(delegate))
             if delegate.options.get("force_fp16", b"\0").strip(b"\0"):
@@ -162,7 +165,7 @@ def _boundary(where: str, what: str, inner: VkTensor, spec: Tensor) -> Iterator[
     except CannotRun as error:
         yield Problem("fails", "dtype", where, f"{what}: {error}")
         return
-    if inside != outside and (inside, outside) not in {("int32", "int64"), ("float32", "float64")}:
+    if inside != outside and (inside, outside) not in _CONVERTED:
         detail = f"{what} is {inside} in the delegate, {outside} in the program"
         yield Problem("wrong", "dtype", where, detail, "cast after the lookup, inside the delegate")
     if spec.shape_dynamism == 0 and list(inner.dims) != list(spec.sizes):

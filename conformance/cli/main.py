@@ -54,6 +54,7 @@ TASKS = {
         "kit": Command("conformance.cli.kit", "cases as files", "kit export kits --case 'run/*'"),
     },
     "look into a model": {
+        "check": Command(_MODELS, "a .pt2 lowered, and its file executed beside eager", "check model.pt2"),
         "audit": Command(_MODELS, "what a .pte holds, and what would fail or be wrong on a device", "audit model.pte"),
         "explain": Command(_MODELS, "each embedding of a .pt2: fused or refused, and why", "explain model.pt2"),
         "operators": Command(_MODELS, "the operators that ExecuTorch's Vulkan runtime registers", "operators"),

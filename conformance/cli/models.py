@@ -1,4 +1,4 @@
-"""``q4gsw audit | explain | operators``: commands about model files."""
+"""``q4gsw check | audit | explain | operators``: commands about model files."""
 
 import argparse
 from collections.abc import Callable
@@ -16,6 +16,21 @@ def add_audit(parser: Parser) -> None:
 def add_explain(parser: Parser) -> None:
     """Add the options of ``q4gsw explain``."""
     _reading(parser, _explain, "MODEL.pt2, as torch.export.save writes it")
+    parser.add_argument(
+        "--max-storage-buffer-range", type=int, help="bytes of the device's largest buffer (default: no limit)"
+    )
+    parser.add_argument(
+        "--max-image-dimension-2d", type=int, help="texels a side of the device's largest image (the same)"
+    )
+
+
+def add_check(parser: Parser) -> None:
+    """Add the options of ``q4gsw check``."""
+    _reading(parser, _check, "MODEL.pt2, as torch.export.save writes it")
+    parser.add_argument(
+        "--inputs", type=Path, help="an .npz of arrays, named in order (default: the file's example inputs)"
+    )
+    parser.add_argument("--subject", choices=("impl", "executorch"), default="impl", help="ours, or the stock lowering")
 
 
 def _reading(parser: Parser, call: Callable[[argparse.Namespace], int], what: str) -> None:
@@ -45,8 +60,23 @@ def _explain(options: argparse.Namespace) -> int:
     from conformance.harness import limited  # noqa: PLC0415 - the same
 
     check_pt2(options.file)
-    print(limited.run("conformance.explain.explain:explain_file", options.file, options.form))
+    limits = (options.max_storage_buffer_range, options.max_image_dimension_2d)
+    words = ("" if limit is None else str(limit) for limit in limits)
+    print(limited.run("conformance.explain.explain:explain_file", options.file, options.form, *words))
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from conformance.explain.pt2 import check_pt2  # noqa: PLC0415 - other commands do not need them
+    from conformance.harness import limited  # noqa: PLC0415 - the same
+
+    check_pt2(options.file)
+    inputs = str(options.inputs.resolve()) if options.inputs else ""
+    text = limited.run(
+        "conformance.explain.check:check_file", options.file, inputs, options.subject, options.form, seconds=600
+    )
+    print(text[1:])
+    return int(text[0])
 
 
 def _operators(options: argparse.Namespace) -> int:

@@ -21,15 +21,16 @@ from conformance.explain.report import Explanation, Parameters, Row, render, to_
 from conformance.harness.errors import BadFile, one_line
 from conformance.program.lookups import op_name
 from conformance.program.tensors import dtype_name
-from impl.matcher import fuse_q4_embeddings
+from impl.matcher import Limits, fuse_q4_embeddings
 
 _EMBEDDINGS = ("aten.embedding", "quantized_decomposed.embedding_")
 _DEQUANTIZE = "dequantize_affine"
 
 
-def explain_file(path: str, form: str) -> str:
-    """Explain a file, as "json" or "text". Entry point of ``conformance.harness.limited``."""
-    explanation = explain(load_pt2(Path(path)), path)
+def explain_file(path: str, form: str, buffer_range: str = "", image_side: str = "") -> str:
+    """Explain a file, as "json" or "text", within a device's limits. Entry point of ``conformance.harness.limited``."""
+    limits = Limits(int(buffer_range) if buffer_range else None, int(image_side) if image_side else None)
+    explanation = explain(load_pt2(Path(path)), path, limits)
     return to_json(explanation) if form == "json" else render(explanation, path)
 
 
@@ -66,15 +67,15 @@ def _check_weights(data: bytes, member: str, path: Path) -> None:
         raise BadFile(f"{path}: {member} needs more than data to load ({one_line(error)})") from error
 
 
-def explain(program: Any, name: str) -> Explanation:
-    """The matcher's decision on every embedding of a program of torch.export."""
+def explain(program: Any, name: str, limits: Limits | None = None) -> Explanation:
+    """The decision of ``impl.matcher`` on every embedding of a program of torch.export, within a device's limits."""
     try:
         renorm = [torch.ops.aten.embedding_renorm.default]
         config = EdgeCompileConfig(_core_aten_ops_exception_list=renorm)
         edge = to_edge(program, compile_config=config).exported_program()
     except Exception as error:  # whatever a pass raises
         raise BadFile(f"{name}: to_edge does not take it ({one_line(error)})") from error
-    _, report = fuse_q4_embeddings(edge)
+    _, report = fuse_q4_embeddings(edge, limits=limits)
     fused = {f.node: f for f in report.fused}
     refused = {r.node: r for r in report.refused}
     rows = []

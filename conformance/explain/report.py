@@ -69,6 +69,19 @@ class Row:
     parameters: Parameters | None
 
 
+def change(row: Row) -> str:
+    """What would have to change for a refused lookup to fuse."""
+    if row.reason == "weight_not_constant" and "/" in row.node:
+        return "look up outside the branch, and pass the rows in"
+    if (
+        row.reason == "qmin_qmax"
+        and row.parameters is not None
+        and (row.parameters.qmin, row.parameters.qmax) == (0, 15)
+    ):
+        return "store each value and zero point less 8: quant_min -8, quant_max 7 are then the same table"
+    return CHANGES.get(row.reason, "")
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Every embedding of the program, in graph order."""
@@ -78,7 +91,7 @@ class Explanation:
 
 def to_json(explanation: Explanation) -> str:
     """The explanation as JSON."""
-    rows = [dataclasses.asdict(r) | {"change": CHANGES.get(r.reason, "")} for r in explanation.rows]
+    rows = [dataclasses.asdict(r) | {"change": change(r)} for r in explanation.rows]
     return json.dumps({"embeddings": rows}, indent=2)
 
 
@@ -92,7 +105,7 @@ def render(explanation: Explanation, name: str) -> str:
         shape = f"{p.rows} x {p.columns}" if p else ""
         rows.append((r.node, r.outcome, r.table, shape, str(p.block_size[-1]) if p and p.block_size else "", r.reason))
     lines = [
-        f"{name}: {len(explanation.rows)} embeddings",
+        f"{name}: {len(explanation.rows)} embeddings, as impl.matcher decides on them",
         "",
         *grid(("node", "outcome", "table", "V x D", "G", "reason"), rows),
     ]
@@ -101,7 +114,7 @@ def render(explanation: Explanation, name: str) -> str:
             lines += ["", f"{r.node} is refused: {r.detail}"]
             if r.line:
                 lines.append(f"  in:     {r.line}")
-            lines.append(f"  change: {CHANGES.get(r.reason, 'see the detail')}")
+            lines.append(f"  change: {change(r) or 'see the detail'}")
     counts = {o: sum(r.outcome == o for r in explanation.rows) for o in ("fused", "refused", "not 4-bit")}
     lines += ["", ", ".join(f"{n} {o}" for o, n in counts.items() if n)]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Audit and explain from the command line, on what a user has: a small Llama-shaped model with tied embeddings."""
 
+import dataclasses
 import json
 import logging
 import warnings
@@ -18,13 +19,13 @@ from conformance.audit.audit import audit
 from conformance.audit.report import Audit, Part, TableRow
 from conformance.cli.main import main
 from conformance.explain.explain import explain
-from conformance.explain.report import CHANGES, to_json
+from conformance.explain.report import CHANGES, change, to_json
 from conformance.harness.observation import Problem
 from conformance.pte import operators
 from conformance.pte.file import read_pte
 from conformance.sources.git import git
 from impl.lowering import lower_to_vulkan
-from impl.matcher import RefusalReason
+from impl.matcher import Limits, RefusalReason
 
 INDICES = torch.tensor([[1, 2, 3, 60]])
 
@@ -160,3 +161,72 @@ def test_the_operator_list_is_read_from_a_clone(tmp_path: Path) -> None:
     operators.save(found, tmp_path / "list.toml")
     assert operators.load(tmp_path / "list.toml") == found
     assert main(["operators", "--executorch-src", str(tmp_path)]) == 2
+
+
+class Copied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(8, 32)
+        self.register_buffer("b", torch.arange(4.0))
+
+    def forward(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.embed(indices), self.b.clone()
+
+
+class Scores(torch.nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return torch.relu(q) @ torch.relu(k).T
+
+
+WRONG_ON_A_DEVICE: dict[str, tuple[Any, tuple[torch.Tensor, ...], set[tuple[str, str]]]] = {
+    "a batch of indices": (torch.nn.Embedding(8, 32), (torch.tensor([[1, 2], [3, 4]]),), {("wrong", "batch")}),
+    "one row of indices": (torch.nn.Embedding(8, 32), (torch.tensor([[1, 2]]),), set()),
+    "a constant": (Copied(), (torch.tensor([1]),), {("wrong", "constant_output")}),
+    "a computed weight": (Scores(), (torch.rand(3, 8), torch.rand(5, 8)), {("fails", "computed_weight")}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ON_A_DEVICE)
+def test_what_the_runtime_gets_wrong_is_found_in_stock_files_and_not_in_ours(name: str) -> None:
+    model, inputs, expected = WRONG_ON_A_DEVICE[name]
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torchao and torch about their own internals
+        model = torch.nn.Sequential(model) if isinstance(model, torch.nn.Embedding) else model
+        quantize_(model.eval(), config, lambda module, _name: isinstance(module, torch.nn.Embedding))
+        program = torch.export.export(model, inputs)
+        stock = to_edge(program).to_backend(VulkanPartitioner()).to_executorch().buffer
+        ours = lower_to_vulkan(program).buffer
+    assert {(p.severity, p.kind) for p in audit(read_pte(bytes(stock))).problems} == expected
+    assert audit(read_pte(bytes(ours))).problems == ()
+
+
+def test_explain_says_what_lowering_with_the_same_limits_does() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 64)).eval()
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torchao and torch about their own internals
+        quantize_(model, config, lambda module, _name: isinstance(module, torch.nn.Embedding))
+        program = torch.export.export(model, (INDICES,))
+    limits = Limits(max_storage_buffer_range=64 * 32 - 1)
+    assert [(row.outcome, row.reason) for row in explain(program, "m", limits).rows] == [("refused", "table_limit")]
+    assert [row.outcome for row in explain(program, "m", Limits(max_storage_buffer_range=64 * 32)).rows] == ["fused"]
+
+
+def test_advice_fits_the_program() -> None:
+    (row,) = explain(torch.export.export(Unsigned().eval(), (INDICES,)), "m").rows
+    assert row.reason == "qmin_qmax"
+    assert "less 8" in change(row)
+    inside = dataclasses.replace(row, node="true_graph_0/embedding", reason="weight_not_constant")
+    assert "outside the branch" in change(inside)
+
+
+class Unsigned(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.randint(0, 8, (64, 64), dtype=torch.int8))
+        self.register_buffer("s", torch.rand(64, 2))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        table = torch.ops.torchao.dequantize_affine.default(self.w, [1, 32], self.s, None, torch.int8, 0, 15)
+        return torch.nn.functional.embedding(indices, table)

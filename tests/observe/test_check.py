@@ -1,0 +1,49 @@
+"""q4gsw check: a model of the user's own, from export to the file executed beside eager."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from conformance.explain import check as checking
+from conformance.explain.check import check, check_file
+from tests.impl.test_lowering_models import BATCH, IDS, Attention, int4, of_8_bit_inputs
+
+
+def saved(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torch about its own internals
+        torch.export.save(torch.export.export(model, inputs), path)
+    return str(path)
+
+
+def test_a_right_model(tmp_path: Path) -> None:
+    text = check_file(saved(int4(Attention(), torch.nn.Linear), (BATCH,), tmp_path / "m.pt2"), "", "impl", "text")
+    assert text[0] == "0"
+    assert "aten_logical_not_default: outside the delegate" in text
+    assert " right" in text.splitlines()[-1]
+
+
+def test_a_wrong_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seeded fault: the kernel's result is off by one bit in its last element."""
+    run = checking.run_pte
+
+    def off_by_one(*arguments: object) -> object:
+        result = run(*arguments)  # type: ignore[arg-type]
+        result.rows[0].view("int32").reshape(-1)[-1] += 1
+        return result
+
+    monkeypatch.setattr(checking, "run_pte", off_by_one)
+    program = torch.export.export(int4(torch.nn.Sequential(torch.nn.Embedding(8, 32))), (IDS,))
+    result = check(program, "m", (IDS,))
+    assert not result.right()
+    (lookup,) = (value for value in result.values if value.what == "lookup")
+    assert (lookup.node, lookup.ulp) == ("aten_embedding_default", 1)
+
+
+def test_what_cannot_be_lowered_is_said() -> None:
+    program = torch.export.export(of_8_bit_inputs(rows=6), (IDS,))
+    result = check(program, "m", (IDS,))
+    assert "has 6 rows" in result.refused
+    assert not result.right()

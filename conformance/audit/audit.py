@@ -24,8 +24,6 @@ from conformance.pte.memory import memory_faults
 from conformance.pte.operators import load, registered_operators
 from conformance.pte.run import scalar_dtype
 
-#: What the runtime converts at a delegate's border: inside, outside.
-_CONVERTED = {("int32", "int64"), ("float32", "float64"), ("float32", "float16")}
 #: Texels a side that the partitioner counts on.
 TEXTURE_LIMIT = 16384
 #: Vulkan's required minimum of maxStorageBufferRange.
@@ -165,7 +163,7 @@ def _boundary(where: str, what: str, inner: VkTensor, spec: Tensor) -> Iterator[
     except CannotRun as error:
         yield Problem("fails", "dtype", where, f"{what}: {error}")
         return
-    if inside != outside and (inside, outside) not in _CONVERTED:
+    if inside != outside and (inside, outside) not in {("int32", "int64"), ("float32", "float64")}:
         detail = f"{what} is {inside} in the delegate, {outside} in the program"
         yield Problem("wrong", "dtype", where, detail, "cast after the lookup, inside the delegate")
     if spec.shape_dynamism == 0 and list(inner.dims) != list(spec.sizes):

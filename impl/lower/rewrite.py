@@ -37,11 +37,22 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
             _flatten(editor, node)
     rewritten = editor.finish(plan.support)
     _return_copies(rewritten)
-    initialised = {placeholder.name for placeholder in plan.initialised}
+    initialised = {placeholder.name for placeholder in plan.initialised} | _first_values(rewritten)
     for node in rewritten.graph.nodes:
         if node.op == "placeholder" and node.name in initialised:
             node.meta["et_init_buffer"] = True  # how ExecuTorch is told to store what a mutable buffer starts with
     return rewritten, products
+
+
+def _first_values(program: ExportedProgram) -> set[str]:
+    """Placeholders of buffers that the program writes and that do not start as zeros, as a runtime's memory does."""
+    signature = program.graph_signature
+    written = set(signature.buffers_to_mutate.values())
+    return {
+        name
+        for name, target in signature.inputs_to_buffers.items()
+        if target in written and bool((program.state_dict.get(target, program.constants.get(target)) != 0).any())
+    }
 
 
 def _return_copies(program: ExportedProgram) -> None:

@@ -113,10 +113,10 @@ def test_a_constant_is_no_output_of_a_delegate() -> None:
 class Convolution(nn.Module):
     """Keeps the last four rows from call to call."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = 0.0) -> None:
         super().__init__()
         self.embed = nn.Embedding(8, 32)
-        self.register_buffer("k", torch.zeros(4, 32))
+        self.register_buffer("k", torch.full((4, 32), first))
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([self.k, self.embed(indices)])[-4:]
@@ -247,6 +247,12 @@ def test_decoding_in_two_calls_is_one_call_on_everything() -> None:
     (whole,) = run_pte(lower(model, (IDS,)).buffer, (IDS,)).outputs
     assert (second.outputs[0] == whole).all()
     assert not (run_pte(file, (IDS[3:],)).outputs[0] == whole).all()
+
+
+def test_state_starts_as_the_program_starts_it() -> None:
+    file = read_pte(lower(int4(Convolution(0.5)), (IDS[:1],)).buffer)
+    (got,) = run_pte(file, (IDS[:1],)).outputs
+    assert (got[:3] == 1.0).all()
 
 
 class Returned(nn.Module):

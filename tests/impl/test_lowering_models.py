@@ -180,10 +180,19 @@ def test_a_refused_table_without_a_byte_form_runs_on_the_cpu() -> None:
     assert operators(check(Fractional(), (IDS,))) == ([], ["embedding"])
 
 
+class Net(nn.Module):
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(8, 32), nn.Linear(32, rows, bias=False)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.out(self.embed(indices))
+
+
 def of_8_bit_inputs(rows: int = 8, **options: Any) -> nn.Module:
     """An int4 embedding and a linear whose inputs are quantized as it runs."""
     torch.manual_seed(1)
-    model = int4(nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, rows, bias=False)))
+    model = int4(Net(rows))
     options = {"weight_dtype": torch.int4, "weight_granularity": PerGroup(32), **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of torchao about its own versions

@@ -222,7 +222,6 @@ def test_bfloat16_scales_keep_the_quantized_input() -> None:
         ({"weight_granularity": PerGroup(2)}, "group_size 2 is not a multiple of 4"),
         ({"weight_dtype": torch.int8, "weight_granularity": PerAxis(0)}, r"outside \[-8, 7\]|quant_max"),
         ({"rows": 6}, "has 6 rows"),
-        ({"act_mapping_type": MappingType.SYMMETRIC}, "quantized otherwise"),
     ],
 )
 def test_8_bit_inputs_of_other_weights_are_refused_by_name(options: dict[str, Any], words: str) -> None:

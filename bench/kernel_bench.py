@@ -41,7 +41,7 @@ ROWS = (1, 2047, 32768, 262144)
 #: What a model looks up while it decodes, and while it reads a prompt: the sizes of ``--all``.
 ALL_ROWS = (1, 8, 64, 2047, 32768)
 #: Rows of a plane of indices and output in textures; no image has to be higher.
-_HEIGHT = 8192
+_HEIGHT = 4096
 QUICK_ROWS = (1, 2047)
 NAMES = ("block-buffer-f32out-f32scale-buffer", "flat-buffer-f16out-f16scale-buffer")
 REPEATS, _CPU_REPEATS = 40, 6
@@ -73,6 +73,15 @@ def expected(request: Request, indices: npt.NDArray[np.int32]) -> npt.NDArray[An
         values = rows[8 * np.arange(indices.size) + (indices & 7)]
     scales = np.repeat(request.scales[indices].astype(np.float64), request.group_size, axis=1)
     return (values * scales).astype(np.float32).astype(request.out_dtype)
+
+
+def _right(request: Request, indices: npt.NDArray[np.int32], output: npt.NDArray[Any]) -> bool:
+    """Whether those rows are the reference's; an image of 16-bit floats stores either neighbour (contract 3.4)."""
+    exact = expected(request, indices)
+    if request.variant.io_storage == "buffer" or request.variant.output_dtype == "float32":
+        return np.array_equal(output, exact)
+    steps = np.abs(output.view(np.uint16).astype(np.int32) - exact.view(np.uint16).astype(np.int32))
+    return bool((steps <= 1).all())
 
 
 def useful_bytes(request: Request) -> int:
@@ -140,7 +149,7 @@ def measure(device: Device, table: Request, resident: Resident, rows: int, field
             where = [contender_job(device, replace(table, indices=one_set), one).operands[0] for one_set in sets]
             timing = time_job(device, job, request, resident, where, repeats if rows > 1 else 5 * repeats)
             head = sets[0].reshape(-1)[: timing.output.shape[0]]
-            if not one.change.edits and not np.array_equal(timing.output, expected(table, head)):
+            if not one.change.edits and not _right(table, head, timing.output):
                 raise VulkanError(
                     f"{one.who}, {table.variant.name}, {rows} rows: the output is wrong, so its time means nothing"
                 )

@@ -79,7 +79,7 @@ def audit(file: PteFile) -> Audit:
     ]
     source = load()
     return Audit(
-        file.size,
+        len(file.data),
         file.digest,
         source.version,
         source.revision,

@@ -33,7 +33,10 @@ def shard(text: str) -> tuple[int, int]:
 
 
 DECLARED: dict[str, dict[str, Any]] = {
-    "--subject": {"default": "impl", "help": "impl | executorch | executorch-src:PATH[@REV] | path.py:Class"},
+    "--subject": {
+        "default": "impl",
+        "help": "impl | executorch | executorch-src:PATH[@REV] | executorch-runtime:PATH | path.py:Class",
+    },
     "--level": {"default": "gate", "help": " | ".join(LEVELS)},
     "--stages": {"default": (), "type": names, "metavar": "A,B", "help": "of " + ", ".join(STAGES)},
     "--case": {"default": [], "action": "append", "metavar": "GLOB", "help": "ids of cases, whatever their level"},

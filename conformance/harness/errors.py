@@ -29,6 +29,10 @@ class DeviceWouldFail(CannotRun):
     """The program asks for something that the Vulkan runtime or its kernels do not serve."""
 
 
+class RuntimeFailed(CannotRun):
+    """A real runtime that neither loads nor runs a file, or whose answer is none; the message is its own."""
+
+
 class UnservedGroupSize(DeviceWouldFail):
     """A group size for which the runtime's shaders read the wrong scales."""
 

@@ -170,12 +170,15 @@ class File:
     """Stage LOWER: the SHA-256 of a file, and what it holds.
 
     ``read``: the whole table that a lookup reads: "STEP.values" and "STEP.scales" of a fused one, else "STEP.table".
+    ``outputs`` and ``source_outputs``, as a Graph's, where a real runtime was there to execute it.
     """
 
     digest: str
     content: FileContent
     read: ArrayMap = field(default_factory=dict)
     facts: Facts = Facts()
+    outputs: ArrayMap = field(default_factory=dict)
+    source_outputs: ArrayMap = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ from typing import Protocol, runtime_checkable
 from conformance.case.case import Case
 from conformance.harness.errors import BadSubject
 from conformance.harness.observation import Observation
+from conformance.sources.runtime import runtime_source
 from conformance.sources.tree import source_tree
 
 SUBJECTS = Path(__file__).parent.parent / "subjects"
 #: Built-in subjects that judge something named: NAME:WHAT.
-WHAT = dict.fromkeys(("executorch-src", "executorch-webgpu-src"), "PATH[@REVISION]")
+WHAT = {
+    **dict.fromkeys(("executorch-src", "executorch-webgpu-src"), "PATH[@REVISION]"),
+    "executorch-runtime": "PATH[@LOWERING]",
+}
 
 
 @runtime_checkable
@@ -67,7 +71,7 @@ def resolved(spec: str) -> str:
     """
     name, colon, what = spec.partition(":")
     if colon and name in WHAT:
-        return f"{name}:{source_tree(what)}"
+        return f"{name}:{runtime_source(what) if name == 'executorch-runtime' else source_tree(what)}"
     path, colon, class_name = spec.rpartition(":")
     return f"{Path(path).resolve()}:{class_name}" if colon and path.endswith(".py") else spec
 

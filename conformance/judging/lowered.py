@@ -36,6 +36,7 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
 
     Every lookup that 5.3 lets fuse is a delegate's, no other is; nothing in the file fails or is wrong on a device;
     a fused table is there once, packed, and neither its original nor a float copy unless something else reads it.
+    What a real runtime made of the file is judged as at RUN.
     """
     spec = question.spec
     if question.force_fp16:  # the numbers are not section 3's then; all that is asked is that the file says so
@@ -49,7 +50,13 @@ def judge_lower(question: Program, file: File) -> Mismatch | None:
         or _problems(content.problems)
         or judge_reads(spec, file.read, {name for name, reasons in violations(spec).items() if not reasons})
         or judge_constants(spec, content)
+        or (_executed(spec, file) if file.outputs else None)
     )
+
+
+def _executed(spec: ProgramSpec, file: File) -> Mismatch | None:
+    delegated = {name for name, place in file.content.places.items() if place.place == "vulkan"}
+    return judge_outputs(spec, file.outputs, compare.float_modes(file.facts), delegated, file.source_outputs)[0]
 
 
 def judge_run(spec: ProgramSpec, graph: Graph) -> tuple[Mismatch | None, bool]:

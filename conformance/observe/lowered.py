@@ -5,7 +5,7 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,16 +24,19 @@ from conformance.program.tensors import Array, to_numpy, user_inputs
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
-from conformance.pte.run import run_pte
+from conformance.pte.run import RunResult, run_pte
 from reference.program.apply import INEXACT
 from reference.program.spec import Apply, Linear
+
+#: What runs a file on inputs, without a Vulkan runtime (``run_pte``) or on one.
+Execute = Callable[[PteFile, Sequence[Any]], RunResult]
 
 
 def observe_file(built: BuiltProgram, file: PteFile) -> FileContent:
     """What the file holds, for ``conformance.judging.lowered.judge_lower``."""
     report = audit(file)
     return FileContent(
-        file.size,
+        len(file.data),
         places(built, file),
         copies(built.spec, file),
         report.problems,
@@ -43,20 +46,25 @@ def observe_file(built: BuiltProgram, file: PteFile) -> FileContent:
     )
 
 
-def observe_run(built: BuiltProgram, file: PteFile) -> Graph:
+def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_pte) -> Graph:
     """What the file computes, for ``conformance.judging.lowered.judge_run``.
+
+    Args:
+        built: what the file was lowered from.
+        file: the file.
+        execute: runs it.
 
     Returns:
         Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
         the program that was not rewritten on the same inputs; facts of what the lookups' shaders declared.
     """
-    result = run_pte(file, built.inputs)
+    result = execute(file, built.inputs)
     computed_by = places(built, file)
     outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
     sources, failed = _source_outputs(built, computed_by), dict[str, str]()
     for size, inputs in other_inputs(built, lowered=True).items():
         try:
-            there = run_pte(file, inputs).outputs
+            there = execute(file, inputs).outputs
         except CannotRun as error:
             failed |= named_at(size, dict.fromkeys(built.outputs, str(error)))
             continue

@@ -1,7 +1,9 @@
 """Executes a Vulkan delegate's graph: lookups on our Vulkan kernel, every other operator in eager Python.
 
 An operator that has no eager implementation, or that the Vulkan runtime does not register, is a
-``CannotRun`` that names it. Mutable buffers inside a delegate are not supported.
+``CannotRun`` that names it. Mutable buffers inside a delegate are not supported. What the runtime would abort on or
+answer wrongly is a ``DeviceWouldFail``: conversions at the border that it does not have, computed weights, outputs
+that it never writes, a memory plan that does not hold.
 
 Source: docs/contract.md 5.7, 6.3.
 """
@@ -17,6 +19,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
     OperatorCall,
     SymInt,
     ValueList,
+    VkDataType,
     VkTensor,
 )
 
@@ -47,7 +50,19 @@ _OWN: dict[str, Callable[..., Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
 }
-_SAME_BITS_ONLY = (torch.int64, torch.float64)
+#: Conversions that the runtime has at a delegate's border: the dtype outside, and that of its staging buffer.
+_CONVERTED = {
+    (torch.int64, torch.int32),
+    (torch.float64, torch.float32),
+    (torch.float16, torch.float32),
+}
+#: Where an operator's weight stands among its arguments, which the runtime prepacks and cannot do if it is computed.
+_CONSTANT_WEIGHT = {
+    "aten.embedding.default": 0,
+    "aten.linear.default": 1,
+    "et_vk.linear_q4gsw.default": 1,
+    "et_vk.linear_dq8ca_q4gsw.default": 3,
+}
 
 
 def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Facts]]]:
@@ -70,6 +85,7 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
     for call in graph.chain:
         if call.name not in registered_operators():
             raise DeviceWouldFail(f"{delegate.name}: the Vulkan runtime registers no operator {call.name}")
+        _check_call(delegate, call)
         if call.name == LOOKUP:
             indices = _read(delegate, values, lookup_call(graph, call.args).indices)
             try:
@@ -80,7 +96,21 @@ def run_delegate(delegate: VulkanDelegate, inputs: Sequence[Any]) -> tuple[list[
             lookups.append((result, of_call))
         else:
             _run_eager(delegate, call, values)
+    for number, value in enumerate(graph.output_ids):
+        spec = graph.values[value].value
+        if isinstance(spec, VkTensor) and spec.constant_id >= 0:
+            raise DeviceWouldFail(f"{delegate.name}: output {number} is a constant, which the runtime never writes")
     return [_read(delegate, values, value) for value in graph.output_ids], lookups
+
+
+def border_dtype(spec: VkTensor, outside: Any) -> Any:
+    """A tensor's dtype on its way over the border of a delegate; None where the runtime has no conversion for it.
+
+    Source: backends/vulkan/runtime/graph/ComputeGraph.cpp, ``maybe_cast_and_copy_into_staging``.
+    """
+    staged = spec.datatype if spec.staging_datatype == VkDataType.UNSET else spec.staging_datatype
+    dtype = torch_dtype(DTYPES[staged.name])
+    return dtype if outside == dtype or (outside, dtype) in _CONVERTED else None
 
 
 def _staged(delegate: VulkanDelegate, value: int, argument: Any) -> Any:
@@ -88,14 +118,18 @@ def _staged(delegate: VulkanDelegate, value: int, argument: Any) -> Any:
     spec = delegate.graph.values[value].value
     if not isinstance(spec, VkTensor):
         return argument
-    dtype = torch_dtype(DTYPES[spec.datatype.name])
-    if argument.dtype == dtype:
-        return argument
-    narrowed = argument.to(dtype)
-    halved = argument.dtype == torch.float32 and dtype == torch.float16  # the force_fp16 option
-    if not halved and (argument.dtype not in _SAME_BITS_ONLY or not torch.equal(narrowed.to(argument.dtype), argument)):
+    dtype, staging = torch_dtype(DTYPES[spec.datatype.name]), border_dtype(spec, argument.dtype)
+    if staging is None:
         raise DeviceWouldFail(f"{delegate.name}: input {value} is {argument.dtype}, the graph holds {dtype}")
-    return narrowed
+    return argument.to(staging).to(dtype)
+
+
+def _check_call(delegate: VulkanDelegate, call: OperatorCall) -> None:
+    """Check what the runtime takes for granted of an operator's values."""
+    specs = [delegate.graph.values[value].value for value in call.args]
+    position = _CONSTANT_WEIGHT.get(call.name, -1)
+    if position >= 0 and isinstance(specs[position], VkTensor) and specs[position].constant_id < 0:
+        raise DeviceWouldFail(f"{delegate.name}: {call.name}: its weight is computed; the runtime takes constants only")
 
 
 def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, Any]) -> None:

@@ -118,9 +118,9 @@ class Method:
 
 @dataclass(frozen=True)
 class PteFile:
-    """A parsed ``.pte``: ExecuTorch's own objects, by method, and the digest and size of the bytes."""
+    """A parsed ``.pte``: its bytes and their digest, and ExecuTorch's own objects, by method."""
 
-    size: int
+    data: bytes
     digest: str
     content: PTEFile
     methods: tuple[Method, ...]
@@ -169,7 +169,7 @@ def read_pte(source: Path | str | bytes) -> PteFile:
         raise BadFile(f"{name}: not a readable .pte ({one_line(error)})") from error
     if not methods:
         raise BadFile(f"{name}: the program has no method")
-    return PteFile(len(data), hashlib.sha256(data).hexdigest(), content, methods)
+    return PteFile(data, hashlib.sha256(data).hexdigest(), content, methods)
 
 
 def check_pte_header(head: bytes, size: int, name: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import (
     Bool,
     DelegateCall,
@@ -31,7 +32,7 @@ from conformance.harness.errors import CannotRun, DeviceWouldFail
 from conformance.harness.observation import Facts
 from conformance.program.tensors import to_numpy, to_torch
 from conformance.pte.cpu import run_calls
-from conformance.pte.delegate import run_delegate
+from conformance.pte.delegate import border_dtype, run_delegate
 from conformance.pte.file import Method, PteFile, read_pte
 from conformance.pte.producer import outputs_of
 
@@ -209,17 +210,17 @@ def _call_delegate(method: Method, call: DelegateCall, values: dict[int, Any]) -
     for number, (value, result) in enumerate(zip(call.args[count:], results, strict=True)):
         spec = method.plan.values[value].val
         if isinstance(spec, Tensor):
-            values[value] = _handed_back(f"{delegate.name}, output {number}", result, spec)
+            inner = delegate.graph.values[delegate.graph.output_ids[number]].value
+            values[value] = _handed_back(f"{delegate.name}, output {number}", result, spec, inner)
         else:
             values[value] = result
     return lookups
 
 
-def _handed_back(what: str, result: Any, spec: Tensor) -> Any:
-    """A delegate's output in the outer program's dtype: only 64-bit numbers, and halves, may differ inside."""
+def _handed_back(what: str, result: Any, spec: Tensor, inner: Any) -> Any:
+    """A delegate's output in the outer program's dtype, where the runtime has a conversion to it."""
     dtype = scalar_dtype(spec)
-    widened = {(torch.int32, torch.int64), (torch.float32, torch.float64), (torch.float16, torch.float32)}
-    if result.dtype != dtype and (result.dtype, dtype) not in widened:
+    if not isinstance(inner, VkTensor) or border_dtype(inner, dtype) is None:
         raise DeviceWouldFail(f"{what} is {result.dtype}, the outer program has {dtype}")
     return _fits(what, result.to(dtype), spec)
 

@@ -107,7 +107,7 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
         words += ["--maxschedchunk", "1"]
     try:
         # The user's may be anything, and another project's may not be installed.
-        if ".py:" in options.subject or options.subject.partition(":")[0] in peers():
+        if ".py:" in options.subject or options.subject.partition(":")[0] in {*peers(), "executorch-runtime"}:
             judging.worker.check(next((one for one in judging.asked if isinstance(one, Case)), load()[0]))
             if workers:  # which have children of their own
                 judging.worker.close()

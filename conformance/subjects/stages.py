@@ -4,7 +4,7 @@ Source: docs/contract.md sections 4, 6 and 7.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from conformance.harness.observation import Arrays, Facts, File, Graph, Observat
 from reference.program.spec import ProgramSpec
 
 if TYPE_CHECKING:  # loading it loads torch
+    from conformance.observe.lowered import Execute
     from conformance.observe.match import Rewrite
 
 Array = np.ndarray[Any, Any]
@@ -99,16 +100,17 @@ def unlowerable(case: Case) -> str | None:
     return None
 
 
-def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
+def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None) -> File | Graph | Refused:
     """Answer a LOWER or a RUN case with a lowering of your own.
 
-    Builds the case's program and lowers it. At LOWER what the file holds is reported; at RUN it is executed without a
-    Vulkan runtime, and what it computes is reported.
+    Builds the case's program and lowers it. At LOWER what the file holds is reported; at RUN it is executed, and what it
+    computes is reported.
 
     Args:
         case: of stage LOWER or RUN.
         lower: takes the program of torch.export and compile options, returns the bytes of a ``.pte``. It may raise
             ``LoweringRefused``, which a case with ``force_fp16`` allows (contract 3.7).
+        execute: a real runtime, which then executes LOWER's files too; by default RUN's, without a Vulkan runtime.
 
     Raises:
         CannotRun: the file asks for something that cannot be executed; names it.
@@ -118,6 +120,7 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
     from conformance.observe.lowered import observe_file, observe_run, whole_tables  # noqa: PLC0415 - torch takes seconds to load
     from conformance.program.build import build  # noqa: PLC0415 - the same
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
+    from conformance.pte.run import run_pte  # noqa: PLC0415 - the same
 
     assert isinstance(case.question, Program)  # noqa: S101 - conformance.case.case.check saw to it
     built = build(case.question.spec)
@@ -127,8 +130,12 @@ def observe_lowering(case: Case, lower: Lower) -> File | Graph | Refused:
         return Refused(refusal.reason, refusal.detail)
     file = read_pte(data)
     if case.stage == "RUN":
-        return observe_run(built, file)
-    return File(file.digest, observe_file(built, file), whole_tables(built, file), built.facts)
+        return observe_run(built, file, execute or run_pte)
+    observed = File(file.digest, observe_file(built, file), whole_tables(built, file), built.facts)
+    if execute is None or case.question.force_fp16:
+        return observed
+    ran = observe_run(built, file, execute)
+    return replace(observed, facts=ran.facts, outputs=ran.outputs, source_outputs=ran.source_outputs)
 
 
 def fused_table(question: EndToEnd, rewrite: "Rewrite") -> FusedTable | Refused:

@@ -5,6 +5,7 @@ Exit code 1: a wrong answer, or a case that could not be exported (of `kit run`:
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,26 +16,34 @@ from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw
 from conformance.harness import limited
+from conformance.harness.errors import BadFile, EnvironmentProblem
 from conformance.harness.observation import Facts
-from conformance.kits.command import run_kit, words_of
+from conformance.judging.judge import verdict_on
+from conformance.kits.command import judge_times, run_kit, words_of
 from conformance.kits.judge import judge_kit, read_profile
-from conformance.kits.kit import kits, read_kit
-from conformance.results.verdict import ERROR, PASS, Verdict, exit_code
+from conformance.kits.kit import STAGES_OF_KITS, TROUBLE, Kit, kits, read_file, read_kit
+from conformance.results.mismatch import RaisedMismatch
+from conformance.results.verdict import ERROR, FAIL, PASS, Verdict, exit_code
 from conformance.runs import run
 from conformance.runs.report import Report
+from conformance.sources.runtime import runtime_source
 
 
 def add_kit(parser: Parser) -> None:
     """Add the ways and the options of ``q4gsw kit``."""
-    export = parser.way("export", "write cases as kits, a directory each", "kit export kits --level smoke", _export)
-    export.add_argument("folder", type=Path, help="an empty or new directory")
-    what = "run kits on our Vulkan kernel and the wheel's CPU runtime"
+    what, example = "write cases, or a program of yours, as kits, a directory each", "kit export kits --level smoke"
+    export = parser.way("export", what, example, _export)
+    export.add_argument("words", type=Path, nargs="+", metavar="[MODEL.pt2] FOLDER", help="an empty or new directory")
+    export.add_argument("--inputs", type=Path, metavar="FILE", help="of MODEL.pt2: an .npz archive, in order")
+    what = "run kits on our Vulkan kernel and the wheel's CPU runtime, and judge them"
     play = parser.way("play", what, "kit play kits outputs", _play)
-    what, example = "the same for one kit, as a runner is called", "kit play-one kits/run__control/model.pte out"
+    what, example = "the same for one file, as a runner is called", "kit play-one model.pte out input_0.bin:int64:2x3"
     one = parser.way("play-one", what, example, _play_one)
-    one.add_argument("pte", type=Path, help="the model; case.json is in its directory")
+    one.add_argument("pte", type=Path)
     one.add_argument("out", type=Path)
-    one.add_argument("inputs", nargs="*")
+    one.add_argument("inputs", nargs="*", metavar="FILE:DTYPE:SIZES", help="the word 'then' begins the next call")
+    for playing in (play, one):
+        playing.add_argument("--runtime", default="", metavar="PATH", help="a real runtime: docs/runtime.md")
     example = "kit run --subject-command 'q4gsw kit play-one {pte} {out}'"
     call = parser.way("run", "export, call a runner for each case, judge", example, _run)
     call.add_argument("--subject-command", required=True, help="'runner {pte} {out} {inputs}'; no shell is involved")
@@ -44,19 +53,50 @@ def add_kit(parser: Parser) -> None:
     for reading in (play, judge):
         reading.add_argument("folder", type=Path, help="a kit, or a directory of kits")
         reading.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
-    for judging in (call, judge):
+    for judging in (play, call, judge):
         judging.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
         judging.shared("--report", "--expectations")
         judging.add_argument("--subject-name", default="", metavar="NAME", help="what the report calls the runner")
+    for repeating in (play, call):
+        repeating.shared("--repeat")
     for exporting in (export, call):
-        exporting.shared("--case", "--level")
+        exporting.shared("--case", "--level", "--stages")
         exporting.add_argument("--lower-with", default="impl", help="impl | executorch: who turns programs into files")
 
 
 def _export(options: argparse.Namespace) -> int:
-    cases = select(load(), level=options.level, stages=("RUN",), ids=options.case)
-    left = _write_kits(options, cases, options.folder)
+    *model, folder = options.words
+    if len(model) > 1 or bool(model) != bool(options.inputs):
+        raise ValueError("kit export takes FOLDER, or MODEL.pt2 FOLDER --inputs FILE; see q4gsw kit export --help")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty; export into an empty or new directory")
+    if model:
+        return _export_program(options, model[0], folder)
+    cases = _asked(options)
+    left = _write_kits(options, cases, folder)
     return 0 if cases and not left else 1
+
+
+def _asked(options: argparse.Namespace) -> tuple[Case, ...]:
+    """The cases that are asked for; without --case those that can be kits."""
+    from conformance.kits.export import not_a_kit  # noqa: PLC0415 - loads torch
+
+    stages = options.stages or STAGES_OF_KITS
+    chosen = select(load(), level=options.level, stages=stages, ids=options.case)
+    return tuple(case for case in chosen if options.case or not not_a_kit(case))
+
+
+def _export_program(options: argparse.Namespace, model: Path, folder: Path) -> int:
+    from conformance.kits.export import NotLowered, export_program, lowering  # noqa: PLC0415 - loads torch
+
+    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
+    lowering(options.lower_with)
+    try:
+        print(export_program(model, options.inputs, check_writable(folder), options.lower_with, run.versions()))
+    except NotLowered as error:
+        print(f"{model}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -> list[tuple[Case, str, str]]:
@@ -82,18 +122,47 @@ def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path
 
 
 def _play(options: argparse.Namespace) -> int:
-    for folder in kits(options.folder):
-        print(f"{folder.name}: {_play_kit(folder, options.outputs / folder.name)}", flush=True)
-    return 0
+    facts, verdicts = _facts(options), _Verdicts(options, "player")
+    asked = [read_kit(path) for path in kits(options.folder)]
+    runtime = str(runtime_source(options.runtime)) if options.runtime else ""
+    again = (*_profile(options), *(("--runtime", runtime) if runtime else ()), "--repeat", str(options.repeat))
+    for kit in asked:
+        read_file(kit.folder, kit.description.model)
+        shutil.rmtree(_outputs(options, kit), ignore_errors=True)  # no answer of an earlier time may be judged
+    while asked:
+        first, *others = (kit.folder / "case.json" for kit in asked)
+        words = str(check_writable(options.outputs)), runtime, str(options.repeat), *map(str, others)
+        died = ""
+        try:
+            limited.run("conformance.kits.play:play", first, *words, seconds=limited.SECONDS * len(asked))
+        except BadFile as error:
+            died = str(error)
+        played = [kit for kit in asked if _outputs(options, kit).is_dir()]
+        if not played:  # the player itself does not start
+            raise ValueError(died)
+        for kit in played:
+            out = _outputs(options, kit)
+            trouble = out / TROUBLE
+            ended = died if kit is played[-1] and not any(out.iterdir()) else ""
+            why = trouble.read_text(encoding="utf-8") if trouble.is_file() else ended
+            name = "Died" if ended else why.partition(":")[0]
+            outcome = ERROR if name == EnvironmentProblem.__name__ else FAIL
+            verdict = verdict_on(kit.case, "", outcome, RaisedMismatch(name, why, name)) if why else None
+            verdict = verdict or judge_times(kit, out, "player", facts, options.repeat)
+            verdicts.add(verdict, "kit", "play", kit.folder, options.outputs, *again)
+        asked = asked[len(played) :]
+    return verdicts.finish()
+
+
+def _outputs(options: argparse.Namespace, kit: Kit) -> Path:
+    folder: Path = options.outputs / kit.folder.resolve().name
+    return folder
 
 
 def _play_one(options: argparse.Namespace) -> int:
-    _play_kit(options.pte.parent, options.out)
+    words = str(options.out), options.runtime, *options.inputs
+    limited.run("conformance.kits.play:play_one", options.pte, *words)
     return 0
-
-
-def _play_kit(folder: Path, outputs: Path) -> str:
-    return limited.run("conformance.kits.play:play", folder / "case.json", str(outputs))
 
 
 def _judge(options: argparse.Namespace) -> int:
@@ -112,17 +181,19 @@ def _judge(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     words, facts = words_of(options.subject_command), _facts(options)
-    cases = () if options.kits else select(load(), level=options.level, stages=("RUN",), ids=options.case)
+    cases = () if options.kits else _asked(options)
     verdicts = _Verdicts(options, "command")
     scratch = new_folder("q4gsw-kits-")
     again = "kit", "run", "--subject-command", options.subject_command, *_profile(options)
     left = [] if options.kits else _write_kits(options, cases, scratch / "kits")
     for case, kind, line in left:
         reason = f"not exported: {line}"
-        verdict = Verdict(case.id, "RUN", "", ERROR, f"RUN/raised/{kind}", reason, contract=case.contract)
+        signature = f"{case.stage}/raised/{kind}"
+        verdict = Verdict(case.id, case.stage, "", ERROR, signature, reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
     for path in kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ():
-        verdict = run_kit(read_kit(path), words, scratch / "out" / path.name, options.case_seconds, facts)
+        out = scratch / "out" / path.name
+        verdict = run_kit(read_kit(path), words, out, options.case_seconds, facts, options.repeat)
         verdicts.add(verdict, *again, "--kits", path)
     print(f"outputs: {scratch / 'out'}")
     return verdicts.finish()

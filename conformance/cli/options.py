@@ -32,6 +32,13 @@ def shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
 DECLARED: dict[str, dict[str, Any]] = {
     "--subject": {
         "default": "impl",
@@ -45,6 +52,7 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--case-seconds": {"type": float, "default": 60.0, "metavar": "S", "help": "time limit of a case"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--all": {"action": "store_true", "help": "show every failure, not one for each signature"},
+    "--repeat": {"type": positive, "default": 1, "metavar": "N", "help": "ask so often: answers that differ fail"},
     "--report": {"default": "", "metavar": "DIR", "help": "directory for the report (default: a new one)"},
     "--shard": {
         "type": shard,
@@ -85,10 +93,3 @@ class Parser(argparse.ArgumentParser):
 def print_json(value: object) -> None:
     """Print plain data or dataclasses."""
     print(json.dumps(unstructure(value), indent=1, sort_keys=True))
-
-
-def positive(text: str) -> int:
-    """Return a whole number from 1 on."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return number

@@ -63,7 +63,9 @@ def add_prove(parser: Parser) -> None:
         one.shared("--device")
     sizes.shared("--subject", help="impl | executorch-src:PATH[@REVISION]")
     for one in (numbers, addresses, bytes_, every):
-        one.shared("--subject", help="impl | executorch | reference; layout: path.py:Class too")
+        one.shared(
+            "--subject", help="impl | executorch | executorch-runtime:PATH | reference; layout: path.py:Class too"
+        )
     for one in (numbers, addresses, bytes_, every, sizes):
         one.add_argument("--out", type=Path, default=OUT, help=f"directory for certificates (default: {OUT})")
     again = parser.way("check", "whether certificates hold", "prove check docs/certificates/lavapipe/*.json", _check)

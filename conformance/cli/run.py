@@ -24,7 +24,7 @@ def add_run(parser: Parser) -> None:
     """Add the options of ``q4gsw run``."""
     parser.set_defaults(call=_run, after=())
     parser.shared("--subject", "--level", "--stages", "--case", "--device", "--validate", "--case-seconds", "--report")
-    parser.shared("--expectations", "--all")
+    parser.shared("--expectations", "--all", "--repeat")
     add = parser.add_argument
     add("--no-expectations", action="store_true", help="known failures fail like any other")
     add(
@@ -44,7 +44,7 @@ def add_replay(parser: Parser) -> None:
     parser.set_defaults(call=_replay)
     parser.add_argument("file", type=Path)
     parser.shared("--subject", default="", help="default: the file's own, if built in")
-    parser.shared("--device", "--validate", "--case-seconds", "--json")
+    parser.shared("--device", "--validate", "--case-seconds", "--json", "--repeat")
     parser.add_argument("--show-output", action="store_true", help="show all that the subject prints, as it comes")
 
 
@@ -96,7 +96,7 @@ def _replay(options: argparse.Namespace) -> int:
     subject = from_file(recorded.subject, options.subject, options.file)
     _device(options)
     with Worker(subject, options.case_seconds, show=_show if options.show_output else None) as worker:
-        verdict = run_case(worker, recorded.case, None)
+        verdict = run_case(worker, recorded.case, None, repeat=options.repeat)
     if options.json:
         print_json(verdict)
         return exit_code([verdict])

@@ -7,13 +7,12 @@ of every call, counted through, ``OUT/output_N.bin`` and beside it ``output_N.tx
 Source: docs/runtime.md, "A runner".
 """
 
-import os
 import re
 import signal
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from conformance.harness.process import Printed, Process
 
 #: Between the inputs of two calls.
 THEN = "then"
@@ -50,32 +49,25 @@ def read_told(text: str) -> tuple[str, tuple[int, ...]]:
     return found[1], tuple(int(size) for size in found[2].split("x") if size)
 
 
-def call(words: Sequence[str], seconds: float | None) -> Trouble | None:
-    """Call a command to its end, or for ``seconds``; return what went wrong, or None.
+def call(words: Sequence[str], seconds: float, printed: Printed | None = None) -> Trouble | None:
+    """Call a command to its end, at most ``seconds``; return what went wrong, or None. Nothing it started is left.
 
     Raises:
         ValueError: it cannot be started at all.
     """
-    with tempfile.TemporaryFile() as printed:  # not a pipe: what the command leaves running would hold it open
-        try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                process_group=None if seconds is None else 0,  # without a limit, whoever ends us ends it too
-            )
-        except OSError as error:
-            raise ValueError(f"{words[0]} cannot be run: {error.strerror}") from error
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return Trouble("Timeout", f"no answer within {seconds:g} s")
-        if not code:
-            return None
-        printed.seek(max(0, printed.seek(0, os.SEEK_END) - 4 * _TAIL))
-        tail = " ".join(printed.read().decode(errors="replace").split())[-_TAIL:]
+    printed = printed or Printed()
+    try:
+        runner = Process(words)
+    except OSError as error:
+        raise ValueError(f"{words[0]} cannot be run: {error.strerror}") from error
+    try:
+        code = runner.wait(seconds, printed)
+    finally:
+        runner.end()
+    if code is None:
+        return Trouble("Timeout", f"no answer within {seconds:g} s")
+    if not code:
+        return None
+    tail = " ".join(printed.text().split())[-_TAIL:]
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return Trouble("Died" if code < 0 else "Command", f"the runner ended with {how}: {tail}")

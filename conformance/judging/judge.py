@@ -225,7 +225,7 @@ def _pack(table: Table, observation: Arrays) -> Judgement:
     return fences or compare.same_codes(name, packed, right, values, table.layout), None
 
 
-def _kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Judgement:
+def judge_kernel(question: Dispatch | EndToEnd, observation: Arrays) -> Judgement:
     """Contract 7 and 3: the accept set of what the shader declares; fences whole; every element written."""
     if "out" not in observation.arrays:
         return DtypeShapeMismatch("out", "an array", "missing", "missing"), None
@@ -271,6 +271,6 @@ _ORACLES: dict[str, tuple[Callable[[Any, Any], Judgement], type[Arrays | Graph |
     "PACK": (_pack, Arrays),
     "LOWER": (lambda question, file: (lowered.judge_lower(question, file), None), File),
     "PREPACK": (_pack, Arrays),
-    "KERNEL": (_kernel, Arrays),
+    "KERNEL": (judge_kernel, Arrays),
     "RUN": (lambda question, graph: lowered.judge_run(question.spec, graph), Graph),
 }

@@ -1,24 +1,34 @@
 """Writes kits: builds a case's program, lowers it, and puts down everything that a runtime and the judge need."""
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
-import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case, Program
+from conformance.case.case import Case, Dispatch, EndToEnd, Program
+from conformance.case.operands import operands
 from conformance.case.toml import case_to_toml
 from conformance.files import write_whole
-from conformance.kits.kit import Description, KitFile, Tensor, outputs_of, strict_outputs
-from conformance.program.build import BuiltProgram, build, other_inputs
-from conformance.program.tensors import to_numpy, to_torch
-from conformance.subjects.stages import Lower
+from conformance.harness.errors import one_line
+from conformance.harness.observation import Refused
+from conformance.kits.kit import Array, Call, Description, KitFile, Tensor, outputs_of
+from conformance.program.build import build
+from conformance.program.tensors import to_numpy, to_torch, user_inputs
+from conformance.subjects.executorch_runtime import lookup_file, not_chosen
+from conformance.subjects.stages import Lower, unlowerable
 from reference.arithmetic.bfloat16 import dtype_name
 from reference.program.sizes import other_sizes
+from reference.program.values import tensor_values
+
+#: Writes a file of a kit.
+Put = Callable[[str, bytes], KitFile]
 
 #: The README that a directory of kits carries.
 _README = Path(__file__).with_name("README.md.txt")
@@ -47,71 +57,144 @@ def lowering(name: str) -> Lower:
 
 
 def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str]) -> Path:
-    """Write the kit of one RUN case into a directory of its own in ``folder`` and return it.
+    """Write the kit of one RUN or KERNEL case into a directory of its own in ``folder`` and return it.
 
-    A program with symbolic sizes has a kit beside it for each other size to ask: the same model, other inputs.
+    A program with symbolic sizes is called at other sizes too.
+
+    Raises:
+        ValueError: such a case cannot be a kit; says why.
+        NotLowered: the lowering raised.
     """
-    spec = case.program
-    if spec is None or spec.route == "synthetic":
-        raise ValueError("only programs of torch.export can be kits")
+    reason = not_a_kit(case)
+    if reason:
+        raise ValueError(reason)
     target = folder_of(case, folder)
-    outputs_of(spec)  # before anything is built: not every program can be judged
-    built = build(spec)
-    try:
-        model = lowering(lower_with)(built.exported, {})
-    except Exception as error:
-        message = str(error).strip().partition("\n")[0]
-        raise NotLowered(f"{lower_with} does not lower it: {type(error).__name__}: {message}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    for size, sized in other_sizes(spec, lowered=True).items():
-        inputs = other_inputs(built, lowered=True)[size]
-        own = replace(case, id=f"{case.id}-size-{size}", question=Program(sized))
-        _write(own, replace(built, spec=sized, inputs=inputs), model, folder_of(own, folder), lower_with, versions)
-    _write(case, built, model, target, lower_with, versions)
-    readme = folder / "README.md"
-    if not readme.exists():
-        write_whole({readme: _README.read_text(encoding="utf-8")})
+    cases = (case, *other_calls(case))
+    outputs = [outputs_of(one) for one in cases]  # before anything is built: not every program can be judged
+    inputs: list[tuple[Array, ...]]
+    if isinstance(case.question, Dispatch | EndToEnd):
+        model, inputs = _one_operator(case.question), [(operands(case.question).indices,)]
+    else:
+        model, inputs = _program(cases, lower_with)
+    with _new(target) as put:
+        calls, first, at = [], 0, 0
+        for number, one in enumerate(cases):
+            files = tuple(_tensor(put, f"input_{at + n}.bin", array) for n, array in enumerate(inputs[number]))
+            text = put("case.toml" if not number else f"case_{number}.toml", case_to_toml(one).encode())
+            calls.append(Call(files, outputs_of(one, first), text))
+            at, first = at + len(files), first + len(outputs[number])
+        _finish(put, Description(put("model.pte", model), tuple(calls), lower_with, versions))
     return target
 
 
-def _write(
-    case: Case, built: BuiltProgram, model: bytes, target: Path, lower_with: str, versions: Mapping[str, str]
-) -> None:
-    folder = target.parent
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
+def not_a_kit(case: Case) -> str:
+    """Return why a case cannot be a kit, "" where it can."""
+    question = case.question
+    if isinstance(question, Dispatch | EndToEnd):
+        read = operands(question)
+        outside = read.indices.size and not (0 <= read.indices.min() <= read.indices.max() < len(read.values))
+        if outside or (isinstance(question, Dispatch) and question.exceeds_limit):
+            return "what a runtime does with indices outside of the table, or past a device's limits, is not fixed"
+        return not_chosen(question, len(read.values)) or ""
+    if case.stage != "RUN" or unlowerable(case):
+        return "only programs of torch.export and kernel dispatches can be kits"
+    return ""
+
+
+def other_calls(case: Case) -> tuple[Case, ...]:
+    """Return a RUN case at every other size that its symbolic dimensions are asked at; none without any."""
+    if case.program is None or case.stage != "RUN":
+        return ()
+    sizes = other_sizes(case.program, lowered=True).items()
+    return tuple(replace(case, id=f"{case.id}-size-{size}", question=Program(spec)) for size, spec in sizes)
+
+
+def export_program(path: Path, inputs: Path, folder: Path, lower_with: str, versions: Mapping[str, str]) -> Path:
+    """Write the kit of a user's saved program into ``folder``: a call with ``inputs``, and what its source makes of it.
+
+    Args:
+        path: what torch.export.save wrote.
+        inputs: an ``.npz`` archive with an array for every input, in order.
+        folder: an empty or new directory.
+        lower_with: who turns the program into a file.
+        versions: of what a kit depends on.
+
+    Raises:
+        BadFile, ValueError: the program or its inputs cannot be read, or do not fit; one line.
+        NotLowered: the lowering raised.
+    """
+    from conformance.explain.explain import load_pt2  # noqa: PLC0415 - loads torch
+
+    program = load_pt2(path)
+    try:
+        with np.load(inputs, allow_pickle=False) as archive:
+            arrays = [archive[name] for name in archive.files]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"{inputs}: no .npz archive of arrays ({one_line(error)})") from error
+    try:
+        results = program.module()(*(to_torch(array) for array in arrays))
+    except Exception as error:  # whatever the program raises on inputs that are not its own
+        raise ValueError(f"{inputs}: the program does not take them ({one_line(error)})") from error
+    outputs = [to_numpy(r) for r in (results if isinstance(results, tuple | list) else (results,))]
+    model = _lowered(program, lower_with)
+    target = folder / path.stem
+    with _new(target) as put:
+        given = tuple(_tensor(put, f"input_{n}.bin", array) for n, array in enumerate(arrays))
+        right = tuple(_tensor(put, f"expected_{n}.bin", array, f"output{n}") for n, array in enumerate(outputs))
+        left = tuple(replace(t, file=f"output_{n}.bin", sha256="") for n, t in enumerate(right))
+        _finish(put, Description(put("model.pte", model), (Call(given, left, None, right),), lower_with, versions))
+    return target
+
+
+def _one_operator(question: Dispatch | EndToEnd) -> bytes:
+    model = lookup_file(question)
+    if isinstance(model, Refused):
+        raise NotLowered(f"impl does not fuse it: {model.reason}: {model.detail}")
+    return model
+
+
+def _program(cases: Sequence[Case], lower_with: str) -> tuple[bytes, list[tuple[Array, ...]]]:
+    """The file of the first case's program, and the inputs of every call."""
+    specs = [case.program for case in cases if case.program is not None]
+    built = build(specs[0])
+    inputs = [tuple(tensor_values(spec)[t.name] for t in user_inputs(spec)) for spec in specs]
+    return _lowered(built.exported, lower_with), inputs
+
+
+def _lowered(program: Any, lower_with: str) -> bytes:
+    try:
+        return lowering(lower_with)(program, {})
+    except Exception as error:
+        message = str(error).strip().partition("\n")[0]
+        raise NotLowered(f"{lower_with} does not lower it: {type(error).__name__}: {message}") from error
+
+
+@contextlib.contextmanager
+def _new(target: Path) -> Iterator[Put]:
+    """Write a directory whole or not at all; what is handed out writes a file into it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
 
     def put(name: str, data: bytes) -> KitFile:
         write_whole({scratch / name: data})
         return KitFile(name, hashlib.sha256(data).hexdigest())
 
     try:
-        inputs = []
-        for number, array in enumerate(map(to_numpy, built.inputs)):
-            file = put(f"input_{number}.bin", np.ascontiguousarray(array).tobytes())
-            inputs.append(Tensor(file.file, file.sha256, dtype_name(array), array.shape))
-        files = put("model.pte", model), put("case.toml", case_to_toml(case).encode())
-        description = Description(*files, tuple(inputs), outputs_of(built.spec), lower_with, versions)
-        put("case.json", description.to_json().encode())
-        _bundle(scratch, built)
+        yield put
         scratch.chmod(0o755)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    readme = target.parent / "README.md"
+    if not readme.exists():
+        write_whole({readme: _README.read_text(encoding="utf-8")})
 
 
-def _bundle(folder: Path, built: BuiltProgram) -> None:
-    """ExecuTorch's own bundle of program, inputs and outputs; its runner compares with a tolerance: no verdict."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
-        from executorch.devtools import BundledProgram  # noqa: PLC0415 - takes seconds to load
-        from executorch.devtools.bundled_program.config import MethodTestCase, MethodTestSuite  # noqa: PLC0415 - the same
-        from executorch.devtools.bundled_program.serialize import (  # noqa: PLC0415 - the same
-            serialize_from_bundled_program_to_flatbuffer,
-        )
+def _tensor(put: Put, name: str, array: Array, step: str = "") -> Tensor:
+    file = put(name, np.ascontiguousarray(array).tobytes())
+    return Tensor(file.file, file.sha256, dtype_name(array), array.shape, step)
 
-        outputs = [to_torch(array.copy()) for array in strict_outputs(built.spec).values()]
-        suite = MethodTestSuite("forward", [MethodTestCase(list(built.inputs), outputs)])
-        bundle = BundledProgram(
-            executorch_program=None, method_test_suites=[suite], pte_file_path=str(folder / "model.pte")
-        )
-        write_whole({folder / "model.bpte": serialize_from_bundled_program_to_flatbuffer(bundle)})
+
+def _finish(put: Put, description: Description) -> None:
+    put("case.json", description.to_json().encode())
+    put("arguments.txt", (" ".join(description.arguments()) + "\n").encode())

@@ -1,8 +1,8 @@
-"""Kits: one directory a case, that any runtime in any language can play, and that is judged afterwards.
+"""Kits: one directory a file, that any runtime in any language can play, and that is judged afterwards.
 
-``case.toml`` is the case; ``case.json`` names every other file with its dtype, shape and SHA-256; tensors are raw
-little-endian row-major bytes. A kit may come from a stranger: names cannot leave its directory, every size is checked
-before anything is read or computed, and whatever is malformed is named by its field.
+``case.json`` names the model's calls, and every file with its dtype, shape and SHA-256; ``case.toml`` is the case of
+the first call; tensors are raw little-endian row-major bytes. A kit may come from a stranger: names cannot leave its
+directory, every size is checked before anything is read or computed, and whatever is malformed is named by its field.
 
 Source: docs/kits.md; docs/formats.md, "Kits".
 """
@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from conformance.case.case import Case
+from conformance.case.case import Case, Dispatch, EndToEnd, Program
+from conformance.case.operands import operands
 from conformance.case.toml import case_from_toml
+from conformance.harness.command import THEN, told
 from conformance.judging.lowered import exact_linear
 from conformance.serialize import structure, unstructure
 from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype
@@ -28,9 +30,13 @@ from reference.program.evaluate import evaluate
 from reference.program.spec import Apply, Dequantize, Linear, ProgramSpec, validate
 from reference.program.values import tensor_values
 
-FORMAT = 2
+FORMAT = 3
+#: What a runtime can be asked.
+STAGES_OF_KITS = ("KERNEL", "RUN")
+#: In the outputs of a kit that could not be played: why, in one line.
+TROUBLE = "trouble.txt"
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8")
-_NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|json|pte|toml)")
+_NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|json|pte|toml|txt)")
 _MAX_TEXT, _MAX_BYTES, _MAX_RANK = 4 << 20, 512 << 20, 8
 
 Array = np.ndarray[Any, Any]
@@ -80,13 +86,24 @@ class Tensor(KitFile):
 
 
 @dataclass(frozen=True)
-class Description:
-    """``case.json``: what a runtime has to know. ``inputs`` and ``outputs`` are in the order of method ``forward``."""
+class Call:
+    """One call of method ``forward``: its ``inputs`` and ``outputs`` in order.
 
-    model: KitFile
-    case: KitFile
+    ``case`` is what it is judged by; without one, a user's own program is, by ``expected``: what its source computes.
+    """
+
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    case: KitFile | None = None
+    expected: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Description:
+    """``case.json``: what a runtime has to know. The model is loaded once for all of its calls."""
+
+    model: KitFile
+    calls: tuple[Call, ...]
     lowered_with: str
     versions: Mapping[str, str]
 
@@ -94,15 +111,30 @@ class Description:
         """The text of ``case.json``."""
         return json.dumps({"kit": FORMAT, **unstructure(self)}, indent=1) + "\n"
 
+    def arguments(self, folder: str = "") -> list[str]:
+        """What a runner is given after the model and the output directory; ``folder`` is before each input's file."""
+        words: list[str] = []
+        for number, one in enumerate(self.calls):
+            words += [THEN] if number else []
+            words += [f"{folder}{tensor.file}:{told(tensor.dtype, tensor.shape)}" for tensor in one.inputs]
+        return words
+
 
 @dataclass(frozen=True)
 class Kit:
-    """One case's directory, read and checked; tensors are not read yet."""
+    """One directory, read and checked; tensors are not read yet. ``cases``: of each call, none in a user's program."""
 
     folder: Path
-    case: Case
-    program: ProgramSpec
+    cases: tuple[Case, ...]
     description: Description
+
+    @property
+    def case(self) -> Case:
+        """The case of the first call, or one that names a user's program."""
+        spec = ProgramSpec((), route="export")
+        name = re.sub(r"[^a-z0-9_.\-]", "_", self.folder.resolve().name.lower()).lstrip("_.-") or "program"
+        own = Case(f"model/{name}", "RUN", "5.7", "a wrong bit in a program of the user's own", Program(spec))
+        return self.cases[0] if self.cases else own
 
 
 def kits(folder: Path) -> tuple[Path, ...]:
@@ -126,27 +158,51 @@ def read_kit(folder: Path) -> Kit:
     if type(version) is not int or version != FORMAT:
         raise ValueError(f"{where}: kit is {version!r}, this release reads {FORMAT}: export the kit again")
     description = structure(Description, data, str(where))
-    if not all(file.sha256 for file in (description.model, description.case, *description.inputs)):
-        raise ValueError(f"{where}: model, case and every input need a sha256")
-    path = folder / description.case.file
-    case = case_from_toml(read_file(folder, description.case, _MAX_TEXT).decode(), str(path))
-    if case.stage != "RUN" or case.program is None:
-        raise ValueError(f"{path}: a kit is a case of stage RUN, not {case.stage}")
+    calls = description.calls
+    if not calls or bool(calls[0].case) == bool(calls[0].expected) or len({bool(call.case) for call in calls}) > 1:
+        raise ValueError(f"{where}: every call needs a case, or every one needs expected outputs")
+    given = [file for call in calls for file in (*call.inputs, *call.expected, *filter(None, [call.case]))]
+    if not all(file.sha256 for file in (description.model, *given)):
+        raise ValueError(f"{where}: model, cases, every input and expected output need a sha256")
+    cases, first = [], 0
+    for call in calls:
+        if call.case:
+            case, outputs = _case_of(folder, call.case, first)
+            cases.append(case)
+        else:
+            outputs = tuple(
+                Tensor(f"output_{first + n}.bin", "", t.dtype, t.shape, t.name) for n, t in enumerate(call.expected)
+            )
+        if call.outputs != outputs:
+            wrong = (o.file for o, own in zip(call.outputs, outputs, strict=False) if o != own)
+            source = call.case.file if call.case else "what is expected"
+            raise ValueError(f"{where}: outputs are not those of {source}; {next(wrong, 'their number')} differs")
+        first += len(outputs)
+    return Kit(folder, tuple(cases), description)
+
+
+def _case_of(folder: Path, file: KitFile, first: int) -> tuple[Case, tuple[Tensor, ...]]:
+    """A call's case, and its outputs; ValueError where it is none that can be judged."""
+    path = folder / file.file
+    case = case_from_toml(read_file(folder, file, _MAX_TEXT).decode(), str(path))
+    if case.stage not in STAGES_OF_KITS:
+        raise ValueError(f"{path}: a kit is a case of stage {' or '.join(STAGES_OF_KITS)}, not {case.stage}")
     try:
-        outputs = outputs_of(case.program)
+        return case, outputs_of(case, first)
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if description.outputs != outputs:
-        first = next((o.file for o, own in zip(description.outputs, outputs, strict=False) if o != own), "their number")
-        raise ValueError(f"{where}: outputs are not those of {path.name}; {first} differs")
-    return Kit(folder, case, case.program, description)
 
 
-def outputs_of(spec: ProgramSpec) -> tuple[Tensor, ...]:
-    """Return the outputs of a program that can be a kit, in order; ValueError as ``strict_outputs``."""
+def outputs_of(case: Case, first: int = 0) -> tuple[Tensor, ...]:
+    """Return the outputs of a case that can be a kit, in order, numbered from ``first``; ValueError where it cannot."""
+    if isinstance(case.question, Dispatch | EndToEnd):
+        read = operands(case.question)
+        shape = (*read.indices.shape, read.values.shape[1])
+        return (Tensor(f"output_{first}.bin", "", case.question.output_dtype, shape, "out"),)
+    assert isinstance(case.question, Program)  # noqa: S101 - stage RUN has no other question
     return tuple(
-        Tensor(f"output_{position}.bin", "", dtype_name(array), array.shape, name)
-        for position, (name, array) in enumerate(strict_outputs(spec).items())
+        Tensor(f"output_{first + position}.bin", "", dtype_name(array), array.shape, name)
+        for position, (name, array) in enumerate(strict_outputs(case.question.spec).items())
     )
 
 

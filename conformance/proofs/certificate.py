@@ -150,10 +150,12 @@ def timing(began: float, ended: float, working_s: float, stages: Mapping[str, fl
     return Timing(started, finished, round(working_s, 6), Stages(**rounded))
 
 
+_PACKAGES = {name: ["torch", "executorch"] for name in ("executorch", "executorch-runtime")} | {"impl": ["vulkan"]}
+
+
 def versions(subject: str, *, solver: bool = False) -> dict[str, str]:
     """The versions that a proof of the subject depends on; ``solver``: by z3 and without a device."""
-    own = {"impl": ["vulkan"], "executorch": ["torch", "executorch"]}.get(subject, [])
-    packages = ["z3-solver"] if solver else ["numpy", *own]
+    packages = ["z3-solver"] if solver else ["numpy", *_PACKAGES.get(subject.partition(":")[0], [])]
     known = {"python": platform.python_version(), **dict.fromkeys(packages, _ABSENT)}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

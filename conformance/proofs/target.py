@@ -1,7 +1,7 @@
 """What a proof runs: the operator of one subject in one variant, behind one small interface.
 
 ``conformance/proofs/targets`` implements it: Vulkan devices (our shader, or one given by path), the wheel's eager
-operator, and the reference itself. Only they import torch, the Vulkan binding or ``impl``.
+operator, a real runtime, and the reference itself. Only they import torch, the Vulkan binding or ``impl``.
 """
 
 import importlib
@@ -17,7 +17,9 @@ from reference.arithmetic.accept import FloatModes
 
 Array = np.ndarray[Any, Any]
 
-_HOMES = {"impl": "device", "executorch": "host", "reference": "host"}
+#: What is named after a subject and a colon.
+_WHAT = {"executorch-runtime": "PATH"}
+_HOMES = {"impl": "device", "executorch": "host", "reference": "host", "executorch-runtime": "runtime"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def derived(facts: TargetFacts) -> tuple[TargetFacts, Numerics]:
 
 def _module(subject: str) -> Any:
     homes = _HOMES | dict.fromkeys(peers(), "peers")
-    name = subject.partition(":")[0]
-    if name not in homes:
-        raise ValueError(f"unknown subject {subject!r}: proofs know {', '.join(sorted(homes))}")
+    name, _, what = subject.partition(":")
+    if name not in homes or (name in _WHAT and not what):
+        known = ", ".join(f"{home}:{_WHAT[home]}" if home in _WHAT else home for home in sorted(homes))
+        raise ValueError(f"unknown subject {subject!r}: proofs know {known}")
     return importlib.import_module(f"conformance.proofs.targets.{homes[name]}")

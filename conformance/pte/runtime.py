@@ -25,6 +25,8 @@ from conformance.pte.file import VULKAN
 from conformance.sources.runtime import RuntimeSource
 from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype
 
+#: How long a runner may take for one file; a case has a limit of its own.
+_SECONDS = 600.0
 #: The inputs of one call of method ``forward``, in order: arrays or tensors.
 Inputs = Sequence[Any]
 
@@ -95,7 +97,7 @@ class Runner:
             (folder / "model.pte").write_bytes(model)
             arrays = [[to_numpy(_tensor(x)) for x in inputs] for inputs in calls]
             words = [str(folder / "model.pte"), str(out), *_arguments(folder, arrays)]
-            if trouble := call((*self._words, *words), None):
+            if trouble := call((*self._words, *words), _SECONDS):
                 raise RuntimeFailed(trouble.reason)
             outputs = list(_outputs(out))
         each, rest = divmod(len(outputs), len(calls))
@@ -127,7 +129,9 @@ def _outputs(folder: Path) -> "list[Array]":
 
 
 def _tensor(value: Any) -> Any:
-    return value if isinstance(value, torch.Tensor) else to_torch(np.asarray(value))
+    tensor = value if isinstance(value, torch.Tensor) else to_torch(np.asarray(value))
+    # The wheel's binding aborts on the strides that numpy gives an array without elements.
+    return tensor if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _copy(output: Any) -> Array:

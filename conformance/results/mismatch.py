@@ -110,7 +110,35 @@ class RaisedMismatch:
         return f"{self.type}{killed}: {(self.message.strip().splitlines() or ['no message'])[0]}"
 
 
-Mismatch = ArrayMismatch | DecisionMismatch | DtypeShapeMismatch | Mutated | LayoutMismatch | RaisedMismatch
+@dataclass(frozen=True)
+class Nondeterministic:
+    """Answers to one question that differ: where the first different element is, how many, and in which tiles.
+
+    A tile is 32 columns of a row, what one invocation of ExecuTorch's shader writes. ``reason`` is "in_process", or
+    "across_loads" where only answers of different loads differ.
+    """
+
+    tag: ClassVar[str] = "nondeterministic"
+    name: str
+    index: tuple[int, ...]
+    answers: tuple[str, ...]
+    changed: int
+    of: int
+    tiles: tuple[tuple[int, ...], ...]
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"{self.name}[{', '.join(map(str, self.index))}]"
+        tiles = ", ".join(str(list(tile)) for tile in self.tiles)
+        return (
+            f"{where} is {' or '.join(self.answers)}; {self.changed} of {self.of} elements differ between equal "
+            f"calls ({self.reason}), in tiles (row, columns / 32) {tiles}"
+        )
+
+
+Mismatch = (
+    Nondeterministic | ArrayMismatch | DecisionMismatch | DtypeShapeMismatch | Mutated | LayoutMismatch | RaisedMismatch
+)
 
 
 def signature(stage: str, mismatch: Mismatch) -> str:

@@ -150,7 +150,7 @@ class Judging:
                 known, examples = self.expected.signatures(), self.options.examples
                 case, verdict = run_shard(self.worker, asked, report, known, examples and Path(examples))
             else:
-                case, verdict = asked, run.run_case(self.worker, asked, report, self.expected)
+                case, verdict = asked, run.run_case(self.worker, asked, report, self.expected, self.options.repeat)
         except Unwritable as error:
             item.stash[_END] = str(error)
             pytest.fail(str(error), pytrace=False)

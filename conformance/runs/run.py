@@ -19,6 +19,7 @@ from conformance.judging.judge import judge
 from conformance.results import expectations, replay, timing
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import ERROR, FAILED, Verdict
+from conformance.runs.repeat import again
 from conformance.sources import git
 from conformance.sources.git import GitProblem
 
@@ -95,21 +96,28 @@ def run_case(
     case: Case,
     report: Path | None,
     expected: Expectations = expectations.NONE,
+    repeat: int = 1,
 ) -> Verdict:
-    """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay."""
-    verdict = expected.apply(timed(worker, case))
+    """Run and judge one case beside what is expected; a failure leaves a replay file in ``report``/replay.
+
+    ``repeat``: how often it is asked (``conformance.runs.repeat``).
+    """
+    verdict = expected.apply(timed(worker, case, repeat))
     if report is None or verdict.outcome not in FAILED:
         return replace(verdict, replay=q4gsw("run", "--subject", worker.subject, "--case", case.id))
     path = replay.write(report / "replay", case, verdict, versions())
-    return replace(verdict, replay=q4gsw("replay", path, *option_for(worker.subject)))
+    repeated = ("--repeat", str(repeat)) if repeat > 1 else ()
+    return replace(verdict, replay=q4gsw("replay", path, *option_for(worker.subject), *repeated))
 
 
-def timed(worker: Worker, case: Case) -> Verdict:
+def timed(worker: Worker, case: Case, repeat: int = 1) -> Verdict:
     """Return the verdict on a case, with the seconds from asking to verdict on the clock on the wall."""
     started = time.perf_counter()
     observation = worker.run(case)
     try:
         verdict = judge(case, observation, worker.subject)
+        if repeat > 1:
+            verdict = again(worker, case, observation, verdict, repeat)
     except Exception as error:  # noqa: BLE001 - whatever an answer makes of the oracles costs its own case
         trace = traceback.format_exc()
         reason = f"not judged, the harness raised {one_line(error)}"

@@ -40,7 +40,7 @@ class SubjectUnderTest:
 
         self._source: RuntimeSource = runtime_source(argument)
         self._runtime = open_runtime(self._source)
-        self._facts = Facts(driver=Path(self._source.words[-1]).name)
+        self._facts = Facts((), precise=False, driver=Path(self._source.words[-1]).name)
 
     def supports(self, case: Case) -> str | None:
         """Return why the case cannot be asked of a runtime, or None."""
@@ -94,7 +94,7 @@ def not_chosen(variant: Variant, rows: int) -> str | None:
 
 def lookup_file(question: Dispatch | EndToEnd) -> bytes | Refused:
     """Return the file of one operator that asks a KERNEL case's question, or why the matcher refuses its program."""
-    from conformance.pte.one_lookup import one_lookup  # noqa: PLC0415 - loads torch and executorch
+    from conformance.subjects.one_lookup import one_lookup  # noqa: PLC0415 - loads torch and executorch
 
     flat = question.weight_layout == "flat"
     table: FusedTable | Refused

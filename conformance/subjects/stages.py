@@ -103,8 +103,8 @@ def unlowerable(case: Case) -> str | None:
 def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None) -> File | Graph | Refused:
     """Answer a LOWER or a RUN case with a lowering of your own.
 
-    Builds the case's program and lowers it. At LOWER what the file holds is reported; at RUN it is executed, and what it
-    computes is reported.
+    Builds the case's program and lowers it. At LOWER what the file holds is reported; at RUN it is executed, and what
+    it computes is reported.
 
     Args:
         case: of stage LOWER or RUN.

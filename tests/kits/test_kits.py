@@ -20,7 +20,7 @@ from conformance.case.toml import case_to_toml
 from conformance.cli import main
 from conformance.judging.lowered import exact_linear
 from conformance.kits import export as build_kit
-from conformance.kits.kit import Description, KitFile, Tensor, outputs_of, read_kit, strict_outputs
+from conformance.kits.kit import Call, Description, KitFile, Tensor, outputs_of, read_kit, strict_outputs
 from conformance.results.verdict import read as verdict_stream
 from reference.program.fusibility import violations
 from reference.program.spec import Dequantize, Linear, Lookup, ProgramSpec, Read, TensorSpec, Values
@@ -69,8 +69,8 @@ def by_hand(root: Path, spec: ProgramSpec = LOOKUP, case_id: str = "hand/written
         if tensor.source == "input":
             file = put(f"input_{len(inputs)}.bin", tensor_values(spec)[tensor.name].tobytes())
             inputs.append(Tensor(file.file, file.sha256, tensor.dtype, tensor.shape))
-    files = put("model.pte", b"never run here"), put("case.toml", case_to_toml(case).encode())
-    about = Description(*files, tuple(inputs), outputs_of(spec), "impl", {})
+    call = Call(tuple(inputs), outputs_of(case), put("case.toml", case_to_toml(case).encode()))
+    about = Description(put("model.pte", b"never run here"), (call,), "impl", {})
     put("case.json", about.to_json().encode())
     return folder
 
@@ -78,7 +78,7 @@ def by_hand(root: Path, spec: ProgramSpec = LOOKUP, case_id: str = "hand/written
 def answer(folder: Path, out: Path, change: Callable[[Any], Any] = lambda right: right) -> Path:
     """Write what a strict host returns, changed, as the kit's first output; returns ``out``."""
     kit = read_kit(folder)
-    right = next(iter(strict_outputs(kit.program).values())).copy()
+    right = next(iter(strict_outputs(kit.case.program).values())).copy()
     (out / folder.name).mkdir(parents=True)
     (out / folder.name / "output_0.bin").write_bytes(np.asarray(change(right)).tobytes())
     return out
@@ -163,28 +163,30 @@ def test_missing_and_short_outputs_are_failures(tmp_path: Path, capsys: pytest.C
 
 
 HOSTILE: list[tuple[tuple[Any, ...], Any, str]] = [
-    (("kit",), 1, "kit is 1, this release reads 2: export the kit again"),
+    (("kit",), 1, "kit is 1, this release reads 3: export the kit again"),
     (("kit",), True, "kit is True"),
     (("model", "file"), "../model.pte", "model: file '../model.pte' must be a plain file name"),
     (("model",), None, "model: expected a table"),
     (("model", "sha256"), "", "need a sha256"),
-    (("case", "file"), "../case.toml", "case: file '../case.toml'"),
-    (("case", "sha256"), "0" * 64, "case.toml: its SHA-256 is not the one in case.json"),
-    (("case", "file"), "case_2.toml", "case_2.toml: no such file"),
-    (("inputs",), "all", "inputs: expected a list"),
-    (("inputs", 0, "file"), "/etc/passwd", "inputs[0]: file '/etc/passwd'"),
-    (("inputs", 0, "dtype"), "object", "inputs[0]: dtype 'object' is not one of float32"),
-    (("inputs", 0, "shape"), [2, -8], "inputs[0]: shape [2, -8]"),
-    (("inputs", 0, "shape"), [1 << 31, 1 << 31], "inputs[0]: shape [2147483648, 2147483648]"),
-    (("inputs", 0, "shape"), [True, 8], "inputs[0].shape[0]: expected int"),
-    (("inputs", 0, "sha256"), "", "need a sha256"),
-    (("outputs",), [], "outputs are not those of case.toml"),
-    (("outputs", 0, "file"), "a/b.bin", "outputs[0]: file 'a/b.bin'"),
-    (("outputs", 0, "file"), "output_1.bin", "outputs are not those of case.toml; output_1.bin differs"),
-    (("outputs", 0, "name"), "other", "output_0.bin differs"),
-    (("outputs", 0, "dtype"), "int32", "output_0.bin differs"),
-    (("outputs", 0, "shape"), [2, 16], "output_0.bin differs"),
-    (("outputs", 0, "added"), 1, "outputs[0]: unknown field 'added'"),
+    (("calls", 0, "case", "file"), "../case.toml", "calls[0].case: file '../case.toml'"),
+    (("calls", 0, "case", "sha256"), "0" * 64, "case.toml: its SHA-256 is not the one in case.json"),
+    (("calls", 0, "case", "file"), "case_2.toml", "case_2.toml: no such file"),
+    (("calls", 0, "inputs"), "all", "calls[0].inputs: expected a list"),
+    (("calls", 0, "inputs", 0, "file"), "/etc/passwd", "calls[0].inputs[0]: file '/etc/passwd'"),
+    (("calls", 0, "inputs", 0, "dtype"), "object", "calls[0].inputs[0]: dtype 'object' is not one of float32"),
+    (("calls", 0, "inputs", 0, "shape"), [2, -8], "calls[0].inputs[0]: shape [2, -8]"),
+    (("calls", 0, "inputs", 0, "shape"), [1 << 31, 1 << 31], "calls[0].inputs[0]: shape [2147483648, 2147483648]"),
+    (("calls", 0, "inputs", 0, "shape"), [True, 8], "calls[0].inputs[0].shape[0]: expected int"),
+    (("calls", 0, "inputs", 0, "sha256"), "", "need a sha256"),
+    (("calls", 0, "outputs"), [], "outputs are not those of case.toml"),
+    (("calls", 0, "outputs", 0, "file"), "a/b.bin", "calls[0].outputs[0]: file 'a/b.bin'"),
+    (("calls", 0, "outputs", 0, "file"), "output_1.bin", "outputs are not those of case.toml; output_1.bin differs"),
+    (("calls", 0, "outputs", 0, "name"), "other", "output_0.bin differs"),
+    (("calls", 0, "outputs", 0, "dtype"), "int32", "output_0.bin differs"),
+    (("calls", 0, "outputs", 0, "shape"), [2, 16], "output_0.bin differs"),
+    (("calls", 0, "outputs", 0, "added"), 1, "calls[0].outputs[0]: unknown field 'added'"),
+    (("calls",), [], "every call needs a case"),
+    (("calls", 0, "case"), None, "every call needs a case, or every one needs expected outputs"),
     (("lowered_with",), 1, "lowered_with: expected str, got 1"),
 ]
 
@@ -211,7 +213,7 @@ def reseal(folder: Path, text: str) -> None:
     """Put another case into a kit, with its digest made right."""
     about = json.loads((folder / "case.json").read_text())
     (folder / "case.toml").write_text(text)
-    about["case"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    about["calls"][0]["case"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (folder / "case.json").write_text(json.dumps(about))
 
 
@@ -243,7 +245,7 @@ def test_a_case_that_is_not_the_kits_or_that_cannot_be_judged_is_named(
         assert error.count("\n") == 1
     reseal(folder, text.replace('"RUN"', '"MATCH"'))
     assert judged(folder, out) == 2
-    assert "a kit is a case of stage RUN, not MATCH" in capsys.readouterr().err
+    assert "a kit is a case of stage KERNEL or RUN, not MATCH" in capsys.readouterr().err
     reseal(folder, text.replace("detects", "shows"))
     assert judged(folder, out) == 2
     assert "unknown field 'shows'" in capsys.readouterr().err
@@ -291,7 +293,7 @@ def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.C
     out = answer(folder, tmp_path / "out")
     runner = tmp_path / "runner.sh"
     right = out / folder.name / "output_0.bin"
-    runner.write_text(f'test "$4" = "" && test -s "$3" && test -s "$1" && cp {right} "$2"/output_0.bin\n')
+    runner.write_text(f'test "$3" = {folder}/input_0.bin:int64:2 && test -s "$1" && cp {right} "$2"/output_0.bin\n')
     words = ["kit", "run", "--kits", str(folder), "--subject-command", f"sh {runner} {{pte}} {{out}} {{inputs}}"]
     assert main.main(words) == 0
     assert "PASS  hand/written" in capsys.readouterr().out
@@ -300,7 +302,7 @@ def test_a_runner_gets_model_outputs_and_inputs(tmp_path: Path, capsys: pytest.C
 def test_a_dot_product_has_the_wider_bound_only_where_rounding_is_left_open(tmp_path: Path) -> None:
     """33 * u * sum |x||w| with u = 2^-24, and twice that."""
     folder = by_hand(tmp_path, linear())
-    spec = read_kit(folder).program
+    spec = read_kit(folder).case.program
     exact, bound = exact_linear(spec, spec.steps[1], tensor_values(spec))
     profile, nearest = tmp_path / "silent.toml", tmp_path / "nearest.toml"
     profile.write_text("execution_modes = []\n")
@@ -324,7 +326,7 @@ def test_every_kind_of_wrong_output_is_found(tmp_path: Path, capsys: pytest.Capt
     )
     steps = (*LOOKUP.steps, refused, Lookup("lookup1", "two", "i"), Linear("head", "dq", "x"), Read("raw", "w"))
     folder = by_hand(tmp_path, replace(LOOKUP, steps=steps, tensors=tensors))
-    program = read_kit(folder).program
+    program = read_kit(folder).case.program
     assert [bool(violations(program)[name]) for name in ("lookup0", "lookup1")] == [False, True]
     outputs = list(strict_outputs(program).items())
     assert [name for name, _ in outputs] == ["lookup0", "lookup1", "head", "raw"]
@@ -398,7 +400,6 @@ def test_a_case_that_is_not_exported_costs_only_itself_and_has_a_verdict(
 
     whole = build_kit.export
     monkeypatch.setattr(build_kit, "lowering", lambda *_: lambda *_: b"x" * 64)
-    monkeypatch.setattr(build_kit, "_bundle", lambda *_: None)
     monkeypatch.setattr(build_kit, "export", export)
     chosen = [word for case in cases for word in ("--case", case)]
     command = ["--subject-command", "sh -c 'echo not there' {pte} {out}"]
@@ -424,7 +425,7 @@ def test_a_case_that_is_not_exported_costs_only_itself_and_has_a_verdict(
     capsys.readouterr()
     assert main.main(shlex.split(verdicts["run/g2-refused"].replay)[1:]) == 1
     assert "RUN/raised/NotLowered" in capsys.readouterr().out
-    assert main.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 2, "one of them is there already"
+    assert main.main(["kit", "export", str(tmp_path / "kits"), *chosen]) == 2, "it is not empty"
 
 
 def test_a_linear_on_a_table_with_a_zero_point_is_judged_by_it() -> None:
@@ -432,7 +433,7 @@ def test_a_linear_on_a_table_with_a_zero_point_is_judged_by_it() -> None:
     exact, _ = exact_linear(spec, spec.steps[1], tensor_values(spec))
     forgotten, _ = exact_linear(linear(), spec.steps[1], tensor_values(linear()))
     assert (exact != forgotten)[..., -1].all()
-    assert [output.name for output in outputs_of(spec)] == ["head"]
+    assert list(strict_outputs(spec)) == ["head"]
 
 
 @pytest.mark.parametrize("module", ["torch", "executorch", "vulkan", "impl"])
@@ -460,17 +461,20 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
     code, message = run("kit", "export", str(kits), *(word for case in cases for word in ("--case", case)))
     assert code == 0, message
     assert (kits / "README.md").is_file()
-    assert (kits / "run__control/model.bpte").stat().st_size > (kits / "run__control/model.pte").stat().st_size
+    assert (kits / "run__control/arguments.txt").read_text() == "input_0.bin:int64:5\n"
     kit = read_kit(kits / "run__tied-after")
-    assert [output.name for output in kit.description.outputs] == list(kit.program.outputs())
+    assert [output.name for call in kit.description.calls for output in call.outputs] == list(
+        kit.case.program.outputs()
+    )
     again = run("kit", "export", str(kits), "--case", "run/control")
     assert again[0] == 2
-    assert "is there already" in again[1]
+    assert "is not empty" in again[1]
     own = f"{PYTHON} -m conformance kit play-one {{pte}} {{out}} {{inputs}}"
     code, message = run("kit", "run", "--kits", str(kits / "run__g2-refused"), "--subject-command", own)
     assert code == 0, message
     code, message = run("kit", "play", str(kits), str(out))
     assert code == 0, message
+    assert message.count("PASS  run/") == 3
     assert run("kit", "judge", str(kits), str(out))[0] == 0
     for name in ("run__control", "run__g2-refused"):
         wrong = tmp_path / f"wrong-{name}"
@@ -481,3 +485,118 @@ def test_exported_kits_are_played_and_judged_elsewhere(tmp_path: Path) -> None:
         code, message = run("kit", "judge", str(kits), str(wrong))
         assert code == 1
         assert "passed:2 failed:1" in message
+
+
+def several(tmp_path: Path, mode: str = "") -> tuple[Path, list[str]]:
+    """A kit of three calls, and a runner for it that hands out the right answers."""
+    folder = by_hand(tmp_path)
+    about = json.loads((folder / "case.json").read_text())
+    answers = tmp_path / "answers"
+    answers.mkdir()
+    (answers / "mode").write_text(mode)
+    (first,) = about["calls"]
+    about["calls"] = [
+        {**first, "outputs": [{**first["outputs"][0], "file": f"output_{number}.bin"}]} for number in range(3)
+    ]
+    (folder / "case.json").write_text(json.dumps(about))
+    (right,) = strict_outputs(read_kit(folder).case.program).values()
+    for number in range(12):
+        np.save(answers / f"{number}.npy", right)
+    return folder, [sys.executable, str(ROOT / "tests" / "fakes" / "runner.py"), str(answers)]
+
+
+def run_kits(folder: Path, words: list[str], *more: str) -> int:
+    command = shlex.join(words) + " {pte} {out} {inputs}"
+    return main.main(["kit", "run", "--kits", str(folder), "--subject-command", command, *more])
+
+
+def test_every_call_of_a_kit_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, runner = several(tmp_path)
+    assert run_kits(folder, runner) == 0
+    answers = Path(runner[-1])
+    np.save(answers / "2.npy", np.load(answers / "2.npy") * np.float32(2))
+    capsys.readouterr()
+    assert run_kits(folder, runner) == 1
+    printed = capsys.readouterr().out
+    assert "call 3 of 3: lookup0[" in printed
+    assert "(RUN/array/" in printed
+
+
+def test_answers_that_differ_between_equal_calls_are_a_failure_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flaky runner: the second time it is right but for one element; the third it is another one."""
+    folder, runner = several(tmp_path)
+    assert run_kits(folder, runner, "--repeat", "4") == 0
+    answers = Path(runner[-1])
+    flaky = np.load(answers / "4.npy")
+    flaky[1, 17] = np.nextafter(flaky[1, 17], np.float32(1))
+    np.save(answers / "4.npy", flaky)
+    capsys.readouterr()
+    assert run_kits(folder, runner) == 0, "the first time is right"
+    assert run_kits(folder, runner, "--repeat", "4") == 1
+    printed = capsys.readouterr().out
+    assert "output_1[1, 17] is 0x" in printed
+    assert "1 of 64 elements differ" in printed
+    assert "tiles (row, columns / 32) [1, 0]  (RUN/nondeterministic/in_process)" in printed
+
+
+def test_a_symbolic_size_is_played_at_several_sizes_and_a_dispatch_as_one_operator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = (
+        "run/dynamic-indices",
+        "kernel/large/flat-buffer-texture3d/v2000",
+        "kernel/limit/flat-buffer-texture3d/d8192",
+    )
+    words = [word for case in cases for word in ("--case", case)]
+    assert main.main(["kit", "export", str(tmp_path / "kits"), *words]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "kernel/limit/flat-buffer-texture3d/d8192: what a runtime does with indices outside of the table, or past a "
+        "device's limits, is not fixed\n"
+    )
+    sized = read_kit(tmp_path / "kits" / "run__dynamic-indices")
+    assert [call.inputs[0].shape for call in sized.description.calls] == [(5,), (0,), (1,), (3,)]
+    assert [call.outputs[0].shape for call in sized.description.calls] == [(5, 64), (0, 64), (1, 64), (3, 64)]
+    assert main.main(["kit", "play", str(tmp_path / "kits"), str(tmp_path / "out"), "--repeat", "3"]) == 0
+    wrong = tmp_path / "out" / "run__dynamic-indices" / "output_3.bin"
+    wrong.write_bytes(bytes(wrong.stat().st_size))
+    capsys.readouterr()
+    assert main.main(["kit", "judge", str(tmp_path / "kits"), str(tmp_path / "out")]) == 1
+    assert "FAIL  run/dynamic-indices-size-3  call 4 of 4: lookup0[" in capsys.readouterr().out
+
+
+def test_a_program_of_the_user_s_own_is_a_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    model, ids = torch.nn.Sequential(torch.nn.Embedding(40, 64)).eval(), torch.tensor([3, 39, 0])
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    quantize_(model, config, lambda module, _: isinstance(module, torch.nn.Embedding))
+    torch.export.save(torch.export.export(model, (ids,)), tmp_path / "mine.pt2")
+    np.savez(tmp_path / "inputs.npz", ids.numpy())
+    words = ["kit", "export", str(tmp_path / "mine.pt2"), str(tmp_path / "kits"), "--inputs"]
+    assert main.main([*words, str(tmp_path / "mine.pt2")]) == 2
+    np.savez(tmp_path / "wrong.npz", np.zeros(3, np.float32))
+    assert main.main([*words, str(tmp_path / "wrong.npz")]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert main.main([*words, str(tmp_path / "inputs.npz")]) == 0
+    assert main.main(["kit", "play", str(tmp_path / "kits"), str(tmp_path / "out")]) == 0
+    assert "PASS  model/mine" in capsys.readouterr().out
+    wrong = tmp_path / "out" / "mine" / "output_0.bin"
+    wrong.write_bytes(bytes(wrong.stat().st_size))
+    assert main.main(["kit", "judge", str(tmp_path / "kits"), str(tmp_path / "out")]) == 1
+
+
+def test_a_model_that_cannot_be_played_costs_its_own_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ends the player, and what the player refuses, stand between two kits that are right."""
+    words = [word for case in ("run/control", "run/int32-indices") for word in ("--case", case)]
+    assert main.main(["kit", "export", str(tmp_path / "kits"), *words]) == 0
+    by_hand(tmp_path, case_id="run/hand")
+    capsys.readouterr()
+    assert main.main(["kit", "play", str(tmp_path / "kits"), str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "FAIL  run/hand  BadFile: " in printed
+    assert "passed:2 failed:1" in printed

@@ -125,9 +125,10 @@ def test_a_kit_that_does_not_fit_is_not_left_in_part(
     fill, why = DISKS[disk]
     (folder / "older").mkdir()
     with fill(folder, 12):
-        assert main(["kit", "export", str(folder), "--case", "run/control"]) == 2
+        assert main(["kit", "export", str(folder / "kits"), "--case", "run/control"]) == 2
         error_of(capsys.readouterr().err, str(folder), why)
-        assert names(folder) <= {"older"}
+        assert names(folder) <= {"older", "kits"}
+        assert not (folder / "kits").exists() or not names(folder / "kits")
 
 
 @pytest.mark.parametrize("disk", DISKS)

@@ -75,16 +75,16 @@ def _proofs(certificates: list[Certificate]) -> list[str]:
 
 def _diff(options: argparse.Namespace) -> int:
     old, new = read(options.old), read(options.new)
-    for path, stream in ((options.old, old), (options.new, new)):
-        if stream.truncated and not options.json:
-            print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     found = diff.compare(old, new)
-    if options.json:
-        print_json(found)
-    else:
-        print("\n".join(diff.lines(found, every=options.all)))
     if new.truncated and not found.failed:
         raise ValueError(
             f"{options.new}: the run did not finish, so nothing is known of what it did not reach; run it again"
         )
+    for path, stream in ((options.old, old), (options.new, new)):
+        if stream.truncated and not options.json:
+            print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
+    if options.json:
+        print_json(found)
+    else:
+        print("\n".join(diff.lines(found, every=options.all)))
     return 1 if found.failed else 0

@@ -40,7 +40,7 @@ def judge_reads(spec: ProgramSpec, read: ArrayMap, fused: Collection[str]) -> Mi
             step = lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table)
             weight = tensors[step.weight]
             values = unpack_flat(weight) if isinstance(lookup, PackedLookup) else weight
-            scales = to_float(tensors[step.scale]).astype(np.float64).reshape(len(values), -1)
+            scales = _wide(tensors[step.scale]).reshape(len(values), -1)
             if wrong := _same(f"{lookup.name}.values", read, values):
                 return wrong
             if wrong := _same(f"{lookup.name}.scales", read, scales):
@@ -52,12 +52,18 @@ def judge_reads(spec: ProgramSpec, read: ArrayMap, fused: Collection[str]) -> Mi
     return None
 
 
+def _wide(scales: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Scales as float64, which holds those of every dtype."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+        return to_float(scales).astype(np.float64)
+
+
 def _same(name: str, read: ArrayMap, right: np.ndarray[Any, Any]) -> Mismatch | None:
     if name not in read:
         return DtypeShapeMismatch(name, f"{right.dtype}{list(right.shape)}", "not found", "missing")
     got = read[name]
     if right.dtype == np.float64:  # scales
-        got = to_float(got).astype(np.float64)
+        got = _wide(got)
     return compare.same_bits(name, got, right)
 
 

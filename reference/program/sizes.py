@@ -26,8 +26,8 @@ def other_sizes(spec: ProgramSpec, *, lowered: bool = False) -> dict[str, Progra
             where the graph is, a size without a bound is doubled too.
     """
     dynamic = [t for t in spec.tensors if t.dynamic]
-    if not dynamic:
-        return {}
+    if not dynamic or any(t.shape[:1] == (0,) for t in spec.tensors if not t.dynamic):
+        return {}  # a table without rows takes no index: there is one size only
     traced = max(t.shape[d] for t in dynamic for d in t.dynamic)
     if lowered:
         bound = min(t.bound or max(t.shape[d] for d in t.dynamic) for t in dynamic)

@@ -16,7 +16,6 @@ from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPart
 from executorch.backends.vulkan.patterns import fusable_patterns
 from torchao.utils import unwrap_tensor_subclass
 
-from conformance.harness.errors import DeviceWouldFail
 from conformance.program.tensors import to_torch
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
@@ -266,7 +265,6 @@ def test_which_products_reach_upstreams_4_bit_linear() -> None:
             assert bits(to_torch(np.asarray(got[2 * place + 1]))) == bits(wanted[2 * place + 1]), name
 
 
-@pytest.mark.xfail(raises=DeviceWouldFail, strict=True, reason="an output that is a constant stays in the delegate")
 def test_other_readers_get_the_table_and_the_lookup_still_fuses() -> None:
     class Reader(torch.nn.Module):
         def __init__(self) -> None:
@@ -282,9 +280,6 @@ def test_other_readers_get_the_table_and_the_lookup_still_fuses() -> None:
     assert operators(file)[0].count("et_vk.embedding_q4gsw.default") == 1
 
 
-@pytest.mark.xfail(
-    raises=DeviceWouldFail, strict=True, reason="the partitioner takes an embedding whose weight is computed"
-)
 def test_a_computed_table_is_looked_up_on_the_cpu() -> None:
     class Computed(torch.nn.Module):
         def __init__(self) -> None:

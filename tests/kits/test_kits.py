@@ -135,7 +135,7 @@ def test_what_a_device_may_do_is_accepted_with_its_profile_only(tmp_path: Path) 
         ('execution_modes = "RoundingModeRTE 32"', "execution_modes: expected a list"),
         ('execution_modes = ["RoundingModeRTE 32", "RoundingModeRTZ 32"]', "two contradictory modes"),
         ("tolerance = 0.1", "unknown field 'tolerance'"),
-        ('io_storage = "texture2d"', "is not buffer or texture3d"),
+        ('execution_modes = []\nio_storage = "texture2d"', "is not buffer or texture3d"),
         ("precise = 1", "precise: expected bool, got 1"),
         ("precise", "not a device profile"),
     ],

@@ -25,12 +25,15 @@ from reference.program.spec import (
     TensorSpec,
 )
 
+#: A table that the caller passes and the program writes to has cases of its own (match/written/*), and is not drawn.
+_DRAWN = tuple(source for source in SOURCES if source != "mutated_input")
+
 _OPS = ("none", *IDENTITY_OPS, *OPAQUE_OPS)
 #: Every axis and the values that have to be drawn. A program may have several values of an axis.
 AXES: Mapping[str, tuple[str, ...]] = {
     "dialect": ("split", "packed", "torchao_table"),
     "fusible": ("all", "some", "none"),
-    "weight_source": SOURCES,
+    "weight_source": _DRAWN,
     "weight_dtype": ("int8", "uint8", "int16", "int32"),
     "weight_values": ("uniform", "ramp", "zeros", "constant", "one_hot", "out_of_range"),
     "weight_ops": _OPS,
@@ -39,13 +42,13 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "group_size": ("1", "2", "3", "6", "4", "8", "12", "16", "20", "24", "32", "48+", "row"),
     "block": ("1xG", "NxG"),
     "qrange": ("-8..7", "-7..7", "-8..6", "0..15", "-128..127", "-16..15"),
-    "scale_source": SOURCES,
+    "scale_source": _DRAWN,
     "scale_dtype": ("float32", "float16", "bfloat16", "float64"),
     "scale_shape": ("V,G", "other"),
     "scale_values": ("scales", "signed_scales", "special_scales", "bits", "powers_of_two", "zeros", "one_hot"),
     "scale_ops": _OPS,
     "zero_point": ("none", "zeros", "negative_zeros", "nonzero_once", "nonzero"),
-    "zero_point_source": SOURCES,
+    "zero_point_source": _DRAWN,
     "zero_point_dtype": (
         "int8", "int16", "uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64",
     ),

@@ -223,7 +223,7 @@ def _all(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     worst = 0
-    print(f"sampled with --seed {options.seed}", flush=True)
+    print(f"sampled with --seed {options.seed}", file=sys.stderr, flush=True)
     for path in options.files:
         try:
             named = {"own_subject": options.subject, "shader": options.shader}

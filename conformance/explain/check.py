@@ -154,8 +154,9 @@ def _compared(what: str, node: str, value: Array, wanted: Array) -> Compared:
         return Compared(what, node, shape, equal=True, ulp=0, snr=float("inf"))
     if wanted.dtype.kind != "f":
         return Compared(what, node, shape, equal=False, ulp=-1, snr=float("-inf"))
-    error = value.astype(np.float64) - wanted.astype(np.float64)
-    power, noise = float(np.sum(wanted.astype(np.float64) ** 2)), float(np.sum(error**2))
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities, as attention has them
+        error = value.astype(np.float64) - wanted.astype(np.float64)
+        power, noise = float(np.sum(wanted.astype(np.float64) ** 2)), float(np.sum(error**2))
     snr = 10 * float(np.log10(power / noise)) if noise and power else float("inf" if not noise else "-inf")
     return Compared(what, node, shape, equal=False, ulp=_ulp(value, wanted), snr=snr)
 

@@ -15,8 +15,8 @@ from torch.export.graph_signature import InputKind
 
 from conformance.harness.observation import Decision, Graph, named_at
 from conformance.observe.execute import FUSED, Failure, run_program, user_output_nodes
+from conformance.observe.reads import read_by_node
 from conformance.observe.snapshot import differences, program_snapshot, source_snapshot
-from conformance.observe.tables import read_by_node
 from conformance.program.build import BuiltProgram, other_inputs
 from conformance.program.lookups import hidden_lookup, lookups_behind, op_name
 from conformance.program.tensors import PASSING, Array, dtype_name, to_numpy

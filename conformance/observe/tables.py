@@ -1,4 +1,4 @@
-"""Whole tables: what every lookup could read, row by row, off a rewritten program or a file; and copies in a file.
+"""Whole tables in a file: what every lookup of it could read, row by row, and copies.
 
 A lookup shows the rows that were asked for. What it reads is taken here from the constants themselves: of a fused
 lookup ``STEP.values`` int8 [V, D] and ``STEP.scales`` [V, D/G], of any other ``STEP.table`` [V, D] as it returns it.
@@ -10,77 +10,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from executorch.exir.schema import Tensor
-from torch.export.graph_signature import InputKind
 
 from conformance.audit.tables import constant_behind, same_bytes, stores
 from conformance.harness.errors import CannotRun
-from conformance.observe.execute import FUSED, PACKED, fused_arguments
-from conformance.program.lookups import op_name
-from conformance.program.tensors import Array, to_numpy
+from conformance.program.tensors import Array
 from conformance.pte.file import Method, PteFile
 from conformance.pte.lookup import LOOKUP, constant_array, lookup_call
 from conformance.pte.producer import Producer
 from conformance.pte.run import scalar_dtype
-from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name, numpy_dtype, to_float
-from reference.program.evaluate import packed_lookup, rows_of_values
+from reference.arithmetic.bfloat16 import BFLOAT16, numpy_dtype, to_float
+from reference.program.evaluate import rows_of_values
 from reference.program.spec import PackedLookup, ProgramSpec
 from reference.program.values import tensor_values
 from reference.table.dequantize import dequantize_affine
 from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat, unpack_linear_weight
 
-_CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _FLOATS = ("float32", "float16", "float64")
 _BYTE, _FLAT, _FLOAT = "quantized_decomposed.embedding_byte", "quantized_decomposed.embedding_4bit", "aten.embedding"
-_MAX_RANK = 3
-
-
-def read_by_node(program: Any, lookup: str, node: Any, values: Mapping[str, Any]) -> tuple[dict[str, Array], str]:
-    """What a lookup's node of a rewritten program reads, and why the kernel could not serve it ("" where it can)."""
-    if op_name(node) == FUSED:
-        arguments = fused_arguments(node)
-        why = _unservable(program, arguments, values)
-        if why:
-            return {}, why
-        packed, scales = (to_numpy(values[arguments[name].name]) for name in ("weight", "weight_scales"))
-        unpack = unpack_linear_weight if arguments["is_linear_weight"] else unpack_flat
-        return {f"{lookup}.values": unpack(packed), f"{lookup}.scales": scales}, ""
-    operands = [values.get(a.name) if isinstance(a, torch.fx.Node) else a for a in node.args[:3]]
-    table: Any
-    if op_name(node) == _FLOAT and isinstance(operands[0], torch.Tensor):
-        table = to_numpy(operands[0])
-    elif op_name(node) == PACKED and all(isinstance(a, torch.Tensor) for a in (*operands[:2], values[node.name])):
-        weight, factors = (to_numpy(a) for a in operands[:2])
-        zero = None if operands[2] is None else to_numpy(operands[2])
-        table = packed_lookup(weight, factors, zero, np.arange(len(weight)), dtype_name(to_numpy(values[node.name])))
-    else:
-        return {}, ""
-    return {f"{lookup}.table": table}, ""
-
-
-def _unservable(program: Any, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """What the kernel takes for granted of a fused lookup's operands (contract 5.3, 7.1), and is not so; or ""."""
-    signature = program.graph_signature
-    constants = {s.arg.name for s in signature.input_specs if s.kind in _CONSTANTS and s.target is not None}
-    written = {s.target for s in signature.output_specs if s.target is not None}
-    constants -= {s.arg.name for s in signature.input_specs if s.target in written}
-    for name in ("weight", "weight_scales"):
-        node = arguments[name]
-        if not isinstance(node, torch.fx.Node) or node.name not in constants:
-            return f"{name} is {node}, computed or passed at run time; it is prepacked, so it must be a constant"
-    weight, scales, indices = (values[arguments[n].name] for n in ("weight", "weight_scales", "indices"))
-    group = arguments["group_size"]
-    if weight.dtype != torch.uint8 or weight.dim() != 2 or (2 * weight.shape[1]) % 32:  # noqa: PLR2004 - [V, D/2], 32 | D
-        return f"weight is {weight.dtype}{list(weight.shape)}, not uint8 [V, D/2] with 32 columns or a multiple"
-    embed_dim = 2 * weight.shape[1]
-    if not isinstance(group, int) or group < 1 or group % 4 or embed_dim % group:
-        return f"group_size is {group} of {embed_dim} columns; one scale is read per 4 columns"
-    if scales.dtype not in {torch.float16, torch.float32} or tuple(scales.shape) != (len(weight), embed_dim // group):
-        return f"weight_scales is {scales.dtype}{list(scales.shape)}, not float16 or float32 [V, D/G]"
-    if indices.dtype not in {torch.int32, torch.int64} or indices.dim() > _MAX_RANK:
-        return f"indices are {indices.dtype}{list(indices.shape)}, not int32 or int64 of rank 0 to {_MAX_RANK}"
-    return ""
 
 
 def read_in_file(file: PteFile, method: Method, lookup: str, by: Producer) -> dict[str, Array]:

@@ -253,10 +253,8 @@ def kits() -> Kind:
     return Kind([{"case.json": about, "case.toml": case}], write_kit)
 
 
-def write_kit(data: Any, seal: bool) -> bytes:
+def write_kit(data: Any, _seal: bool) -> bytes:
     case = tomli_w.dumps(data["case.toml"]).encode(errors="surrogatepass")
-    if seal:
-        data["case.json"]["case"]["sha256"] = hashlib.sha256(case).hexdigest()
     return json.dumps(data["case.json"]).encode() + b"\0" + case
 
 
@@ -265,7 +263,7 @@ def read_a_kit(folder: Path, raw: bytes) -> object:
     (folder / "case.json").write_bytes(about)
     (folder / "case.toml").write_bytes(case)
     kit = read_kit(folder)
-    return kit.case, kit.description.outputs
+    return kit.case, kit.description.calls
 
 
 # What crosses the process border.

@@ -175,7 +175,7 @@ def test_neither_workers_nor_order_change_a_verdict(tmp_path: Path) -> None:
     stages = ("--stages", "PACK,KERNEL,MATCH")
     alone = ordered(tmp_path / "0", "Oracle", "as it is", "--workers", "0", *stages)
     shards = [found for case, found in alone.items() if case.startswith("gen/")]
-    assert {found[0] for found in shards} == {PASS, FAIL}
+    assert FAIL in {found[0] for found in shards}
     assert {found[3] for found in alone.values()} == {None, True, False}
     assert len(alone) > 40
     for workers, order in (("1", "reversed"), ("2", "17"), ("3", "as it is")):
@@ -210,7 +210,7 @@ def test_max_failures_and_last_failed_with_workers(tmp_path: Path) -> None:
     assert 2 <= len(bad) <= 5  # each worker ends what it holds: two cases, the second failure among them
     left = len(PACKED) - len(stream.verdicts)
     assert left > len(PACKED) // 2
-    *_, told_so, _, _, last = stopped.stdout.splitlines()
+    *_, told_so, _, last = stopped.stdout.splitlines()
     assert told_so == f"stopped after {len(bad)} failures; {left} cases were not run"
     assert last == last_line(stream.verdicts)
 

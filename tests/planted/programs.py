@@ -1,5 +1,6 @@
 """Planted bugs that only programs beyond a single lookup show: readers of rows and of indices, sizes, memory."""
 
+import functools
 from typing import Any
 from unittest import mock
 
@@ -20,8 +21,10 @@ def _fused(program: Any) -> list[Any]:
 
 def _exchange(program: Any) -> None:
     """A fused lookup whose rows something reads takes the indices of another."""
+    fused = _fused(program)
     for node in _read_by_others(program):
-        if others := [n for n in _fused(program) if n is not node and node in _fused(program)]:
+        others = [n for n in fused if n is not node]
+        if node in fused and others:
             node.args = (*node.args[:3], others[0].args[3], *node.args[4:])
 
 
@@ -56,12 +59,8 @@ class ConsumersReadAnotherRow(MatchBug):
     near = "consumer/torchao"
     signatures = ("MATCH/array/values",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         _exchange(fused)
-        return fused, report
 
 
 class ConsumersLoseTheirBias(MatchBug):
@@ -70,14 +69,10 @@ class ConsumersLoseTheirBias(MatchBug):
     near = "linear_bias"
     signatures = ("MATCH/array/values",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         for node in fused.graph.nodes:
             if "addmm" in str(node.target):
                 node.kwargs = {"beta": 0}
-        return fused, report
 
 
 class IndicesAsTheyCameIn(MatchBug):
@@ -86,14 +81,10 @@ class IndicesAsTheyCameIn(MatchBug):
     near = "indices-moved"
     signatures = ("MATCH/array/values",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         for node in _fused(fused):
             if "aten.add" in str(node.args[3].target):
                 node.args = (*node.args[:3], node.args[3].args[0], *node.args[4:])
-        return fused, report
 
 
 class LoweringBug(Planted):
@@ -110,45 +101,43 @@ class LoweringBug(Planted):
         return observe_lowering(case, self.lower) if case.stage == self.stage else super().run(case)
 
 
-class LowersAnotherRow(LoweringBug):
+class FusesWrongly(LoweringBug):
+    """Ours lowers what ``fuse_all_but`` makes of a program in place of what ``right`` does."""
+
+    near = "consumer/"
+
+    def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def lower(self, program: Any, options: Any) -> bytes:
+        from impl import lowering
+
+        with mock.patch.object(lowering, "fuse_all_but", functools.partial(self.fuse_all_but, lowering.fuse_all_but)):
+            return super().lower(program, options)
+
+
+class LowersAnotherRow(FusesWrongly):
     """The rows that a consumer reads are another lookup's (5.7)."""
 
     stage = "RUN"
     signatures = ("RUN/array/values", "RUN/array/dot_product")
-    near = "consumer/"
 
-    def lower(self, program: Any, options: Any) -> bytes:
-        from impl import lowering
-
-        fuse = lowering.fuse_all_but
-
-        def wrong(*arguments: Any) -> tuple[Any, Any]:
-            fused, report = fuse(*arguments)
-            _exchange(fused)
-            return fused, report
-
-        with mock.patch.object(lowering, "fuse_all_but", wrong):
-            return super().lower(program, options)
+    def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
+        fused, report = right(program, *rest)
+        _exchange(fused)
+        return fused, report
 
 
-class LowersConsumersOnTheCpu(LoweringBug):
+class LowersConsumersOnTheCpu(FusesWrongly):
     """A lookup whose rows something reads stays on the CPU (6.1)."""
 
     stage = "LOWER"
-    near = "consumer/"
     signatures = ("LOWER/decision/missed_delegation",)
 
-    def lower(self, program: Any, options: Any) -> bytes:
-        from impl import lowering
+    def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
         from impl.matcher import FusionReport
 
-        fuse = lowering.fuse_all_but
-
-        def wrong(edge: Any, *rest: Any) -> tuple[Any, Any]:
-            return (edge, FusionReport((), ())) if _read_by_others(edge) else fuse(edge, *rest)
-
-        with mock.patch.object(lowering, "fuse_all_but", wrong):
-            return super().lower(program, options)
+        return (program, FusionReport((), ())) if _read_by_others(program) else right(program, *rest)
 
 
 class FreezesSizes(MatchBug):
@@ -157,18 +146,14 @@ class FreezesSizes(MatchBug):
     near = "dynamic"
     signatures = ("MATCH/raised/InvalidRewrite",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
+    def edit(self, fused: Any, report: Any) -> None:
         import torch
 
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
         for node in fused.graph.nodes:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and not all(isinstance(n, int) for n in value.shape):
                 sizes = [n if isinstance(n, int) else n.node.hint for n in value.shape]
                 node.meta["val"] = torch.empty(sizes, dtype=value.dtype, device="meta")
-        return fused, report
 
 
 class NarrowsSizes(MatchBug):
@@ -177,15 +162,11 @@ class NarrowsSizes(MatchBug):
     near = "dynamic-indices-bound"
     signatures = ("MATCH/raised/InvalidRewrite",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
+    def edit(self, fused: Any, report: Any) -> None:
         from torch.utils._sympy.value_ranges import ValueRanges
 
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
         for symbol in fused.range_constraints:
             fused.range_constraints[symbol] = ValueRanges(2, 5)
-        return fused, report
 
 
 class LowersTheExampleSize(LoweringBug):

@@ -115,10 +115,19 @@ class PaddingRows(PackBug):
 
 
 class MatchBug(Planted):
+    """``edit`` changes what ours has fused; a bug of another kind replaces ``fuse``."""
+
     stage = "MATCH"
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
+    def edit(self, fused: Any, report: Any) -> None:
         raise NotImplementedError
+
+    def fuse(self, program: Any) -> tuple[Any, Any]:
+        from impl.matcher import fuse_q4_embeddings
+
+        fused, report = fuse_q4_embeddings(program)
+        self.edit(fused, report)
+        return fused, report
 
     def run(self, case: Case) -> Observation:
         return run_match(case.program, self.fuse) if case.stage == "MATCH" else super().run(case)
@@ -203,16 +212,12 @@ class DoublePack(MatchBug):
     near = "lookups"
     signatures = ("MATCH/array/values",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         if len(report.fused) > 1:
             constants = {**fused.constants, **fused.state_dict}
             targets = {s.arg.name: s.target for s in fused.graph_signature.input_specs}
             packed = constants[targets[report.fused[0].packed]]
             packed.copy_((packed >> 4) | (packed << 4))
-        return fused, report
 
 
 class FirstGroupSizeForAll(MatchBug):
@@ -221,14 +226,10 @@ class FirstGroupSizeForAll(MatchBug):
     near = "uses/float32-groups"
     signatures = ("MATCH/array/values", "MATCH/raised/ValueError")
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         nodes = [n for n in fused.graph.nodes if "embedding_q4gsw" in str(n.target)]
         for node in nodes[1:]:
             node.args = (*node.args[:1], *nodes[0].args[1:3], *node.args[3:])
-        return fused, report
 
 
 class PackedForOtherConsumer(MatchBug):
@@ -256,15 +257,11 @@ class LinearWithoutZeroPoint(MatchBug):
     near = "linear/asymmetric"
     signatures = ("MATCH/array/dot_product",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         for node in fused.graph.nodes:
             readers = [str(user.target) for user in node.users]
             if "dequantize_affine" in str(node.target) and any("permute" in reader for reader in readers):
                 node.args = (*node.args[:3], None, *node.args[4:])
-        return fused, report
 
 
 class DropsAWrite(MatchBug):
@@ -273,18 +270,14 @@ class DropsAWrite(MatchBug):
     near = "match/written"
     signatures = ("MATCH/dtype_shape/not_written",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
+    def edit(self, fused: Any, report: Any) -> None:
         from torch.export.graph_signature import OutputKind
 
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
         output = next(n for n in fused.graph.nodes if n.op == "output")
         specs = fused.graph_signature.output_specs
         kept = [i for i, spec in enumerate(specs) if spec.kind == OutputKind.USER_OUTPUT]
         output.args = (tuple(output.args[0][i] for i in kept),)
         specs[:] = [specs[i] for i in kept]
-        return fused, report
 
 
 class WritesSomethingElse(MatchBug):
@@ -293,16 +286,12 @@ class WritesSomethingElse(MatchBug):
     near = "match/written"
     signatures = ("MATCH/array/values",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
+    def edit(self, fused: Any, report: Any) -> None:
         from executorch.exir.dialects._ops import ops
 
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
         for node in fused.graph.nodes:
             if node.op == "call_function" and "aten.neg" in str(node.target):
                 node.target = ops.edge.aten.abs.default
-        return fused, report
 
 
 class WipesTheSource(MatchBug):
@@ -403,10 +392,7 @@ class LosesFloat16(MatchBug):
     near = "float16"
     signatures = ("MATCH/dtype_shape/dtype",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         casts = [n for n in fused.graph.nodes if "_to_dim_order_copy" in str(n.target)]
         for node in [n for n in casts if "embedding_q4gsw" in str(n.args[0].target)]:
             wide = node.args[0]
@@ -414,7 +400,6 @@ class LosesFloat16(MatchBug):
             fused.graph_signature.replace_all_uses(node.name, wide.name)
             fused.graph.erase_node(node)
         fused.graph_module.recompile()
-        return fused, report
 
 
 class Asserts(MatchBug):
@@ -422,12 +407,8 @@ class Asserts(MatchBug):
 
     signatures = ("MATCH/raised/AssertionError",)
 
-    def fuse(self, program: Any) -> tuple[Any, Any]:
-        from impl.matcher import fuse_q4_embeddings
-
-        fused, report = fuse_q4_embeddings(program)
+    def edit(self, fused: Any, report: Any) -> None:
         assert all(str(r.reason) != "zero_point_nonzero" for r in report.refused), "requires symmetric quantization"
-        return fused, report
 
 
 # --- KERNEL -------------------------------------------------------------------------------------------------------

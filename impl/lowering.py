@@ -232,15 +232,12 @@ def _scan(lowered: EdgeProgramManager) -> None:
             if op_name(node).startswith(UNREGISTERED)
         ]
         for place, delegate in module.named_children():
-            data = (
-                getattr(delegate, "processed_bytes", b"")
-                if getattr(delegate, "backend_id", "") == "VulkanBackend"
-                else b""
-            )
+            if getattr(delegate, "backend_id", "") != "VulkanBackend":
+                continue
             faults += [
                 (f"{name}/{place}", f"a delegate holds {operator}, which no runtime registers")
                 for operator in UNREGISTERED
-                if operator.encode() in data
+                if operator.encode() in delegate.processed_bytes
             ]
     if faults:
         raise LoweringError(faults)

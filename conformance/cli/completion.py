@@ -1,7 +1,7 @@
 """``q4gsw completion``: completion of commands and options for a shell."""
 
 import argparse
-import importlib
+import functools
 
 import shtab
 
@@ -15,12 +15,11 @@ def add_completion(parser: Parser) -> None:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    from conformance.cli.main import COMMANDS  # noqa: PLC0415 - which has loaded this module
+    from conformance.cli.main import COMMANDS, parser  # noqa: PLC0415 - which has loaded this module
 
     root = Parser(prog="q4gsw", example="run --level smoke")
     ways = root.add_subparsers()
-    for name, (module, what, example) in COMMANDS.items():
-        own = ways.add_parser(name, help=what, description=what, example=example)
-        getattr(importlib.import_module(module), f"add_{name}")(own)
+    for name, command in COMMANDS.items():
+        parser(name, functools.partial(ways.add_parser, name, help=command.what))
     print(shtab.complete(root, options.shell))
     return 0

@@ -14,7 +14,7 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +66,10 @@ TASKS = {
 COMMANDS = {name: command for commands in TASKS.values() for name, command in commands.items()}
 
 
-def parser(name: str) -> Parser:
-    """Return the parser of a command; this imports the command's module and no other."""
+def parser(name: str, make: Callable[..., Parser] = Parser) -> Parser:
+    """Return the parser of a command, from ``make``; this imports the command's module and no other."""
     module, what, example = COMMANDS[name]
-    own = Parser(prog=f"q4gsw {name}", description=what, example=example)
+    own = make(prog=f"q4gsw {name}", description=what, example=example)
     getattr(importlib.import_module(module), f"add_{name}")(own)
     return own
 

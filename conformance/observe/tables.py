@@ -26,7 +26,7 @@ from reference.program.values import tensor_values
 from reference.table.dequantize import dequantize_affine
 from reference.table.layouts import pack_flat, pack_linear_weight, unpack_flat, unpack_linear_weight
 
-_FLOATS = ("float32", "float16", "float64")
+_FLOATS = ("float32", "float16")
 _BYTE, _FLAT, _FLOAT = "quantized_decomposed.embedding_byte", "quantized_decomposed.embedding_4bit", "aten.embedding"
 
 
@@ -94,16 +94,14 @@ def copies(spec: ProgramSpec, file: PteFile) -> dict[str, dict[str, int]]:
 def _forms(spec: ProgramSpec, lookup: Any, values: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
     if isinstance(lookup, PackedLookup):
         table, whole = values[lookup.weight], unpack_flat(values[lookup.weight])
-        floats = {name: rows_of_values(whole, values[lookup.scale], None, name) for name in _FLOATS[:2]}
+        floats = {name: rows_of_values(whole, values[lookup.scale], None, name) for name in _FLOATS}
     else:
         step = spec.dequantize(lookup.table)
         table = whole = values[step.weight]
         zero = values[step.zero_point] if step.zero_point else None
         plain = step.output_dtype != "bfloat16" and values[step.scale].dtype != BFLOAT16
         floats = {
-            name: dequantize_affine(table, step.block_size, values[step.scale], zero, name)
-            for name in _FLOATS[:2]
-            if plain
+            name: dequantize_affine(table, step.block_size, values[step.scale], zero, name) for name in _FLOATS if plain
         }
     yield "original", table
     if _is_4bit(whole):

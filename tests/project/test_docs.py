@@ -317,3 +317,12 @@ def test_the_first_failure_is_what_the_transcript_says(tmp_path: Path) -> None:
     assert fix
     subprocess.run(["bash", "-c", fix[1]], check=True)
     assert conformance(*again).stdout in there
+
+
+def test_the_recipe_for_a_shader_runs(tmp_path: Path) -> None:
+    (recipe,) = (text for text in blocks((ROOT / "CONTRIBUTING.md").read_text(), "python") if "class Faster" in text)
+    (tmp_path / "faster.py").write_text(recipe)
+    shutil.copy(ROOT / "vulkan/glsl/embedding_q4gsw.comp", tmp_path / "faster.comp")
+    options = ("--subject", f"{tmp_path}/faster.py:Faster", "--case", "kernel/flat-buffer/float32-float32/control")
+    done = conformance("run", *options, "--report", str(tmp_path / "report"))
+    assert done.stdout.endswith("tests:1 passed:1 failed:0 error:0 unsupported:0 xfail:0 xpass:0\n"), done.stdout

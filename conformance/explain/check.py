@@ -27,9 +27,9 @@ from conformance.program.tensors import to_numpy
 from conformance.pte.file import read_pte
 from conformance.pte.run import RunResult, run_pte
 from impl.lowering import LoweringError, MethodReport, lower_with_report
+from reference.arithmetic.rounding import ulps_apart
 
 Array = np.ndarray[Any, Any]
-_BITS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,7 @@ def _ulp(value: Array, wanted: Array) -> int:
     """The largest number of floats between two arrays; -1 where one is no number and the other is."""
     if (np.isnan(value) != np.isnan(wanted)).any():
         return -1
-    steps = []
-    for array in (value, wanted):
-        bits = array.view(_BITS[array.itemsize]).astype(np.int64)
-        steps.append(np.where(bits < 0, -(bits & (2 ** (8 * array.itemsize - 1) - 1)), bits))
-    return int(np.abs(steps[0] - steps[1])[~np.isnan(wanted)].max(initial=0))
+    return int(ulps_apart(value, wanted)[~np.isnan(wanted)].max(initial=0))
 
 
 def render(result: Check, name: str) -> str:

@@ -25,6 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from reference.arithmetic.bfloat16 import to_float
+from reference.arithmetic.rounding import ulps_apart
+
 Array = np.ndarray[Any, Any]
 
 #: Most cells of a side.
@@ -121,17 +124,15 @@ def _differs(mine: Array, theirs: Array) -> Array:
 
 def _sizes(got: Array, right: Array) -> dict[str, int]:
     """How many elements are wrong by how much, in powers of two; equal numbers of other bits are 0."""
-    unit, labels = "steps", dict[str, int]()
-    if got.dtype.kind in "fV":
-        unit, width = "ulp", got.dtype.itemsize
-        bits = [a.view(f"<i{width}").reshape(-1).astype(np.int64) for a in (got, right)]
-        infinity = {2: 0x7F80 if got.dtype.kind == "V" else 0x7C00, 4: 0x7F800000, 8: 0x7FF0000000000000}[width]
-        sign = np.int64(1) << np.int64(8 * width - 1)
-        finite = np.logical_and(*((b & (sign - 1)) < infinity for b in bits))
+    labels: dict[str, int] = {}
+    unit = "ulp" if got.dtype.kind in "fV" else "steps"
+    if unit == "ulp":
+        finite = np.isfinite(to_float(got)) & np.isfinite(to_float(right))
         if not finite.all():
             labels["not finite"] = int((~finite).sum())
-        got, right = (np.where(b < 0, -(b & (sign - 1)), b)[finite] for b in bits)
-    off = np.abs(got.astype(np.int64) - right.astype(np.int64))
+        off = ulps_apart(got[finite], right[finite])
+    else:
+        off = np.abs(got.astype(np.int64) - right.astype(np.int64))
     power = np.minimum(np.frexp(off.astype(np.float64))[1], _LARGE)  # 0 for 0, 1 for 1, 2 for 2 and 3, ...
     for p, count in enumerate(np.bincount(power, minlength=1)):
         low, high = 1 << p >> 1, (1 << p) - 1

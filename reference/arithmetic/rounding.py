@@ -137,3 +137,21 @@ def narrow(values: Array, target: Format) -> tuple[Array, Array, Array]:
         result[lost] = target.quiet_nan
         results.append(result.astype(target.unsigned))
     return results[0], results[1], results[2]
+
+
+def ulps_apart(one: Array, other: Array) -> Array:
+    """Return, as uint64, how many steps from float to next float lie between two arrays of one dtype.
+
+    >>> ulps_apart(np.float32([1, -0.0, 0, np.inf]), np.float32([1, 0, -1e-45, 3.4028235e38]))
+    array([0, 0, 1, 1], dtype=uint64)
+
+    ``one`` and ``other``: float16, float32, float64, or bfloat16 as ``reference.arithmetic.bfloat16`` has it. NaN lies
+    past infinity.
+    """
+    places = []
+    for floats in (one, other):
+        bits = np.ascontiguousarray(floats).view(f"<i{floats.dtype.itemsize}").reshape(floats.shape).astype(np.int64)
+        magnitude = (1 << (8 * floats.dtype.itemsize - 1)) - 1
+        places.append(np.where(bits < 0, -(bits & magnitude), bits))
+    high, low = np.maximum(*places), np.minimum(*places)
+    return np.asarray(high.astype(np.uint64) - low.astype(np.uint64))  # modulo 2^64, so right across zero too

@@ -104,3 +104,14 @@ def test_packed_tables_are_drawn_as_the_codes_that_they_hold(layout: str) -> Non
     data = as_data(found)["picture"]
     assert (data["rows"], data["columns"]) == (16 if layout == "blocks" else V, D)
     assert set(decode(data["cells"], data["height"] * data["width"])) == {"n", "."}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "across_zero"),
+    [("float16", "16,384 to 32,767 ulp"), ("float32", "32,768 or more ulp"), ("float64", "32,768 or more ulp")],
+)
+def test_sizes_of_errors_are_in_ulp_whatever_the_dtype_and_the_sign(dtype: str, across_zero: str) -> None:
+    right = np.array([[1, -1, 0, 1, 1, 1]], dtype)
+    got = np.nextafter(right, np.array(np.inf, dtype))
+    got[0, 3:] = -1, np.nan, 1
+    assert draw(got, right).sizes == {"not finite": 1, "1 ulp": 3, across_zero: 1}

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, Table
-from conformance.harness.observation import Arrays, Observation, Refused
+from conformance.harness.observation import Arrays, Facts, Observation, Refused
 from tests.planted import programs, subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
 
@@ -97,7 +97,7 @@ class IgnoresLimit(Planted):
         found = super().run(case)
         if isinstance(found, Refused) and found.reason == "device_limit" and isinstance(case.question, Dispatch):
             shape = (*case.question.indices_shape, case.question.embed_dim)
-            return Arrays({"out": np.zeros(shape, case.question.output_dtype)})
+            return Arrays({"out": np.zeros(shape, case.question.output_dtype)}, Facts(arithmetic="host"))
         return found
 
 
@@ -432,10 +432,10 @@ def with_copy(data: bytes) -> bytes:
 
 
 class OneBitOfARun(Planted):
-    """One bit of a whole file's float16 output (5.7)."""
+    """One bit of a whole file's output (5.7)."""
 
     stage = "RUN"
-    near = "run/float16"
+    near = "run/control"
     signatures = ("RUN/array/values",)
 
     def run(self, case: Case) -> Observation:

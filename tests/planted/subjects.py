@@ -389,7 +389,7 @@ class PacksAtRunTime(MatchBug):
 class LosesFloat16(MatchBug):
     """The operator's own float32 is handed on where the program had float16."""
 
-    near = "float16"
+    near = "match/synthetic/torchao/float16"
     signatures = ("MATCH/dtype_shape/dtype",)
 
     def edit(self, fused: Any, report: Any) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from conformance.case.toml import case_to_toml
 from conformance.files import write_whole
 from conformance.harness.errors import one_line
 from conformance.harness.observation import Refused
-from conformance.kits.kit import Array, Call, Description, KitFile, Tensor, outputs_of
+from conformance.kits.kit import Array, Call, Description, KitFile, Tensor, inputs_of, outputs_of
 from conformance.program.build import build
-from conformance.program.tensors import to_numpy, to_torch, user_inputs
+from conformance.program.tensors import to_numpy, to_torch
 from conformance.subjects.executorch_runtime import lookup_file, not_chosen
 from conformance.subjects.stages import Lower, unlowerable
 from reference.arithmetic.bfloat16 import dtype_name
 from reference.program.sizes import other_sizes
-from reference.program.values import tensor_values
 
 #: Writes a file of a kit.
 Put = Callable[[str, bytes], KitFile]
@@ -71,15 +70,15 @@ def export(case: Case, folder: Path, lower_with: str, versions: Mapping[str, str
     target = folder_of(case, folder)
     cases = (case, *other_calls(case))
     outputs = [outputs_of(one) for one in cases]  # before anything is built: not every program can be judged
-    inputs: list[tuple[Array, ...]]
     if isinstance(case.question, Dispatch | EndToEnd):
-        model, inputs = _one_operator(case.question), [(operands(case.question).indices,)]
+        model = _one_operator(case.question)
     else:
-        model, inputs = _program(cases, lower_with)
+        assert isinstance(case.question, Program)  # noqa: S101 - stage RUN has no other question
+        model = _lowered(build(case.question.spec).exported, lower_with)
     with _new(target) as put:
         calls, first, at = [], 0, 0
         for number, one in enumerate(cases):
-            files = tuple(_tensor(put, f"input_{at + n}.bin", array) for n, array in enumerate(inputs[number]))
+            files = tuple(_tensor(put, f"input_{at + n}.bin", array) for n, array in enumerate(inputs_of(one)))
             text = put("case.toml" if not number else f"case_{number}.toml", case_to_toml(one).encode())
             calls.append(Call(files, outputs_of(one, first), text))
             at, first = at + len(files), first + len(outputs[number])
@@ -151,14 +150,6 @@ def _one_operator(question: Dispatch | EndToEnd) -> bytes:
     if isinstance(model, Refused):
         raise NotLowered(f"impl does not fuse it: {model.reason}: {model.detail}")
     return model
-
-
-def _program(cases: Sequence[Case], lower_with: str) -> tuple[bytes, list[tuple[Array, ...]]]:
-    """The file of the first case's program, and the inputs of every call."""
-    specs = [case.program for case in cases if case.program is not None]
-    built = build(specs[0])
-    inputs = [tuple(tensor_values(spec)[t.name] for t in user_inputs(spec)) for spec in specs]
-    return _lowered(built.exported, lower_with), inputs
 
 
 def _lowered(program: Any, lower_with: str) -> bytes:

@@ -27,7 +27,7 @@ from conformance.judging.lowered import exact_linear
 from conformance.serialize import structure, unstructure
 from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype
 from reference.program.evaluate import evaluate
-from reference.program.spec import Apply, Dequantize, Linear, ProgramSpec, validate
+from reference.program.spec import PASSED, Apply, Dequantize, Linear, ProgramSpec, validate
 from reference.program.values import tensor_values
 
 FORMAT = 3
@@ -37,6 +37,7 @@ STAGES_OF_KITS = ("KERNEL", "RUN")
 TROUBLE = "trouble.txt"
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8")
 _NAME = re.compile(r"[A-Za-z0-9_]+\.(bin|json|pte|toml|txt)")
+_SHA256 = re.compile(r"([0-9a-f]{64})?")
 _MAX_TEXT, _MAX_BYTES, _MAX_RANK = 4 << 20, 512 << 20, 8
 
 Array = np.ndarray[Any, Any]
@@ -58,9 +59,11 @@ class KitFile:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        """A name cannot leave the kit's directory."""
+        """A name cannot leave the kit's directory; a digest is one."""
         if not _NAME.fullmatch(self.file):
             raise ValueError(f"file {self.file!r} must be a plain file name, such as input_0.bin")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 {self.sha256!r} of {self.file} must be 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ def read_kit(folder: Path) -> Kit:
     cases, first = [], 0
     for call in calls:
         if call.case:
-            case, outputs = _case_of(folder, call.case, first)
+            case, inputs, outputs = _case_of(folder, call.case, first)
+            if [(t.sha256, t.dtype, t.shape) for t in call.inputs] != inputs:
+                raise ValueError(f"{where}: inputs are not those of {call.case.file}")
             cases.append(case)
         else:
             outputs = tuple(
@@ -181,16 +186,30 @@ def read_kit(folder: Path) -> Kit:
     return Kit(folder, tuple(cases), description)
 
 
-def _case_of(folder: Path, file: KitFile, first: int) -> tuple[Case, tuple[Tensor, ...]]:
-    """A call's case, and its outputs; ValueError where it is none that can be judged."""
+_Inputs = list[tuple[str, str, tuple[int, ...]]]
+
+
+def _case_of(folder: Path, file: KitFile, first: int) -> tuple[Case, _Inputs, tuple[Tensor, ...]]:
+    """A call's case, digest, dtype and shape of its inputs, and its outputs; ValueError where it cannot be judged."""
     path = folder / file.file
     case = case_from_toml(read_file(folder, file, _MAX_TEXT).decode(), str(path))
     if case.stage not in STAGES_OF_KITS:
         raise ValueError(f"{path}: a kit is a case of stage {' or '.join(STAGES_OF_KITS)}, not {case.stage}")
     try:
-        return case, outputs_of(case, first)
+        outputs = outputs_of(case, first)  # first: not every program can be judged
+        inputs = [(hashlib.sha256(a.tobytes()).hexdigest(), dtype_name(a), a.shape) for a in inputs_of(case)]
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    return case, inputs, outputs
+
+
+def inputs_of(case: Case) -> tuple[Array, ...]:
+    """Return what a kit's call passes, in order."""
+    if isinstance(case.question, Dispatch | EndToEnd):
+        return (operands(case.question).indices,)
+    assert isinstance(case.question, Program)  # noqa: S101 - stage RUN has no other question
+    tensors = tensor_values(case.question.spec)
+    return tuple(tensors[tensor.name] for tensor in case.question.spec.tensors if tensor.source in PASSED)
 
 
 def outputs_of(case: Case, first: int = 0) -> tuple[Tensor, ...]:

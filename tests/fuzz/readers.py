@@ -27,7 +27,7 @@ from conformance.cli.main import main
 from conformance.explain.pt2 import check_model, check_pt2
 from conformance.harness.observation import Arrays, Decision, Facts, Graph, Place, Raised, Unsupported, decode, encode
 from conformance.kits.judge import read_profile
-from conformance.kits.kit import read_kit
+from conformance.kits.kit import read_file, read_kit, read_tensor
 from conformance.proofs import certificate
 from conformance.proofs.journal import Journal, Record
 from conformance.results import expectations, replay, verdict
@@ -246,10 +246,14 @@ def read_journal(folder: Path, raw: bytes) -> object:
 # Kits.
 
 
-def kits() -> Kind:
+@functools.cache
+def kit_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        kit = by_hand(Path(folder))
-        about, case = json.loads((kit / "case.json").read_text()), tomllib.loads((kit / "case.toml").read_text())
+        return {path.name: path.read_bytes() for path in by_hand(Path(folder)).iterdir()}
+
+
+def kits() -> Kind:
+    about, case = json.loads(kit_files()["case.json"]), tomllib.loads(kit_files()["case.toml"].decode())
     return Kind([{"case.json": about, "case.toml": case}], write_kit)
 
 
@@ -260,10 +264,12 @@ def write_kit(data: Any, _seal: bool) -> bytes:
 
 def read_a_kit(folder: Path, raw: bytes) -> object:
     about, _, case = raw.partition(b"\0")
-    (folder / "case.json").write_bytes(about)
-    (folder / "case.toml").write_bytes(case)
+    for name, data in {**kit_files(), "case.json": about, "case.toml": case}.items():
+        (folder / name).write_bytes(data)
     kit = read_kit(folder)
-    return kit.case, kit.description.calls
+    read_file(folder, kit.description.model)
+    calls = kit.description.calls
+    return kit.case, calls, [read_tensor(folder, tensor).tobytes() for call in calls for tensor in call.inputs]
 
 
 # What crosses the process border.

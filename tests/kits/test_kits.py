@@ -178,6 +178,10 @@ HOSTILE: list[tuple[tuple[Any, ...], Any, str]] = [
     (("calls", 0, "inputs", 0, "shape"), [1 << 31, 1 << 31], "calls[0].inputs[0]: shape [2147483648, 2147483648]"),
     (("calls", 0, "inputs", 0, "shape"), [True, 8], "calls[0].inputs[0].shape[0]: expected int"),
     (("calls", 0, "inputs", 0, "sha256"), "", "need a sha256"),
+    (("calls", 0, "inputs"), [], "inputs are not those of case.toml"),
+    (("calls", 0, "inputs", 0, "sha256"), "0" * 64, "inputs are not those of case.toml"),
+    (("calls", 0, "inputs", 0, "dtype"), "float64", "inputs are not those of case.toml"),
+    (("calls", 0, "inputs", 0, "sha256"), "w" * 64, "must be 64 hexadecimal digits"),
     (("calls", 0, "outputs"), [], "outputs are not those of case.toml"),
     (("calls", 0, "outputs", 0, "file"), "a/b.bin", "calls[0].outputs[0]: file 'a/b.bin'"),
     (("calls", 0, "outputs", 0, "file"), "output_1.bin", "outputs are not those of case.toml; output_1.bin differs"),
@@ -225,7 +229,7 @@ def test_a_case_that_is_not_the_kits_or_that_cannot_be_judged_is_named(
     text = (folder / "case.toml").read_text()
     indices, tensor = LOOKUP.tensors[2], LOOKUP.tensors[0]
     for spec, message in (
-        (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(3,)))), "output_0.bin differs"),
+        (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(3,)))), "inputs are not those of case.toml"),
         (replace(LOOKUP, tensors=(*LOOKUP.tensors[:2], replace(indices, shape=(1 << 40,)))), "elements; at most"),
         (
             replace(LOOKUP, tensors=(replace(tensor, shape=(1 << 31, 1 << 31)), *LOOKUP.tensors[1:])),

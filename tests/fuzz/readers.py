@@ -34,7 +34,7 @@ from conformance.results import expectations, replay, verdict
 from conformance.serialize import structure
 from reference.program.spec import MOST_ELEMENTS
 from tests.fuzz.mutations import Drawn, Kind
-from tests.kits.test_kits import by_hand
+from tests.kits.written import by_hand
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conformance.cli.main import main
-from tests.kits.test_kits import answer, by_hand, judged
+from tests.kits.written import answer, by_hand, judged
 from tests.project.test_security import refused
 
 ROOT = Path(__file__).parents[2]

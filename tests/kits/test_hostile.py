@@ -4,9 +4,6 @@ import hashlib
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from conformance.cli.main import main
 from tests.kits.written import answer, by_hand, judged
 from tests.project.test_security import refused
+from tests.support.commands import interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,15 +55,8 @@ def test_ctrl_c_leaves_no_runner(tmp_path: Path) -> None:
     by_hand(tmp_path)
     number = tmp_path / "number"
     words = runner(tmp_path / "kits", f"setsid sleep 600 & echo $! > {number}.new; mv {number}.new {number}; sleep 600")
-    with subprocess.Popen(
-        [sys.executable, "-m", "conformance", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        until = time.monotonic() + 120
-        while not number.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert (process.returncode, error.decode().count("\n")) == (130, 1)
+    code, error = interrupted(words, number.exists)
+    assert (code, error.count("\n")) == (130, 1)
     assert not alive(number)
 
 

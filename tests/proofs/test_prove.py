@@ -1,9 +1,7 @@
 """Proofs find planted bugs by name, and certificates of what is right hold."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from conformance.proofs.certificate import ArithmeticClaim, Certificate
 from conformance.proofs.indexing import SHAPES, Shape, wrong_reads
 from conformance.proofs.target import Array
 from reference.table.layouts import pack_blocks
+from tests.support.commands import interrupted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))  # tests are not a package
 from prove_shaders import planted
@@ -234,16 +233,9 @@ def test_a_packer_that_is_none_refutes_or_ends_in_one_line(
 
 def test_ctrl_c_ends_a_proof_with_one_line(tmp_path: Path) -> None:
     words = ["prove", "arithmetic", "--variant", BUFFER, "--chunk", "65536", "--out", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "conformance", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        until = time.monotonic() + 120
-        while not any(p.stat().st_size > 2000 for p in tmp_path.glob("*.journal")) and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.decode().splitlines()[-1].startswith("error: interrupted")
-    assert b"Traceback" not in error
+    code, error = interrupted(words, lambda: any(p.stat().st_size > 2000 for p in tmp_path.glob("*.journal")))
+    assert code == 130
+    assert error.splitlines()[-1].startswith("error: interrupted")
+    assert "Traceback" not in error
     (journal,) = tmp_path.glob("*.journal")
     assert journal.read_bytes().endswith(b"\n")

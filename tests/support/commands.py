@@ -2,8 +2,11 @@
 
 import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -17,3 +20,21 @@ def with_q4gsw(folder: Path) -> Mapping[str, str]:
     script.write_text(f'#!/bin/sh\n{path} exec {shlex.quote(sys.executable)} -m conformance "$@"\n')
     script.chmod(0o755)
     return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def interrupted(words: list[str], when: Callable[[], bool]) -> tuple[int, str]:
+    """Start ``q4gsw`` with ``words``, send SIGINT once ``when`` holds; return the exit code and standard error.
+
+    A shell that starts the tests in the background has them ignore SIGINT: the command does not.
+    """
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "conformance", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            until = time.monotonic() + 120
+            while not when() and time.monotonic() < until:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return process.returncode, error.decode()

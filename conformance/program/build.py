@@ -4,9 +4,10 @@ Source: docs/contract.md section 4.
 """
 
 import contextlib
+import functools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,16 +22,23 @@ from reference.program.values import tensor_values
 
 
 @dataclass(frozen=True)
+class EdgeForm:
+    """A program in the edge dialect: ``program``, nodes by step and placeholders by tensor, as in BuiltProgram."""
+
+    program: Any
+    nodes: Mapping[str, str]
+    placeholders: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class BuiltProgram:
     """A spec as a program.
 
     Attributes:
         spec: what it was built from.
-        program: the ExportedProgram in the edge dialect.
+        edge: the program in the edge dialect, made once.
         inputs: the user inputs, in order, as plain tensors.
         outputs: step name -> position among the user outputs.
-        nodes: step name -> name of the graph node that yields its value.
-        placeholders: tensor name -> names of the placeholders that bring it in (none where nothing reads it).
         module: the caller's module (None on route "synthetic").
         exported: what torch.export made, in the ATen dialect (None on route "synthetic").
         facts: provenance: "route", and "tensor_type", "quantized_by", "exported_by", "edge_by" where they apply; and
@@ -38,24 +46,39 @@ class BuiltProgram:
     """
 
     spec: ProgramSpec
-    program: Any
+    edge: Callable[[], EdgeForm]
     inputs: tuple[Any, ...]
     outputs: Mapping[str, int]
-    nodes: Mapping[str, str]
-    placeholders: Mapping[str, tuple[str, ...]]
     module: Any = None
     exported: Any = None
     facts: Facts = field(default_factory=Facts)
 
+    @property
+    def program(self) -> Any:
+        """The ExportedProgram in the edge dialect."""
+        return self.edge().program
 
-def build(spec: ProgramSpec) -> BuiltProgram:
-    """Build a valid spec by its own route.
+    @property
+    def nodes(self) -> Mapping[str, str]:
+        """Step name -> name of the graph node that yields its value."""
+        return self.edge().nodes
+
+    @property
+    def placeholders(self) -> Mapping[str, tuple[str, ...]]:
+        """Tensor name -> names of the placeholders that bring it in (none where nothing reads it)."""
+        return self.edge().placeholders
+
+
+def build(spec: ProgramSpec, *, edge: bool = True) -> BuiltProgram:
+    """Build a valid spec by its own route; its edge form, which is most of the time, later where it may wait.
 
     Raises:
         ValueError: the route cannot express the spec; says why.
     """
     started = time.perf_counter()
     built = _build(spec)
+    if edge:
+        built.edge()
     return replace(built, facts=replace(built.facts, build_seconds=round(time.perf_counter() - started, 4)))
 
 
@@ -68,9 +91,8 @@ def _build(spec: ProgramSpec) -> BuiltProgram:
 
         synthetic = synthetic_program(spec, values)
         facts = Facts(provenance={"route": "synthetic"})
-        return BuiltProgram(
-            spec, synthetic.program, inputs, outputs, synthetic.nodes, synthetic.placeholders, facts=facts
-        )
+        form = EdgeForm(synthetic.program, synthetic.nodes, synthetic.placeholders)
+        return BuiltProgram(spec, lambda: form, inputs, outputs, facts=facts)
     return _through_export(spec, values, inputs, outputs)
 
 
@@ -100,17 +122,20 @@ def _through_export(
         exported = torch.export.export(
             module, _example(spec, inputs), dynamic_shapes=_dynamic_shapes(spec), strict=spec.strict
         )
-        edge = to_edge(exported, compile_config=EdgeCompileConfig(_core_aten_ops_exception_list=renorm))
-    program = edge.exported_program()
     provenance |= {
         "exported_by": f"torch.export.export(strict={spec.strict})",
         "edge_by": "executorch.exir.to_edge",
     }
-    nodes = step_nodes(spec, program)
-    placeholders = _placeholders(spec, program, parts)
-    return BuiltProgram(
-        spec, program, inputs, outputs, nodes, placeholders, module, exported, Facts(provenance=provenance)
-    )
+
+    @functools.cache
+    def edge() -> EdgeForm:
+        with warnings.catch_warnings(), small_programs():
+            warnings.simplefilter("ignore")  # as above
+            form = to_edge(exported, compile_config=EdgeCompileConfig(_core_aten_ops_exception_list=renorm))
+        program = form.exported_program()
+        return EdgeForm(program, step_nodes(spec, program), _placeholders(spec, program, parts))
+
+    return BuiltProgram(spec, edge, inputs, outputs, module, exported, Facts(provenance=provenance))
 
 
 _listed: dict[frozenset[str], Any] = {}

@@ -12,7 +12,7 @@ import numpy as np
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
 from conformance.case.operands import operands
 from conformance.harness.observation import Arrays, Facts, File, Graph, Observation, Refused
-from reference.program.spec import ProgramSpec
+from reference.program.spec import Dequantize, Lookup, ProgramSpec
 
 if TYPE_CHECKING:  # loading it loads torch
     from conformance.observe.lowered import Execute
@@ -123,7 +123,10 @@ def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None)
     from conformance.pte.run import run_pte  # noqa: PLC0415 - the same
 
     assert isinstance(case.question, Program)  # noqa: S101 - conformance.case.case.check saw to it
-    built = build(case.question.spec)
+    spec = case.question.spec
+    built = build(
+        spec, edge=not all(isinstance(step, Dequantize | Lookup) for step in spec.steps)
+    )  # others run eagerly
     try:
         data = lower(built.exported, {"force_fp16": True} if case.question.force_fp16 else {})
     except LoweringRefused as refusal:

@@ -50,21 +50,23 @@ def observe_match(built: BuiltProgram, rewrite: Rewrite) -> Graph:
     if failed:
         step, why = next(iter(failed.items()))
         raise ValueError(f"the source program does not compute step {step!r}: {why}")
-    rewritten, answers = rewrite(built.program)
+    sizes, others = _input_sizes(built.program), other_inputs(built)
+    for size, inputs in others.items():
+        there, _ = outputs_by_step(built, built.program, run_program(built.program, inputs))
+        source_outputs |= named_at(size, there)
+    rewritten, answers = rewrite(built.program)  # which may change the source, or destroy it
     changed = differences(before, source_snapshot(built))
     _check_valid(rewritten)
-    _check_ranges(built, rewritten)
+    _check_ranges(sizes, rewritten)
     values = run_program(rewritten, built.inputs)
     _check_metadata(rewritten, values)
     outputs, failed = outputs_by_step(built, rewritten, values)
     read, unserved = _read(built, rewritten, values)
     written = written_by_tensor(built, rewritten, values)
-    for size, inputs in other_inputs(built).items():
-        source, _ = outputs_by_step(built, built.program, run_program(built.program, inputs))
+    for size, inputs in others.items():
         values = run_program(rewritten, inputs)
         _check_metadata(rewritten, values)
         there, trouble = outputs_by_step(built, rewritten, values)
-        source_outputs |= named_at(size, source)
         outputs |= named_at(size, there)
         failed |= named_at(size, trouble)
     return Graph(
@@ -175,9 +177,9 @@ def _check_valid(program: Any) -> None:
         raise InvalidRewrite(f"its verifier rejects the rewritten program: {error}") from error
 
 
-def _check_ranges(built: BuiltProgram, program: Any) -> None:
+def _check_ranges(before: list[list[tuple[int, int]]], program: Any) -> None:
     """Sizes that the caller may choose stay the caller's choice: symbolic, and in no smaller range."""
-    before, after = _input_sizes(built.program), _input_sizes(program)
+    after = _input_sizes(program)
     if list(map(len, before)) != list(map(len, after)):
         raise InvalidRewrite(f"its inputs have sizes {after}, but the source's had {before}")
     for old, new in zip(before, after, strict=True):

@@ -10,7 +10,7 @@ from conformance.case.catalogue import load, select
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = Path(__file__).parents[1] / "fakes/dying.py"
-_RUN = (sys.executable, "-m", "conformance", "run")
+_RUN = ("env", "--default-signal=INT", sys.executable, "-m", "conformance", "run")
 PACKED = {c.id for c in select(load(), level="gate", stages=["PACK"])}
 #: Ways to run the suite: in the process itself, and in xdist's workers.
 WAYS = {"alone": ("--workers", "0"), "workers": ("--workers", "2")}

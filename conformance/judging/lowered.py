@@ -23,7 +23,7 @@ from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate, written
 from reference.program.fusibility import violations
 from reference.program.sizes import other_sizes
-from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec
+from reference.program.spec import PASSED, Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec
 from reference.program.values import tensor_values
 from reference.table.dequantize import exact_weights
 
@@ -97,7 +97,7 @@ def at_other_sizes(
 def _fixed(spec: ProgramSpec, dynamic: Mapping[str, tuple[int, ...]]) -> Mismatch | None:
     """Contract 6.3: a size that the caller may choose is the caller's choice in the file, up to its bound."""
     for tensor in spec.tensors:
-        if not tensor.dynamic or tensor.source not in {"input", "computed"}:
+        if not tensor.dynamic or tensor.source not in PASSED:
             continue
         largest = tuple(max(n, tensor.bound) if d in tensor.dynamic else n for d, n in enumerate(tensor.shape))
         got = dynamic.get(tensor.name)

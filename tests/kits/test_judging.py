@@ -192,6 +192,22 @@ def test_a_case_that_is_not_the_kits_or_that_cannot_be_judged_is_named(
     assert "unknown field 'shows'" in capsys.readouterr().err
 
 
+def test_an_output_may_be_a_link_inside_its_folder_only(tmp_path: Path) -> None:
+    folder = by_hand(tmp_path)
+    out = answer(folder, tmp_path / "out")
+    path = out / folder.name / "output_0.bin"
+    path.rename(path.with_name("renamed.bin"))
+    path.symlink_to("renamed.bin")
+    assert judged(folder, out) == 0
+    path.with_name("renamed.bin").rename(tmp_path / "elsewhere.bin")
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere.bin")
+    assert judged(folder, out) == 1
+    path.unlink()
+    path.symlink_to(path.name)  # a link to itself
+    assert judged(folder, out) == 1
+
+
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = by_hand(tmp_path)
     out = answer(folder, tmp_path / "out")

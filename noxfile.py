@@ -57,7 +57,7 @@ def conformance(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Run the project's own tests: they judge the suite and the optimized implementation, and seed faults."""
-    _run(session, "python", "-m", "pytest", "-q", "-n", WORKERS, *session.posargs)
+    _run(session, "python", "-m", "pytest", "-q", "-n", WORKERS, "--durations", "25", *session.posargs)
 
 
 @nox.session(venv_backend="none")

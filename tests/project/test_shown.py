@@ -24,7 +24,7 @@ from conformance.harness.observation import Problem
 from conformance.pte import operators
 from conformance.results import replay
 from tests.impl.test_lowering_models import IDS, int4
-from tests.kits.test_kits import by_hand
+from tests.kits.written import by_hand
 from tests.observe.test_check import saved
 from tests.observe.test_model_files import model_with
 

@@ -337,3 +337,31 @@ def test_the_recipe_for_a_shader_runs(tmp_path: Path) -> None:
     options = ("--subject", f"{tmp_path}/faster.py:Faster", "--case", "kernel/flat-buffer/float32-float32/control")
     done = conformance("run", *options, "--report", str(tmp_path / "report"))
     assert done.stdout.endswith("tests:1 passed:1 failed:0 error:0 unsupported:0 xfail:0 xpass:0\n"), done.stdout
+
+
+def test_counts_are_those_of_the_catalogue() -> None:
+    """One count of the whole catalogue in all transcripts; cases that came since are few enough."""
+    from argparse import Namespace
+
+    from conformance.runs.plugin import selected
+
+    asked = Namespace(level="gate", case=[], case_list="", last_failed="", stages=(), seed=0)
+    there, packed = len(selected(asked)), len(selected(Namespace(**vars(asked) | {"stages": ("PACK",)})))
+    line = r"^tests:(\d{4}) passed:\1 failed:0 error:0 unsupported:0 xfail:0 xpass:0$"
+    told = {int(n) for path in (ROOT / "README.md", ROOT / "docs/first-failure.md") for n in found(line, path)}
+    assert len(told) == 1
+    assert there * 0.9 < told.pop() <= there
+    assert {int(n) for n in found(r"^tests:(\d+) passed:0 ", ROOT / "docs/first-failure.md")} == {packed}
+
+
+def found(pattern: str, path: Path) -> list[str]:
+    return re.findall(pattern, path.read_text(), re.MULTILINE)
+
+
+def test_each_upstream_defect_has_a_state() -> None:
+    """Drafted, filed with a link, or fixed in a version; docs/upstream-defects.md says how one is retired."""
+    text = (ROOT / "docs/upstream-defects.md").read_text()
+    state = r"^- issue, (drafted|\[filed\]\(https://\S+\)|fixed in \d+(\.\d+)+):"
+    defects = [part for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:] if "- signature:" in part]
+    assert len(defects) > 20
+    assert not [part.splitlines()[0] for part in defects if not re.search(state, part, re.MULTILINE)]

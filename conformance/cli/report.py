@@ -36,13 +36,14 @@ def add_diff(parser: Parser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     streams = [read(path) for path in options.file]
-    verdicts = [v for stream in streams for v in stream.verdicts]
+    cases = load()
+    order = {case.id: number for number, case in enumerate(cases)}  # workers answer as it happens
+    verdicts = sorted((v for s in streams for v in s.verdicts), key=lambda v: order.get(v.case, len(order)))
     if options.json:
         by_cause = [{"example": there[0], "cases": [v.case for v in there]} for there in causes(verdicts)]
         truncated = any(s.truncated for s in streams)
         print_json({"counts": counts(verdicts), "truncated": truncated, "causes": by_cause})
         return 1 if truncated else exit_code(verdicts)
-    cases = load()
     for block in blocks(verdicts, {case.id: case.detects for case in cases}, every=options.all):
         say(*block.split("\n"))
     if options.html:

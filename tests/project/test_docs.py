@@ -260,6 +260,19 @@ def test_a_run_without_its_end_is_red(workspace: Path, tmp_path: Path, afterward
     assert job(workspace, tmp_path)[0] == "Judge"
 
 
+def test_the_hook_judges_the_repository_that_it_is_run_in(workspace: Path) -> None:
+    (own,) = HOOKS
+    hook = workspace / "action" / own["entry"]
+    hook.parent.mkdir()
+    shutil.copy(ROOT / own["entry"], hook)
+    words = [str(hook), "--subject", "ci/q4gsw_subject.py:Packer", "--stages", "PACK"]
+    env = {**os.environ, "Q4GSW_CACHE": str(workspace / "cache")}
+    for code in (0, 1):
+        done = subprocess.run(words, cwd=workspace / "repository", env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        swap_nibbles(workspace)
+
+
 def test_what_a_run_is_compared_with_are_the_commits_of_main_before_it(workspace: Path, tmp_path: Path) -> None:
     """Nearest first, without the pull request's own, and no more than a cache is looked for by."""
     home = tmp_path / "home"
@@ -352,9 +365,12 @@ def test_counts_are_those_of_the_catalogue() -> None:
     assert len(told) == 1
     assert there * 0.9 < told.pop() <= there
     assert {int(n) for n in found(r"^tests:(\d+) passed:0 ", ROOT / "docs/first-failure.md")} == {packed}
+    for level, number in found(r"^\| (smoke|gate|deep) \| (\d+)", ROOT / "docs/commands.md"):
+        real = len(selected(Namespace(**vars(asked) | {"level": level})))
+        assert real * 0.9 < int(number) <= real, level
 
 
-def found(pattern: str, path: Path) -> list[str]:
+def found(pattern: str, path: Path) -> list[Any]:
     return re.findall(pattern, path.read_text(), re.MULTILINE)
 
 

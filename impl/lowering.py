@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 - registers what embedding_byte becomes in a .pte
+import torch
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, ExecutorchBackendConfig, to_edge
 from executorch.exir.program import ExecutorchProgramManager
 from torch.export import ExportedProgram
@@ -104,6 +105,7 @@ def lower_to_vulkan(
     ).manager
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator] # or a buffer that is written is a leaf that needs a gradient
 def lower_with_report(
     program: ExportedProgram | Mapping[str, ExportedProgram],
     *,

@@ -145,7 +145,7 @@ def _product(editor: Editor, product: KeptProduct) -> str:
     elif (
         torch_op(rows) in VIEWS
     ):  # upstream's pattern looks through one view, and the runtime misreads what is behind it
-        again = editor.insert(node, f"{name}_rows", rows.target, (rows, list(rows.meta["val"].shape)), rows.meta["val"])
+        again = editor.insert(node, f"{name}_rows", rows.target, (rows, rows.args[1]), rows.meta["val"])
         args = (*args[:position], again, *args[position + 1 :])
     new = editor.insert(node, f"{node.name}_product", node.target, args, node.meta["val"], kwargs=node.kwargs)
     if product.activation:  # or upstream's pattern swallows the view that follows, and with it the shape

@@ -133,6 +133,29 @@ def test_state_stays_outside_the_delegate() -> None:
     assert [4, 32] in [list(delegate.graph.values[value].value.dims) for value in delegate.graph.input_ids]
 
 
+class Weighted(nn.Module):
+    """Keeps rows that were multiplied with a parameter, which asks for a gradient; its linear reads a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.f = nn.Embedding(8, 32), nn.Linear(32, 32)
+        self.w = nn.Parameter(torch.rand(32))
+        self.register_buffer("k", torch.zeros(2, 32))
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        rows = self.f((self.embed(indices) * self.w).view(-1, 32))
+        self.k.copy_(self.w + rows[-2:])
+        return rows
+
+
+def test_parameters_that_train_and_views_of_any_size() -> None:
+    """The first raised out of to_executorch, the second left a symbolic size in the graph."""
+    sizes = {0: torch.export.Dim("batch", min=2, max=8), 1: torch.export.Dim("length", min=2, max=9)}
+    program = torch.export.export(int4(Weighted(), nn.Linear), (BATCH,), dynamic_shapes=(sizes,))
+    delegated, _ = operators(read_pte(lower_to_vulkan(program).buffer))
+    assert (delegated.count(LOOKUP), delegated.count(LINEAR)) == (1, 1)
+
+
 class Products(nn.Module):
     """A product with a computed weight, and a lookup into a computed table."""
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conformance.files import printable, shown
 from conformance.harness.observation import Problem
 
 SEVERITIES = ("fails", "wrong", "waste")
@@ -114,23 +113,14 @@ def render(audit: Audit, name: str) -> str:
         f"Vulkan operators as of executorch {audit.operators_version} ({audit.operators_revision[:10]}); "
         f"{_count(audit.problems)}"
     )
-    return shown(lines)
+    return "\n".join(lines)
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Left-aligned columns under a head line."""
-    table = [tuple(map(printable, row)) for row in (head, *rows)]
+    table = [tuple(head), *(tuple(r) for r in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, in English.
-
-    >>> counted(1, "table"), counted(2, "table")
-    ('1 table', '2 tables')
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _bytes(count: int) -> str:
@@ -142,6 +132,4 @@ def _bytes(count: int) -> str:
 def _count(problems: Sequence[Problem]) -> str:
     if not problems:
         return "clean"
-    found = {s: sum(p.severity == s for p in problems) for s in SEVERITIES}
-    words = {"fails": "failure", "wrong": "wrong result", "waste": "waste"}
-    return ", ".join(counted(n, words[s]) for s, n in found.items() if n)
+    return ", ".join(f"{sum(p.severity == s for p in problems)} {s}" for s in SEVERITIES)

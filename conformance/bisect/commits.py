@@ -19,7 +19,6 @@ from pathlib import Path
 
 from conformance.bisect.search import BAD, GOOD, Search, SearchEnded, Step
 from conformance.bisect.step import judge_commit, python_path
-from conformance.files import say
 from conformance.sources.git import GitProblem, command, environment, git, is_shallow, text
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -77,7 +76,7 @@ def find(search: Search) -> Culprit:
         _prepare(search)
         try:
             search = _checked_ends(search)
-            say(f"  sought: {search.signature}")
+            print(f"  sought: {search.signature}", flush=True)
             search.save()
             culprit = _search(search)
         except WrongEnd:
@@ -111,14 +110,14 @@ def _prepare(search: Search) -> None:
     for old in others[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     if kept := len(list(search.memo.glob("*.json"))):
-        say(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo}; remove it to judge again")
+        print(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo}; remove it to judge again")
 
 
 def _checked_ends(search: Search) -> Search:
     """Judge both ends; returns the search with the signature sought."""
     good, bad = (search.new, search.old) if search.find_fix else (search.old, search.new)
     step = judge_commit(search, bad)
-    say(f"  {step.line()}  (the bad end)")
+    print(f"  {step.line()}  (the bad end)", flush=True)
     answer = f"{step.outcome} {step.signature} {step.reason}".rstrip()
     if step.state == GOOD:
         raise WrongEnd(f"bad {bad[:10]} is good: the case passes there; give a revision where it fails")
@@ -127,7 +126,7 @@ def _checked_ends(search: Search) -> Search:
         raise WrongEnd(f"bad {bad[:10]} does not fail as sought: {answer}{sought}")
     search = replace(search, signature=step.signature)
     step = judge_commit(search, good)
-    say(f"  {step.line()}  (the good end)")
+    print(f"  {step.line()}  (the good end)", flush=True)
     answer = f"{step.outcome} {step.signature} {step.reason}".rstrip()
     if step.state != GOOD:
         raise WrongEnd(f"good {good[:10]} is not good: {answer}; give a revision where the case passes")
@@ -150,7 +149,7 @@ def _search(search: Search) -> Culprit:
         if wrong is None:
             untested = tuple(p.commit for p in parents if p.state != older)
             return Culprit(commit, step, parents, (commit, *untested) if untested else ())
-        say(f"  parent {wrong.commit[:10]} is {wrong.state} too; searching below it")
+        print(f"  parent {wrong.commit[:10]} is {wrong.state} too; searching below it", flush=True)
         new = wrong.commit
 
 
@@ -162,7 +161,7 @@ def _git_bisect(search: Search, new: str) -> tuple[str, tuple[str, ...]]:
     terms = ["--term-old=older", "--term-new=newer"]
     base = text(search.clone, "merge-base", search.old, new).split()[0]
     last = text(search.clone, "bisect", "start", *flags, *terms, new, base)
-    say(last)
+    print(last, flush=True)
     log = text(search.clone, "bisect", "log")
     if not _FIRST.search(log):
         last = _run(search)
@@ -190,10 +189,10 @@ def _run(search: Search) -> str:
             last = line.strip() or last
             if _STEP.match(line) or "Traceback" in line:
                 done += 1
-                say(line.rstrip())
+                print(line.rstrip(), flush=True)
             elif left := _LEFT.search(line):
                 seconds = (int(left[1]) + 1) * (time.monotonic() - started) / max(done, 1)
-                say(f"  about {int(left[1]) + 1} more steps, {seconds:.0f} s")
+                print(f"  about {int(left[1]) + 1} more steps, {seconds:.0f} s", flush=True)
     if search.stopped.is_file():
         raise SearchEnded(search.stopped.read_text(encoding="utf-8"))
     return last

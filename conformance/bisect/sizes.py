@@ -18,7 +18,6 @@ from conformance.bisect import commands
 from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
 from conformance.case.operands import table_step
-from conformance.files import say
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, Verdict
 from reference.program.spec import Apply, Dequantize, Linear, PackedLookup, ProgramSpec, TensorSpec
@@ -168,7 +167,7 @@ def show(
         nonlocal sought
         verdict = verdicts[size] = ask(worker, resized(case, axis, size), repeat)
         check_harness(verdict)
-        say(f"  {axis} {size}: {verdict.outcome} {verdict.signature}".rstrip())
+        print(f"  {axis} {size}: {verdict.outcome} {verdict.signature}".rstrip(), flush=True)
         if verdict.outcome == PASS:
             return False
         sought = sought or verdict.signature
@@ -183,8 +182,8 @@ def show(
         except SearchEnded as ended:
             raise SearchEnded(f"{axis} {ended}") from ended
     folder = Path(tempfile.mkdtemp(prefix="q4gsw-sizes-"))
-    say(f"first bad: {axis} {bad} ({verdicts[bad].signature}); {good} is right, and there is no legal size between")
-    say(f"  what:      {verdicts[bad].reason}")
+    print(f"first bad: {axis} {bad} ({verdicts[bad].signature}); {good} is right, and there is no legal size between")
+    print(f"  what:      {verdicts[bad].reason}")
     for what, size in (("good by hand: ", good), ("bad by hand:  ", bad)):
-        say(f"  {what}{commands.replay_of(folder, resized(case, axis, size), verdicts[size])}")
+        print(f"  {what}{commands.replay_of(folder, resized(case, axis, size), verdicts[size])}")
     return 0

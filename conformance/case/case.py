@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from conformance.case.model import KINDS, RECIPES, Model, check_model
 from reference.arithmetic.bfloat16 import FLOAT_DTYPES
 from reference.program.spec import ProgramSpec, Values, check_elements, check_sizes, validate
 from reference.program.values import PATTERNS
@@ -44,6 +45,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "weight_storage": ("buffer", "texture2d"),
     "io_storage": ("buffer", "texture3d"),
     "float_modes": ("declared", "none"),
+    "kind": KINDS,
+    "recipe": RECIPES,
 }
 
 
@@ -127,7 +130,7 @@ class EndToEnd(Variant):
     spec: ProgramSpec = field(kw_only=True)
 
 
-Question = Program | Table | Quantization | Dispatch | EndToEnd
+Question = Program | Table | Quantization | Dispatch | EndToEnd | Model
 #: The name of each kind of question in TOML.
 QUESTIONS: dict[str, type[Question]] = {
     "program": Program,
@@ -135,6 +138,7 @@ QUESTIONS: dict[str, type[Question]] = {
     "quantize": Quantization,
     "dispatch": Dispatch,
     "end_to_end": EndToEnd,
+    "model": Model,
 }
 #: The kinds of question that a stage answers; every other stage answers a program.
 _OF_STAGE: dict[str, tuple[str, ...]] = {
@@ -142,6 +146,7 @@ _OF_STAGE: dict[str, tuple[str, ...]] = {
     "PACK": ("table",),
     "PREPACK": ("table",),
     "KERNEL": ("dispatch", "end_to_end"),
+    "RUN": ("program", "model"),
 }
 
 
@@ -189,6 +194,8 @@ def _check_question(case: Case) -> None:
     _check_words(kind, case.question)
     if isinstance(case.question, Table | Quantization | Dispatch):
         _check_sizes(kind, case.question)
+    if isinstance(case.question, Model):
+        check_model(case.question)
     if case.program is not None:
         validate(case.program)
     if isinstance(case.question, Program):

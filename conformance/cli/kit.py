@@ -4,18 +4,17 @@ Exit code 1: a wrong answer, or a case that could not be exported (of `kit run`:
 """
 
 import argparse
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
-from conformance.files import Unwritable, check_writable, new_folder, q4gsw, say
+from conformance.files import Unwritable, check_writable, new_folder, q4gsw
 from conformance.harness import limited
 from conformance.harness.errors import BadFile, EnvironmentProblem
 from conformance.harness.observation import Facts
@@ -90,11 +89,12 @@ def _asked(options: argparse.Namespace) -> tuple[Case, ...]:
 def _export_program(options: argparse.Namespace, model: Path, folder: Path) -> int:
     from conformance.kits.export import NotLowered, export_program, lowering  # noqa: PLC0415 - loads torch
 
+    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(options.lower_with)
     try:
-        say(str(export_program(model, options.inputs, check_writable(folder), options.lower_with, run.versions())))
+        print(export_program(model, options.inputs, check_writable(folder), options.lower_with, run.versions()))
     except NotLowered as error:
-        say(f"{model}: {error}", file=sys.stderr)
+        print(f"{model}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -103,20 +103,21 @@ def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path
     """Export every case into ``folder``; return those that cannot be, each with its error's name and line."""
     from conformance.kits.export import NotLowered, export, folder_of, lowering  # noqa: PLC0415 - loads torch
 
+    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(options.lower_with)
     check_writable(folder)
     for case in cases:
         folder_of(case, folder)
     left: list[tuple[Case, str, str]] = []
-    for case in tqdm(cases, desc="lowering", unit=" kits", disable=None, leave=False):
+    for case in cases:
         try:
-            say(str(export(case, folder, options.lower_with, run.versions())))
+            print(export(case, folder, options.lower_with, run.versions()), flush=True)
         except Unwritable:
             raise
         except (NotLowered, ValueError) as error:
             left.append((case, type(error).__name__, str(error).partition("\n")[0]))
-            say(f"{case.id}: {left[-1][2]}", file=sys.stderr)
-    say(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
+            print(f"{case.id}: {left[-1][2]}", file=sys.stderr)
+    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
     return left
 
 
@@ -190,12 +191,11 @@ def _run(options: argparse.Namespace) -> int:
         signature = f"{case.stage}/raised/{kind}"
         verdict = Verdict(case.id, case.stage, "", ERROR, signature, reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
-    folders = kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ()
-    for path in tqdm(folders, desc="running", unit=" kits", disable=None, leave=False):
+    for path in kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ():
         out = scratch / "out" / path.name
         verdict = run_kit(read_kit(path), words, out, options.case_seconds, facts, options.repeat)
         verdicts.add(verdict, *again, "--kits", path)
-    say(f"outputs: {scratch / 'out'}")
+    print(f"outputs: {scratch / 'out'}")
     return verdicts.finish()
 
 
@@ -220,8 +220,8 @@ class _Verdicts:
         verdict = self.report.expected.apply(replace(verdict, subject=self.subject, replay=q4gsw(*words)))
         self.report.add(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
-        say(f"{verdict.outcome:5} {verdict.case}{why}")
+        print(f"{verdict.outcome:5} {verdict.case}{why}", flush=True)
 
     def finish(self) -> int:
-        say(*self.report.finish())
+        print("\n".join(self.report.finish()))
         return exit_code(self.report.verdicts)

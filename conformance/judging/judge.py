@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
+from conformance.case.model import Model
 from conformance.case.operands import Operands, operands, table_values
 from conformance.harness.observation import (
     Arrays,
@@ -23,7 +24,7 @@ from conformance.harness.observation import (
     Unsupported,
     digest,
 )
-from conformance.judging import compare, export, lowered, tables
+from conformance.judging import compare, export, lowered, models, tables
 from conformance.results.mismatch import (
     ArrayMismatch,
     DecisionMismatch,
@@ -134,6 +135,8 @@ def _may_refuse(question: Question, refused: Refused) -> bool:
         return bool(((indices < 0) | (indices >= question.vocab_size)).any())
     if isinstance(question, Dispatch):
         return refused.reason == "device_limit" and refused.limit == question.exceeds_limit != ""
+    if isinstance(question, Model):
+        return question.refused != "" and refused.reason == "lowering" and question.refused in refused.detail
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"
 
 
@@ -272,5 +275,12 @@ _ORACLES: dict[str, tuple[Callable[[Any, Any], Judgement], type[Arrays | Graph |
     "LOWER": (lambda question, file: (lowered.judge_lower(question, file), None), File),
     "PREPACK": (_pack, Arrays),
     "KERNEL": (judge_kernel, Arrays),
-    "RUN": (lambda question, graph: lowered.judge_run(question.spec, graph), Graph),
+    "RUN": (
+        lambda question, graph: (
+            models.judge_model(question, graph)
+            if isinstance(question, Model)
+            else lowered.judge_run(question.spec, graph)
+        ),
+        Graph,
+    ),
 }

@@ -95,7 +95,7 @@ def not_a_kit(case: Case) -> str:
         if outside or (isinstance(question, Dispatch) and question.exceeds_limit):
             return "what a runtime does with indices outside of the table, or past a device's limits, is not fixed"
         return not_chosen(question, len(read.values)) or ""
-    if case.stage != "RUN" or unlowerable(case):
+    if case.stage != "RUN" or not isinstance(question, Program) or unlowerable(case):
         return "only programs of torch.export and kernel dispatches can be kits"
     return ""
 

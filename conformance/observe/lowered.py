@@ -24,12 +24,12 @@ from conformance.program.tensors import Array, to_numpy, user_inputs
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
-from conformance.pte.run import RunResult, run_pte
+from conformance.pte.run import RunResult, run_in_turn, run_pte
 from reference.program.apply import INEXACT
 from reference.program.spec import Apply, Linear
 
-#: What runs a file on inputs, without a Vulkan runtime (``run_pte``) or on one.
-Execute = Callable[[PteFile, Sequence[Any]], RunResult]
+#: What runs a file call by call, each with its inputs, without a Vulkan runtime (``run_in_turn``) or on one.
+Execute = Callable[[PteFile, Sequence[Sequence[Any]]], list[RunResult]]
 
 
 def observe_file(built: BuiltProgram, file: PteFile) -> FileContent:
@@ -46,7 +46,7 @@ def observe_file(built: BuiltProgram, file: PteFile) -> FileContent:
     )
 
 
-def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_pte) -> Graph:
+def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_in_turn) -> Graph:
     """What the file computes, for ``conformance.judging.lowered.judge_run``.
 
     Args:
@@ -58,13 +58,13 @@ def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_pte) 
         Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
         the program that was not rewritten on the same inputs; facts of what the lookups' shaders declared.
     """
-    result = execute(file, built.inputs)
+    (result,) = execute(file, [built.inputs])
     computed_by = places(built, file)
     outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
     sources, failed = _source_outputs(built, computed_by), dict[str, str]()
     for size, inputs in other_inputs(built, lowered=True).items():
         try:
-            there = execute(file, inputs).outputs
+            there = execute(file, [inputs])[0].outputs
         except CannotRun as error:
             failed |= named_at(size, dict.fromkeys(built.outputs, str(error)))
             continue

@@ -42,7 +42,7 @@ def quantize_table(table: QuantizedTable, lookup: Lookup | None = None) -> Any:
     )
     embedding.weight.requires_grad_(requires_grad=False)
     try:
-        _quantize(embedding, _configurations("symmetric", table.group_size))
+        _quantize(embedding, configurations("symmetric", table.group_size))
     except Exception as error:  # torchao raises whatever its reshapes and asserts do
         raise ValueError(
             f"table {table.name!r}: torchao cannot quantize it ({type(error).__name__}: {error})"
@@ -55,7 +55,7 @@ def quantize_embedding(question: Quantization) -> Any:
     shape = (question.vocab_size, question.embed_dim)
     table = to_torch(values_array(question.values, question.dtype, shape))
     module = torch.nn.Sequential(torch.nn.Embedding(*shape, dtype=torch_dtype(question.dtype), _weight=table))
-    _quantize(module, _configurations(question.method, question.group_size))
+    _quantize(module, configurations(question.method, question.group_size))
     return module[0].weight
 
 
@@ -66,7 +66,7 @@ def _quantize(module: Any, configurations: list[Any]) -> None:
             quantize_(module, configuration, lambda part, _name: isinstance(part, torch.nn.Embedding))
 
 
-def _configurations(method: str, group_size: int) -> list[Any]:
+def configurations(method: str, group_size: int) -> list[Any]:
     """Torchao's int4 configurations of a method of ``conformance.case.case.METHODS``, to apply one after the other."""
     options: dict[str, Any] = {"granularity": PerGroup(group_size) if group_size else PerAxis(0)}
     if method == "no_clipping":

@@ -117,6 +117,14 @@ def run_pte(
     return RunResult(outputs, facts, state, rows, tuple(delegated))
 
 
+def run_in_turn(source: PteFile | Path | str | bytes, calls: Sequence[Sequence[Any]]) -> list[RunResult]:
+    """``run_pte`` once for the inputs of each call; what a call writes is there for the next."""
+    results: list[RunResult] = []
+    for inputs in calls:
+        results.append(run_pte(source, inputs, state=results[-1].state if results else None))
+    return results
+
+
 def _end_of_stretch(method: Method, calls: list[Any], start: int) -> int:
     """Where the CPU's calls from ``start`` - 1 on end: at a Vulkan delegate, a jump, or where one leads to."""
     targets = {call.destination_instruction for call in calls if isinstance(call, JumpFalseCall)}

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.metadata
-import os
 import platform
 import time
 import traceback
@@ -45,11 +44,11 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """Return the suite's own git revision; outside a checkout $Q4GSW_REVISION, or "unknown"."""
+    """Return the suite's own git revision, or "unknown" outside a checkout."""
     try:
         return git.text(Path(__file__).parent, *_ANY_OWNER, "rev-parse", "HEAD")
     except GitProblem:
-        return os.environ.get("Q4GSW_REVISION", "unknown")
+        return "unknown"
 
 
 def subject_origin(subject: str) -> dict[str, str]:

@@ -60,18 +60,18 @@ class SubjectUnderTest:
             return self._kernel(case.question)
         return observe_lowering(case, _LOWERINGS[self._source.lowering], self._execute)
 
-    def _execute(self, file: Any, inputs: Sequence[Any]) -> Any:
+    def _execute(self, file: Any, calls: Sequence[Sequence[Any]]) -> Any:
         from conformance.pte.lookup import LOOKUP, lookup_call, storage_of  # noqa: PLC0415 - with the runtime
         from conformance.pte.run import RunResult  # noqa: PLC0415 - the same
 
-        (outputs,) = self._runtime.run(file.data, [inputs])
         storages = [
             storage_of(delegate.graph, delegate.graph.values[lookup_call(delegate.graph, call.args).out].value)
             for delegate in file.method("forward").delegates.values()
             for call in delegate.graph.chain
             if call.name == LOOKUP
         ]
-        return RunResult(outputs, tuple(replace(self._facts, io_storage=storage) for storage in storages))
+        facts = tuple(replace(self._facts, io_storage=storage) for storage in storages)
+        return [RunResult(outputs, facts) for outputs in self._runtime.run(file.data, calls)]
 
     def _kernel(self, question: Dispatch | EndToEnd) -> Arrays | Refused:
         model = lookup_file(question)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Quantization, Table
+from conformance.case.model import Model
 from conformance.case.operands import operands
 from conformance.harness.observation import Arrays, Facts, File, Graph, Observation, Refused
 from reference.program.spec import Dequantize, Lookup, ProgramSpec
@@ -61,7 +62,7 @@ def answer(
         return pack(question)
     if isinstance(question, Dispatch | EndToEnd):
         return kernel(question)
-    if case.stage in {"LOWER", "RUN"}:
+    if case.stage in {"LOWER", "RUN"} or isinstance(question, Model):
         return observe_lowering(case, lower)
     return run_export(question.spec) if case.stage == "EXPORT" else match(question.spec)
 
@@ -120,8 +121,12 @@ def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None)
     from conformance.observe.lowered import observe_file, observe_run, whole_tables  # noqa: PLC0415 - torch takes seconds to load
     from conformance.program.build import build  # noqa: PLC0415 - the same
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
-    from conformance.pte.run import run_pte  # noqa: PLC0415 - the same
+    from conformance.pte.run import run_in_turn  # noqa: PLC0415 - the same
 
+    if isinstance(case.question, Model):
+        from conformance.models.observe import observe_model  # noqa: PLC0415 - the same
+
+        return observe_model(case.question, lower, execute or run_in_turn)
     assert isinstance(case.question, Program)  # noqa: S101 - conformance.case.case.check saw to it
     spec = case.question.spec
     built = build(
@@ -133,7 +138,7 @@ def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None)
         return Refused(refusal.reason, refusal.detail)
     file = read_pte(data)
     if case.stage == "RUN":
-        return observe_run(built, file, execute or run_pte)
+        return observe_run(built, file, execute or run_in_turn)
     observed = File(file.digest, observe_file(built, file), whole_tables(built, file), built.facts)
     if execute is None or case.question.force_fp16:
         return observed

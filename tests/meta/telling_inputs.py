@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, Quantization, Table
+from conformance.case.model import Model
 from conformance.case.operands import operands, table_values
 from reference.arithmetic.bfloat16 import to_float
 from reference.program.spec import Dequantize, Lookup, PackedLookup, ProgramSpec
@@ -34,6 +35,8 @@ def cannot_show_a_bug(case: Case) -> str | None:
         return _table(table_values(question), blocks=question.layout == "blocks")
     if isinstance(question, Quantization):
         return _quantized(question)
+    if isinstance(question, Model):
+        return None if sum(question.calls) > 1 else "one row is looked up"
     if not isinstance(question, Dispatch):
         return _program(question.spec)
     read = operands(question)

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import sys
@@ -16,6 +17,9 @@ from nox.command import CommandFailed
 nox.needs_version = ">=2026.10.20"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["conformance", "tests", "lint"]
+
+# What nox says of itself before every session.
+logging.getLogger("nox").addFilter(lambda r: not r.getMessage().startswith(("uv binary not found", "Running session ")))
 
 ROOT = Path(__file__).parent
 BIN = ROOT / ".nox" / "shared" / "bin"

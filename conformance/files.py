@@ -10,10 +10,12 @@ import re
 import shlex
 import shutil
 import stat
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TextIO
 
 #: Bytes of a text that is read whole.
 _MOST_TEXT = 64 << 20
@@ -27,6 +29,9 @@ _ADVICE = {
     errno.EEXIST: "it is a file; name a directory",
     errno.ENOTDIR: "a part of that path is a file; name a directory",
 }
+#: Codes of a terminal's colours: red for what is wrong, green for what is right, yellow for what is neither.
+_COLOURS = {"FAIL": 31, "ERROR": 31, "error": 31, "PASS": 32, "XPASS": 33, "XFAIL": 33}
+_OUTCOME = re.compile(rf"^({'|'.join(_COLOURS)})\b", re.MULTILINE)
 #: What a disk, and nothing that a program did wrong, answers a write with.
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 #: The same of a machine: its disks, its memory, its limits.
@@ -66,6 +71,23 @@ def printable(text: str) -> str:
     \x1b[2J\n
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(lines: Iterable[str]) -> str:
+    """Return lines as one text, each ``printable``: whatever a name holds, it makes no second line."""
+    return "\n".join(map(printable, lines))
+
+
+def say(*lines: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print lines, each ``printable``, above a bar of tqdm; the one way in which a command speaks.
+
+    On a terminal, unless NO_COLOR is set, an outcome at the beginning of a line has a colour.
+    """
+    text, out, bars = shown(lines), file or sys.stdout, sys.modules.get("tqdm")
+    if out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        text = _OUTCOME.sub(lambda word: f"\x1b[{_COLOURS[word[0]]}m{word[0]}\x1b[0m", text)
+    with bars.tqdm.external_write_mode(out) if bars else contextlib.nullcontext():
+        print(text, end=end, file=out, flush=True)
 
 
 def make_folder(path: Path) -> Path:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conformance.files import printable, shown
 from conformance.harness.observation import Problem
 
 SEVERITIES = ("fails", "wrong", "waste")
@@ -113,14 +114,23 @@ def render(audit: Audit, name: str) -> str:
         f"Vulkan operators as of executorch {audit.operators_version} ({audit.operators_revision[:10]}); "
         f"{_count(audit.problems)}"
     )
-    return "\n".join(lines)
+    return shown(lines)
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Left-aligned columns under a head line."""
-    table = [tuple(head), *(tuple(r) for r in rows)]
+    table = [tuple(map(printable, row)) for row in (head, *rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, in English.
+
+    >>> counted(1, "table"), counted(2, "table")
+    ('1 table', '2 tables')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _bytes(count: int) -> str:
@@ -132,4 +142,6 @@ def _bytes(count: int) -> str:
 def _count(problems: Sequence[Problem]) -> str:
     if not problems:
         return "clean"
-    return ", ".join(f"{sum(p.severity == s for p in problems)} {s}" for s in SEVERITIES)
+    found = {s: sum(p.severity == s for p in problems) for s in SEVERITIES}
+    words = {"fails": "failure", "wrong": "wrong result", "waste": "waste"}
+    return ", ".join(counted(n, words[s]) for s, n in found.items() if n)

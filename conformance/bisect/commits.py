@@ -19,6 +19,7 @@ from pathlib import Path
 
 from conformance.bisect.search import BAD, GOOD, Search, SearchEnded, Step
 from conformance.bisect.step import judge_commit, python_path
+from conformance.files import say
 from conformance.sources.git import GitProblem, command, environment, git, is_shallow, text
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -76,7 +77,7 @@ def find(search: Search) -> Culprit:
         _prepare(search)
         try:
             search = _checked_ends(search)
-            print(f"  sought: {search.signature}", flush=True)
+            say(f"  sought: {search.signature}")
             search.save()
             culprit = _search(search)
         except WrongEnd:
@@ -110,14 +111,14 @@ def _prepare(search: Search) -> None:
     for old in others[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     if kept := len(list(search.memo.glob("*.json"))):
-        print(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo}; remove it to judge again")
+        say(f"  continuing: {kept} verdicts of the interrupted search are in {search.memo}; remove it to judge again")
 
 
 def _checked_ends(search: Search) -> Search:
     """Judge both ends; returns the search with the signature sought."""
     good, bad = (search.new, search.old) if search.find_fix else (search.old, search.new)
     step = judge_commit(search, bad)
-    print(f"  {step.line()}  (the bad end)", flush=True)
+    say(f"  {step.line()}  (the bad end)")
     answer = f"{step.outcome} {step.signature} {step.reason}".rstrip()
     if step.state == GOOD:
         raise WrongEnd(f"bad {bad[:10]} is good: the case passes there; give a revision where it fails")
@@ -126,7 +127,7 @@ def _checked_ends(search: Search) -> Search:
         raise WrongEnd(f"bad {bad[:10]} does not fail as sought: {answer}{sought}")
     search = replace(search, signature=step.signature)
     step = judge_commit(search, good)
-    print(f"  {step.line()}  (the good end)", flush=True)
+    say(f"  {step.line()}  (the good end)")
     answer = f"{step.outcome} {step.signature} {step.reason}".rstrip()
     if step.state != GOOD:
         raise WrongEnd(f"good {good[:10]} is not good: {answer}; give a revision where the case passes")
@@ -149,7 +150,7 @@ def _search(search: Search) -> Culprit:
         if wrong is None:
             untested = tuple(p.commit for p in parents if p.state != older)
             return Culprit(commit, step, parents, (commit, *untested) if untested else ())
-        print(f"  parent {wrong.commit[:10]} is {wrong.state} too; searching below it", flush=True)
+        say(f"  parent {wrong.commit[:10]} is {wrong.state} too; searching below it")
         new = wrong.commit
 
 
@@ -161,7 +162,7 @@ def _git_bisect(search: Search, new: str) -> tuple[str, tuple[str, ...]]:
     terms = ["--term-old=older", "--term-new=newer"]
     base = text(search.clone, "merge-base", search.old, new).split()[0]
     last = text(search.clone, "bisect", "start", *flags, *terms, new, base)
-    print(last, flush=True)
+    say(last)
     log = text(search.clone, "bisect", "log")
     if not _FIRST.search(log):
         last = _run(search)
@@ -189,10 +190,10 @@ def _run(search: Search) -> str:
             last = line.strip() or last
             if _STEP.match(line) or "Traceback" in line:
                 done += 1
-                print(line.rstrip(), flush=True)
+                say(line.rstrip())
             elif left := _LEFT.search(line):
                 seconds = (int(left[1]) + 1) * (time.monotonic() - started) / max(done, 1)
-                print(f"  about {int(left[1]) + 1} more steps, {seconds:.0f} s", flush=True)
+                say(f"  about {int(left[1]) + 1} more steps, {seconds:.0f} s")
     if search.stopped.is_file():
         raise SearchEnded(search.stopped.read_text(encoding="utf-8"))
     return last

@@ -8,7 +8,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from conformance.files import q4gsw
+from conformance.files import q4gsw, say
 from conformance.results.causes import causes, others
 from conformance.results.verdict import UNEXPECTED, read
 from conformance.sources.releases import PACKAGES
@@ -23,11 +23,11 @@ def show(old: Path, new: Path, *, every: bool = False) -> int:
     red = [v for v in after.verdicts if v.outcome in UNEXPECTED and v.case in passed]
     for there in causes(red):
         for verdict in there if every else there[:1]:
-            print(f"# {verdict.case}: {verdict.signature}")
-            print("\n".join(_commands(verdict.case, before.header, after.header)))
+            say(f"# {verdict.case}: {verdict.signature}")
+            say(*_commands(verdict.case, before.header, after.header))
         if not every and len(there) > 1:
-            print(f"# {others([v.case for v in there])}")
-    print(f"{len(red)} cases went red")
+            say(f"# {others([v.case for v in there])}")
+    say(f"{len(red)} cases went red")
     return 0 if red else 1
 
 

@@ -18,6 +18,7 @@ from conformance.bisect import commands
 from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import Case, Dispatch, EndToEnd, Program, Table, check
 from conformance.case.operands import table_step
+from conformance.files import say
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, Verdict
 from reference.program.spec import Apply, Dequantize, Linear, PackedLookup, ProgramSpec, TensorSpec
@@ -167,7 +168,7 @@ def show(
         nonlocal sought
         verdict = verdicts[size] = ask(worker, resized(case, axis, size), repeat)
         check_harness(verdict)
-        print(f"  {axis} {size}: {verdict.outcome} {verdict.signature}".rstrip(), flush=True)
+        say(f"  {axis} {size}: {verdict.outcome} {verdict.signature}".rstrip())
         if verdict.outcome == PASS:
             return False
         sought = sought or verdict.signature
@@ -182,8 +183,8 @@ def show(
         except SearchEnded as ended:
             raise SearchEnded(f"{axis} {ended}") from ended
     folder = Path(tempfile.mkdtemp(prefix="q4gsw-sizes-"))
-    print(f"first bad: {axis} {bad} ({verdicts[bad].signature}); {good} is right, and there is no legal size between")
-    print(f"  what:      {verdicts[bad].reason}")
+    say(f"first bad: {axis} {bad} ({verdicts[bad].signature}); {good} is right, and there is no legal size between")
+    say(f"  what:      {verdicts[bad].reason}")
     for what, size in (("good by hand: ", good), ("bad by hand:  ", bad)):
-        print(f"  {what}{commands.replay_of(folder, resized(case, axis, size), verdicts[size])}")
+        say(f"  {what}{commands.replay_of(folder, resized(case, axis, size), verdicts[size])}")
     return 0

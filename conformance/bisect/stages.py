@@ -13,6 +13,7 @@ from conformance.bisect import commands
 from conformance.bisect.search import SearchEnded, ask, check_harness
 from conformance.case.case import STAGES, Case, Dispatch, EndToEnd, Program, Quantization, Question, Table
 from conformance.case.operands import operands, table_step
+from conformance.files import say
 from conformance.harness.worker import Worker
 from conformance.results.verdict import PASS, UNSUPPORTED, Verdict
 from reference.program.spec import ProgramSpec, Values
@@ -66,23 +67,23 @@ def show(case: Case, subject: str, seconds: float, sought: str = "", repeat: int
             f"{case.id} does not fail as recorded: {answer}; sought is {sought}: another failure, or none"
         )
     for stage, verdict in verdicts.items():
-        print(f"  {stage:8} {verdict.outcome:11} {verdict.reason if verdict.outcome != PASS else ''}".rstrip())
+        say(f"  {stage:8} {verdict.outcome:11} {verdict.reason if verdict.outcome != PASS else ''}".rstrip())
     for stage in STAGES:
         if stage not in verdicts:
-            print(f"  {stage:8} {'none':11} the case says nothing of this stage")
+            say(f"  {stage:8} {'none':11} the case says nothing of this stage")
     bad = culprit(list(verdicts.values()))
     passed = [v for v in verdicts.values() if v.outcome == PASS]
     if bad is None:
-        print(f"no stage is wrong: {len(passed)} judged, {len(verdicts) - len(passed)} unsupported")
+        say(f"no stage is wrong: {len(passed)} judged, {len(verdicts) - len(passed)} unsupported")
         return 1
     check_harness(bad)
     folder = Path(tempfile.mkdtemp(prefix="q4gsw-stages-"))
-    print(f"first bad: {bad.stage} ({bad.signature})")
-    print(f"  what:      {bad.reason}")
+    say(f"first bad: {bad.stage} ({bad.signature})")
+    say(f"  what:      {bad.reason}")
     for good in [v for v in passed if STAGES.index(v.stage) < STAGES.index(bad.stage)][-1:]:
-        print(f"  before:    {good.stage} PASS")
-        print(f"  good by hand: {commands.replay_of(folder, cases[good.stage], good)}")
-    print(f"  bad by hand:  {commands.replay_of(folder, cases[bad.stage], bad)}")
+        say(f"  before:    {good.stage} PASS")
+        say(f"  good by hand: {commands.replay_of(folder, cases[good.stage], good)}")
+    say(f"  bad by hand:  {commands.replay_of(folder, cases[bad.stage], bad)}")
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from conformance.bisect.search import BAD, SKIP, STOP, Search, SearchEnded, Step, state_of, trouble, unanimous
 from conformance.case.toml import case_from_toml
-from conformance.files import append_line, make_folder, write_whole
+from conformance.files import append_line, make_folder, say, write_whole
 from conformance.harness.observation import Raised
 from conformance.harness.worker import Worker
 from conformance.judging.judge import judge
@@ -154,5 +154,5 @@ def main(arguments: list[str]) -> int:
     except SearchEnded as ended:
         write_whole({search.stopped: str(ended)})
         return END
-    print(f"  {step.line()}  {text(search.clone, 'log', '-1', '--format=%cs %s', commit)[:70]}", flush=True)
+    say(f"  {step.line()}  {text(search.clone, 'log', '-1', '--format=%cs %s', commit)[:70]}")
     return CANNOT if step.state == SKIP else int((step.state == BAD) != search.find_fix)

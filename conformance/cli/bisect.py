@@ -11,6 +11,7 @@ from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
 from conformance.cli.options import Parser, positive
+from conformance.files import say
 from conformance.harness.subject import from_file
 from conformance.results import replay
 from conformance.sources.git import commit_of, files, git
@@ -120,7 +121,7 @@ def _note_changes(repo: Path) -> None:
     except ValueError:
         return  # a bare repository has no files to be changed
     if changed.strip():
-        print(f"  note: {repo} has uncommitted changes; they are part of no step (commit them to have them judged)")
+        say(f"  note: {repo} has uncommitted changes; they are part of no step (commit them to have them judged)")
 
 
 def _print(search: Search, culprit: Culprit, case: str) -> None:
@@ -129,19 +130,19 @@ def _print(search: Search, culprit: Culprit, case: str) -> None:
     def name(commit: str) -> str:
         return git(search.clone, "log", "-1", "--format=%H %cs %s", commit).decode(errors="replace").strip()
 
-    print(f"log: {search.folder}/steps.jsonl")
+    say(f"log: {search.folder}/steps.jsonl")
     if culprit.candidates:
-        print(f"first {after}: one of {len(culprit.candidates)} commits; those between them cannot be tested")
-        print("\n".join(f"  {name(commit)}" for commit in culprit.candidates))
+        say(f"first {after}: one of {len(culprit.candidates)} commits; those between them cannot be tested")
+        say(*(f"  {name(commit)}" for commit in culprit.candidates))
         return
-    print(f"first {after}: {name(culprit.commit)}")
+    say(f"first {after}: {name(culprit.commit)}")
     for parent in culprit.parents:
-        print(f"  before: {_evidence(parent)}")
+        say(f"  before: {_evidence(parent)}")
     if culprit.step:
-        print(f"  after:  {_evidence(culprit.step)}")
+        say(f"  after:  {_evidence(culprit.step)}")
     for parent in culprit.parents[:1]:
-        print(f"  {before} by hand:  {at_commit(search, parent.commit, case)}")
-    print(f"  {after} by hand: {at_commit(search, culprit.commit, case)}")
+        say(f"  {before} by hand:  {at_commit(search, parent.commit, case)}")
+    say(f"  {after} by hand: {at_commit(search, culprit.commit, case)}")
 
 
 def _evidence(step: Step) -> str:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from conformance.case.case import Case
 from conformance.cli.options import Parser, names, positive
-from conformance.files import make_folder, printable, q4gsw, write_whole
+from conformance.files import make_folder, q4gsw, say, write_whole
 from conformance.harness.subject import option_for
 from conformance.proofs import certificate
 from conformance.proofs.certificate import PROVEN, Certificate
@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
                 certificate.write(path, proof)
             total = sum(one.obligations for one in decided)
             about = name if options.groups else path
-            print(f"{proof.result}: {about} (obligations {total}, settings {len(decided)}, {spent:.1f} s)", flush=True)
+            say(f"{proof.result}: {about} (obligations {total}, settings {len(decided)}, {spent:.1f} s)")
             for line in proof.mismatches:
-                print(f"  {printable(line)}", flush=True)
+                say(f"  {line}")
             worst = max(worst, 0 if proof.result == PROVEN else 1)
             cases = {case.id: case for one in chosen for found in one.findings if (case := prove.case_of(name, found))}
             if cases and not options.groups:
@@ -88,7 +88,7 @@ def _show(options: argparse.Namespace, cases: list[Case]) -> None:
         signature, said = _asked(subject, case) if subject else ("", "not run: no subject has this shader")
         path = make_folder(options.out / "replay") / replay.file_name(case.id)
         write_whole({path: replay.text(case, subject or options.subject, signature, versions())})
-        print(f"  case: {printable(said)}\n  replay: {q4gsw('replay', path, *option_for(subject))}", flush=True)
+        say(f"  case: {said}", f"  replay: {q4gsw('replay', path, *option_for(subject))}")
 
 
 def _subject(options: argparse.Namespace, cases: list[Case]) -> str:

@@ -4,17 +4,18 @@ Exit code 1: a wrong answer, or a case that could not be exported (of `kit run`:
 """
 
 import argparse
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
-from conformance.files import Unwritable, check_writable, new_folder, q4gsw
+from conformance.files import Unwritable, check_writable, new_folder, q4gsw, say
 from conformance.harness import limited
 from conformance.harness.errors import BadFile, EnvironmentProblem
 from conformance.harness.observation import Facts
@@ -89,12 +90,11 @@ def _asked(options: argparse.Namespace) -> tuple[Case, ...]:
 def _export_program(options: argparse.Namespace, model: Path, folder: Path) -> int:
     from conformance.kits.export import NotLowered, export_program, lowering  # noqa: PLC0415 - loads torch
 
-    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(options.lower_with)
     try:
-        print(export_program(model, options.inputs, check_writable(folder), options.lower_with, run.versions()))
+        say(str(export_program(model, options.inputs, check_writable(folder), options.lower_with, run.versions())))
     except NotLowered as error:
-        print(f"{model}: {error}", file=sys.stderr)
+        say(f"{model}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -103,21 +103,20 @@ def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path
     """Export every case into ``folder``; return those that cannot be, each with its error's name and line."""
     from conformance.kits.export import NotLowered, export, folder_of, lowering  # noqa: PLC0415 - loads torch
 
-    logging.disable(logging.INFO)  # the wheel's partitioner tells what it takes
     lowering(options.lower_with)
     check_writable(folder)
     for case in cases:
         folder_of(case, folder)
     left: list[tuple[Case, str, str]] = []
-    for case in cases:
+    for case in tqdm(cases, desc="lowering", unit=" kits", disable=None, leave=False):
         try:
-            print(export(case, folder, options.lower_with, run.versions()), flush=True)
+            say(str(export(case, folder, options.lower_with, run.versions())))
         except Unwritable:
             raise
         except (NotLowered, ValueError) as error:
             left.append((case, type(error).__name__, str(error).partition("\n")[0]))
-            print(f"{case.id}: {left[-1][2]}", file=sys.stderr)
-    print(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
+            say(f"{case.id}: {left[-1][2]}", file=sys.stderr)
+    say(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
     return left
 
 
@@ -191,11 +190,12 @@ def _run(options: argparse.Namespace) -> int:
         signature = f"{case.stage}/raised/{kind}"
         verdict = Verdict(case.id, case.stage, "", ERROR, signature, reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
-    for path in kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ():
+    folders = kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ()
+    for path in tqdm(folders, desc="running", unit=" kits", disable=None, leave=False):
         out = scratch / "out" / path.name
         verdict = run_kit(read_kit(path), words, out, options.case_seconds, facts, options.repeat)
         verdicts.add(verdict, *again, "--kits", path)
-    print(f"outputs: {scratch / 'out'}")
+    say(f"outputs: {scratch / 'out'}")
     return verdicts.finish()
 
 
@@ -220,8 +220,8 @@ class _Verdicts:
         verdict = self.report.expected.apply(replace(verdict, subject=self.subject, replay=q4gsw(*words)))
         self.report.add(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
-        print(f"{verdict.outcome:5} {verdict.case}{why}", flush=True)
+        say(f"{verdict.outcome:5} {verdict.case}{why}")
 
     def finish(self) -> int:
-        print("\n".join(self.report.finish()))
+        say(*self.report.finish())
         return exit_code(self.report.verdicts)

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conformance.cli.options import Parser
-from conformance.files import DISK, printable, unwritable
+from conformance.files import DISK, say, unwritable
 from conformance.harness.errors import EnvironmentProblem
+from conformance.harness.noise import keep_out
 
 ROOT = Path(__file__).parents[2]
 USAGE, INTERRUPTED = 2, 130
@@ -92,14 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale's encoding lacks
+    keep_out()
     try:
         code = _command(*(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("error: interrupted; a report that was being written holds what was judged until then", file=sys.stderr)
+        say("error: interrupted; a report that was being written holds what was judged until then", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, EnvironmentProblem) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", USAGE)
     except BrokenPipeError:
         _no_more_output()  # the reader of a pipe has enough
@@ -107,16 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         full = unwritable(error.filename or "standard output", error)
         other = ": ".join(filter(None, (error.filename, error.strerror or repr(error))))
-        print(f"error: {printable(str(full if error.errno in DISK else other))}", file=sys.stderr)
+        say(f"error: {full if error.errno in DISK else other}", file=sys.stderr)
         if not error.filename:
             _no_more_output()  # or what is left fails once more at exit
         return USAGE
     except MemoryError:
-        print("error: not enough memory", file=sys.stderr)
+        say("error: not enough memory", file=sys.stderr)
         return USAGE
     except Exception:  # noqa: BLE001 - a mistake of the suite is no answer, and Python's exit code 1 would be one
         traceback.print_exc()
-        print("error: a mistake of the suite, with nothing judged; please report it", file=sys.stderr)
+        say("error: a mistake of the suite, with nothing judged; please report it", file=sys.stderr)
         return USAGE
     return code
 
@@ -127,7 +129,7 @@ def _no_more_output() -> None:
 
 def _command(name: str = "--help", *words: str) -> int:
     if name in {"-h", "--help", "--version"}:
-        print(version() if name == "--version" else menu())
+        say(version()) if name == "--version" else say(*menu().split("\n"))
         return 0
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; there is {', '.join(COMMANDS)}")

@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from conformance.cli.options import Parser, print_json
+from conformance.cli.options import Parser, busy, print_json
+from conformance.files import printable, say
 from conformance.pte import operators as vulkan_operators
 
 
@@ -16,6 +17,7 @@ def add_audit(parser: Parser) -> None:
 def add_explain(parser: Parser) -> None:
     """Add the options of ``q4gsw explain``."""
     _reading(parser, _explain, "MODEL.pt2, as torch.export.save writes it")
+    parser.add_argument("--subject", choices=("impl", "executorch"), default="impl", help="whose decisions")
     parser.add_argument(
         "--max-storage-buffer-range", type=int, help="bytes of the device's largest buffer (default: no limit)"
     )
@@ -50,8 +52,9 @@ def add_operators(parser: Parser) -> None:
 def _audit(options: argparse.Namespace) -> int:
     from conformance.harness import limited  # noqa: PLC0415 - other commands do not need it
 
-    text = limited.run("conformance.audit.audit:audit_file", options.file, options.form)
-    print(text[1:])
+    with busy(f"reading {printable(str(options.file))}"):
+        text = limited.run("conformance.audit.audit:audit_file", options.file, options.form)
+    say(*text[1:].split("\n"))
     return int(text[0])
 
 
@@ -61,8 +64,10 @@ def _explain(options: argparse.Namespace) -> int:
 
     check_pt2(options.file)
     limits = (options.max_storage_buffer_range, options.max_image_dimension_2d)
-    words = ("" if limit is None else str(limit) for limit in limits)
-    print(limited.run("conformance.explain.explain:explain_file", options.file, options.form, *words))
+    words = options.form, options.subject, *("" if limit is None else str(limit) for limit in limits)
+    with busy(f"reading {printable(str(options.file))}"):
+        text = limited.run("conformance.explain.explain:explain_file", options.file, *words)
+    say(*text.split("\n"))
     return 0
 
 
@@ -72,10 +77,10 @@ def _check(options: argparse.Namespace) -> int:
 
     check_pt2(options.file)
     inputs = str(options.inputs.resolve()) if options.inputs else ""
-    text = limited.run(
-        "conformance.explain.check:check_file", options.file, inputs, options.subject, options.form, seconds=600
-    )
-    print(text[1:])
+    words = (inputs, options.subject, options.form)
+    with busy(f"lowering {printable(str(options.file))}, and executing it"):
+        text = limited.run("conformance.explain.check:check_file", options.file, *words, seconds=600)
+    say(*text[1:].split("\n"))
     return int(text[0])
 
 
@@ -87,6 +92,9 @@ def _operators(options: argparse.Namespace) -> int:
     if options.json:
         print_json(known)
         return 0
-    print("\n".join(known.operators))
-    print(f"{len(known.operators)} operators of executorch {known.version} ({known.revision})")
+    say(*known.operators)
+    say(
+        f"{len(known.operators)} operators of executorch {known.version}, commit {known.revision}",
+        f"read from what {vulkan_operators.RUNTIME} registers there, by q4gsw operators --executorch-src CLONE",
+    )
     return 0

@@ -1,13 +1,18 @@
 """The parser of every command, and the options that commands share: each is declared here once."""
 
 import argparse
+import contextlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from conformance.case.case import LEVELS, STAGES
 from conformance.cli.config import config
+from conformance.files import say
 from conformance.serialize import unstructure
 
 
@@ -49,7 +54,12 @@ DECLARED: dict[str, dict[str, Any]] = {
     "--case": {"default": [], "action": "append", "metavar": "GLOB", "help": "ids of cases, whatever their level"},
     "--device": {"default": "", "help": "Vulkan device by name or index, see q4gsw devices"},
     "--validate": {"action": "store_true", "help": "with Vulkan's validation layer; any message fails the case"},
-    "--case-seconds": {"type": float, "default": 60.0, "metavar": "S", "help": "time limit of a case"},
+    "--case-seconds": {
+        "type": float,
+        "default": 60.0,
+        "metavar": "S",
+        "help": "of a case; of the first, which loads the subject, at least 120",
+    },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--all": {"action": "store_true", "help": "show every failure, not one for each signature"},
     "--repeat": {"type": positive, "default": 1, "metavar": "N", "help": "ask so often: answers that differ fail"},
@@ -90,6 +100,25 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(name, **DECLARED[name] | ({"default": own} if own else {}) | changed)
 
 
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say on a terminal, while it goes on, what takes long, and how long it has taken."""
+    over = threading.Event()
+    with tqdm(desc=what, bar_format="{desc}: {elapsed}", disable=None, leave=False) as bar:
+
+        def tick() -> None:
+            while not over.wait(1):
+                bar.refresh()
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            ticker.join()
+
+
 def print_json(value: object) -> None:
     """Print plain data or dataclasses."""
-    print(json.dumps(unstructure(value), indent=1, sort_keys=True))
+    say(*json.dumps(unstructure(value), indent=1, sort_keys=True).split("\n"))

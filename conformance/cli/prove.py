@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from conformance.case.catalogue import nearest
 from conformance.cli import every_size
 from conformance.cli.options import Parser, positive
-from conformance.files import check_writable, printable
+from conformance.files import check_writable, say
 from conformance.harness.errors import FeatureMissing
 from conformance.harness.subject import resolved
 from conformance.proofs import arithmetic, certificate, check, domain, indexing, layout, target
@@ -90,7 +91,7 @@ def _variants(options: argparse.Namespace, names: Sequence[str] = ()) -> list[st
     patterns = options.variant.split(",")
     chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
-        raise ValueError(f"no variant {options.variant!r} of {options.subject}; there are {', '.join(names)}")
+        nearest(f"variant of {options.subject}", patterns[0], names)
     return chosen
 
 
@@ -102,7 +103,7 @@ def _each(options: argparse.Namespace, prove: Callable[[str], int]) -> int:
             worst = max(worst, prove(name))
         except FeatureMissing as error:
             missing.append(str(error))
-            print(f"unsupported: {error}", flush=True)
+            say(f"unsupported: {error}")
     if len(missing) == len(names):
         raise FeatureMissing(f"nothing was proven: {missing[0]}")
     return worst
@@ -130,7 +131,7 @@ def _arithmetic_of(options: argparse.Namespace, variant: str, domain_name: str) 
         done = sum(record.stop - record.start for record in journal.records)
         arithmetic.prove(opened, scales, chunks, journal.add, done=done, threads=options.threads)
     if options.shard:
-        print(f"shard {number} of {count}: {path}; q4gsw prove merge makes a certificate of all of them")
+        say(f"shard {number} of {count}: {path}; q4gsw prove merge makes a certificate of all of them")
         journal.close()
         return 0
     return _certify(out, journal.header, journal.records, journal)
@@ -223,30 +224,30 @@ def _all(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     worst = 0
-    print(f"sampled with --seed {options.seed}", file=sys.stderr, flush=True)
+    say(f"sampled with --seed {options.seed}", file=sys.stderr)
     for path in options.files:
         try:
             named = {"own_subject": options.subject, "shader": options.shader}
             found, lines = check.check(
                 path, seed=options.seed, device=options.device, rerun=not options.no_rerun, **named
             )
-            print(f"{path}: {found}; {printable('; '.join(lines))}", flush=True)
+            say(f"{path}: {found}; {'; '.join(lines)}")
         except certificate.Rejected as error:
             worst = max(worst, error.exit_code)
-            print(f"{path}: {printable(str(error))}", flush=True)
+            say(f"{path}: {error}")
     return worst
 
 
 def _report(path: Path, proof: Certificate, what: str, judged: int, counts: Mapping[str, int]) -> int:
     """One line for a certificate, one for its rates, one a mismatch."""
-    print(f"{proof.result}: {path} ({', '.join(f'{name} {n}' for name, n in {what: judged, **counts}.items())})")
+    say(f"{proof.result}: {path} ({', '.join(f'{name} {n}' for name, n in {what: judged, **counts}.items())})")
     stages = vars(proof.timing.stages)
     rates = ", ".join(f"{name} {_giga(judged, seconds)}" for name, seconds in stages.items())
     whole = _giga(judged, proof.timing.working_s)
     slowest = max(stages, key=stages.__getitem__)
-    print(f"  {proof.timing.working_s:.2f} s, G {what}/s: {whole} in all; {rates}; {slowest} binds")
+    say(f"  {proof.timing.working_s:.2f} s, G {what}/s: {whole} in all; {rates}; {slowest} binds")
     for line in proof.mismatches:
-        print(f"  {printable(line)}")
+        say(f"  {line}")
     sys.stdout.flush()
     return 0 if proof.result == PROVEN else 1
 

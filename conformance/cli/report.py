@@ -5,10 +5,10 @@ from pathlib import Path
 
 from conformance.case.catalogue import load
 from conformance.cli.options import Parser, print_json
-from conformance.files import write_whole
+from conformance.files import say, write_whole
 from conformance.proofs import certificate
 from conformance.proofs.certificate import ArithmeticClaim, Certificate
-from conformance.results import diff, implementations, report, timing
+from conformance.results import diff, exchange, implementations, report, timing
 from conformance.results.causes import blocks, causes
 from conformance.results.verdict import counts, exit_code, last_line, read
 
@@ -21,6 +21,8 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
     parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
     parser.add_argument("--implementations", type=Path, metavar="FILE", help="write a table of the streams' subjects")
+    parser.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0, for code scanning")
+    parser.add_argument("--annotations", action="store_true", help="print annotations for a pull request on GitHub")
     parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
 
 
@@ -34,31 +36,36 @@ def add_diff(parser: Parser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     streams = [read(path) for path in options.file]
-    verdicts = [v for stream in streams for v in stream.verdicts]
+    cases = load()
+    order = {case.id: number for number, case in enumerate(cases)}  # workers answer as it happens
+    verdicts = sorted((v for s in streams for v in s.verdicts), key=lambda v: order.get(v.case, len(order)))
     if options.json:
         by_cause = [{"example": there[0], "cases": [v.case for v in there]} for there in causes(verdicts)]
         truncated = any(s.truncated for s in streams)
         print_json({"counts": counts(verdicts), "truncated": truncated, "causes": by_cause})
         return 1 if truncated else exit_code(verdicts)
-    cases = load()
     for block in blocks(verdicts, {case.id: case.detects for case in cases}, every=options.all):
-        print(block)
+        say(*block.split("\n"))
     if options.html:
         first = options.file[0] if options.file[0].is_dir() else options.file[0].parent
         paths = report.write(options.out or first, streams, cases)
-        print("written: " + ", ".join(map(str, paths)))
+        say("written: " + ", ".join(map(str, paths)))
     if options.implementations:
         folders = [path if path.is_dir() else path.parent for path in options.file]
         found = [[certificate.read(p) for p in sorted(folder.glob("certificates/*.json"))] for folder in folders]
         text = implementations.page(list(zip(streams, (_proofs(proofs) for proofs in found), strict=True)))
         write_whole({options.implementations: text})
-        print(f"written: {options.implementations}")
+        say(f"written: {options.implementations}")
+    if options.sarif:
+        write_whole({options.sarif: exchange.sarif(streams)})
+    if options.annotations:
+        say(*exchange.annotations(streams))
     if options.timing:
-        print("\n".join(timing.lines(verdicts, timing.workers_of(s.header for s in streams))))
+        say(*timing.lines(verdicts, timing.workers_of(s.header for s in streams)))
     for stream in streams:
         if stream.truncated:
-            print(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
-    print(last_line(verdicts))
+            say(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
+    say(last_line(verdicts))
     return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
 
 
@@ -82,9 +89,9 @@ def _diff(options: argparse.Namespace) -> int:
         )
     for path, stream in ((options.old, old), (options.new, new)):
         if stream.truncated and not options.json:
-            print(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
+            say(f"{path}: truncated, only {len(stream.verdicts)} verdicts are compared")
     if options.json:
         print_json(found)
     else:
-        print("\n".join(diff.lines(found, every=options.all)))
+        say(*diff.lines(found, every=options.all))
     return 1 if found.failed else 0

@@ -11,7 +11,7 @@ from conformance.case.catalogue import by_contract, load, select
 from conformance.case.toml import case_to_toml
 from conformance.cli.config import config
 from conformance.cli.options import Parser, print_json
-from conformance.files import kept_folder, printable
+from conformance.files import kept_folder, say
 from conformance.harness.subject import check_name, from_file
 from conformance.harness.worker import Worker
 from conformance.results import replay
@@ -69,15 +69,14 @@ def _list(options: argparse.Namespace) -> int:
         print_json([{n: getattr(case, n) for n in ("id", "stage", "contract", "level", "detects")} for case in cases])
         return 0
     if options.toml:
-        print("\n".join(f"# {case.id}\n{case_to_toml(case)}" for case in cases))
+        say(*(line for case in cases for line in (f"# {case.id}", *case_to_toml(case).split("\n"))))
         return 0
     if options.by_contract:
-        print("\n".join(by_contract(cases)))
+        say(*by_contract(cases))
     else:
         width = max((len(c.id) for c in cases), default=0)
-        for case in cases:
-            print(f"{case.id:{width}}  {case.stage:8} {case.contract:4} {case.level:6} {case.detects}")
-    print(f"{len(cases)} cases")
+        say(*(f"{c.id:{width}}  {c.stage:8} {c.contract:4} {c.level:6} {c.detects}" for c in cases))
+    say(f"{len(cases)} cases")
     return 0
 
 
@@ -101,21 +100,20 @@ def _replay(options: argparse.Namespace) -> int:
         print_json(verdict)
         return exit_code([verdict])
     if verdict.outcome in UNEXPECTED:
-        print(describe(verdict, recorded.case.detects))
+        say(*describe(verdict, recorded.case.detects).split("\n"))
     else:
-        print(f"{verdict.outcome} {recorded.case.id}")
+        say(f"{verdict.outcome} {recorded.case.id}")
     if recorded.signature:
         same = "the same failure" if verdict.signature == recorded.signature else "another failure than the recorded"
         same = "it is fixed" if verdict.outcome == PASS else same
-        print(f"recorded signature: {recorded.signature} ({same})")
-    print(last_line([verdict]))
+        say(f"recorded signature: {recorded.signature} ({same})")
+    say(last_line([verdict]))
     return exit_code([verdict])
 
 
 def _show(data: bytes) -> None:
     """Print what a subject printed, without what a terminal would act upon."""
-    lines = data.decode(errors="backslashreplace").split("\n")
-    print("\n".join(map(printable, lines)), end="", flush=True)
+    say(*data.decode(errors="backslashreplace").split("\n"), end="")
 
 
 def _device(options: argparse.Namespace) -> None:
@@ -135,5 +133,5 @@ def _devices(options: argparse.Namespace) -> int:
     if options.json:
         print_json([{"device": name, **row} for name, row in device_rows()])
     else:
-        print("\n".join(device_lines()))
+        say(*device_lines())
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conformance.case.catalogue import load, select
 from conformance.cli.options import Parser
-from conformance.files import cache_directory, kept_folder, make_folder, write_whole
+from conformance.files import cache_directory, kept_folder, make_folder, say, write_whole
 from conformance.harness.subject import check_name, resolved
 from conformance.results.verdict import last_line
 from conformance.runs import run
@@ -58,7 +58,7 @@ def _versions(options: argparse.Namespace) -> int:
     hands = by_hand(options.package, judged, words) if options.case else []
     kinds += [*hands, *([""] if hands else [])]
     where = f"report: {report}: matrix.md, and a report for each version that was judged"
-    print("\n".join(["", *matrix, *(kinds if judged[1:] else [""] * bool(judged)), *ends, where]))
+    say("", *matrix, *(kinds if judged[1:] else [""] * bool(judged)), *ends, where)
     return 0 if judged and good and not broke else 1
 
 
@@ -69,9 +69,10 @@ def _judged(
     judged: list[Judged] = []
     left_out: list[str] = []
     broke = False
-    for version in versions:
+    began = time.monotonic()
+    for number, version in enumerate(versions):
         name = f"{options.package} {version}"
-        print(f"{name}: ", end="", flush=True)
+        say(f"{number + 1} of {len(versions)}, {name}: ", end="")
         started = time.monotonic()
         try:
             folder = report / name.replace(" ", "-")
@@ -81,5 +82,7 @@ def _judged(
             broke |= isinstance(error, RunBroke)
             left_out.append(f"not judged: {name}: {' '.join(str(error).split())}")
             line = "not judged"
-        print(f"{line}  ({time.monotonic() - started:.0f} s)", flush=True)
+        now, to_come = time.monotonic(), len(versions) - number - 1
+        left = f", about {(now - began) / (number + 1) * to_come:.0f} s left" if to_come else ""
+        say(f"{line}  ({now - started:.0f} s{left})")
     return judged, left_out, broke

@@ -21,6 +21,7 @@ from conformance.audit.audit import audit
 from conformance.audit.report import grid
 from conformance.explain.explain import explain, load_pt2
 from conformance.explain.report import render as render_explanation
+from conformance.files import shown
 from conformance.harness.errors import BadFile, CannotRun, one_line
 from conformance.observe.execute import run_program, user_output_nodes
 from conformance.program.tensors import to_numpy
@@ -170,9 +171,9 @@ def _ulp(value: Array, wanted: Array) -> int:
 
 def render(result: Check, name: str) -> str:
     """The check for a person: embeddings, lowering, audit, values, and a last line with the verdict."""
-    lines = [result.embeddings, ""]
+    lines = [*result.embeddings.split("\n"), ""]
     if result.refused:
-        return "\n".join([*lines, f"no file: {result.refused}"])
+        return shown([*lines, f"no file: {result.refused}"])
     lines += [f"file: {result.size} bytes", *(f"  {line}" for line in result.lowering), ""]
     lines += [*result.problems, ""] if result.problems else []
     rows = [
@@ -188,4 +189,4 @@ def render(result: Check, name: str) -> str:
     lines += grid(("what", "node", "shape", "difference", "SNR"), rows)
     first = next((v for v in result.values if not v.equal), None)
     departs = f"; first departure: {first.node} ({first.what})" if first else "; every value is eager's, bit for bit"
-    return "\n".join([*lines, "", f"{name}: {'right' if result.right() else 'WRONG'}{departs}"])
+    return shown([*lines, "", f"{name}: {'right' if result.right() else 'WRONG'}{departs}"])

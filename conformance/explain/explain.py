@@ -7,6 +7,7 @@ Source: docs/contract.md section 5.
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from conformance.explain.report import Explanation, Parameters, Row, render, to_
 from conformance.harness.errors import BadFile, one_line
 from conformance.program.lookups import op_name
 from conformance.program.tensors import dtype_name
+from conformance.subjects.executorch import fuse_patterns
 from impl.matcher import Limits, fuse_q4_embeddings
 
 _EMBEDDINGS = ("aten.embedding", "quantized_decomposed.embedding_")
 _DEQUANTIZE = "dequantize_affine"
 
 
-def explain_file(path: str, form: str, buffer_range: str = "", image_side: str = "") -> str:
+def explain_file(path: str, form: str, subject: str, buffer_range: str = "", image_side: str = "") -> str:
     """Explain a file, as "json" or "text", within a device's limits. Entry point of ``conformance.harness.limited``."""
     limits = Limits(int(buffer_range) if buffer_range else None, int(image_side) if image_side else None)
-    explanation = explain(load_pt2(Path(path)), path, limits)
+    explanation = explain(load_pt2(Path(path)), path, limits, subject)
     return to_json(explanation) if form == "json" else render(explanation, path)
 
 
@@ -42,9 +44,9 @@ def load_pt2(path: Path) -> Any:
             names = archive.get_file_names()
             check_members(names, str(path))  # as torch's own reader finds them, which zipfile need not
             for member in names:
-                if member.startswith("models/"):
+                if member.endswith(".json"):
                     check_model(json.loads(archive.read_bytes(member)), str(path))
-                elif member.startswith("data/") and not member.endswith(".json"):
+                elif member.startswith("data/"):
                     _check_weights(archive.read_bytes(member), member, path)
         program = torch.export.load(path)
     except BadFile:
@@ -67,8 +69,11 @@ def _check_weights(data: bytes, member: str, path: Path) -> None:
         raise BadFile(f"{path}: {member} needs more than data to load ({one_line(error)})") from error
 
 
-def explain(program: Any, name: str, limits: Limits | None = None) -> Explanation:
-    """The decision of ``impl.matcher`` on every embedding of a program of torch.export, within a device's limits."""
+def explain(program: Any, name: str, limits: Limits | None = None, subject: str = "impl") -> Explanation:
+    """The decision on every embedding of a program of torch.export: ``impl.matcher``'s, or of "executorch" the wheel's.
+
+    ``limits``: a device's, which the wheel does not ask for.
+    """
     try:
         renorm = [torch.ops.aten.embedding_renorm.default]
         config = EdgeCompileConfig(_core_aten_ops_exception_list=renorm)
@@ -96,7 +101,29 @@ def explain(program: Any, name: str, limits: Limits | None = None) -> Explanatio
         for r in report.refused
         if r.node not in graph_nodes  # inside a branch of control flow
     ]
-    return Explanation(tuple(rows))
+    if subject == "executorch":
+        rows = _by_wheel(edge, rows)
+    return Explanation(tuple(rows), subject)
+
+
+def _by_wheel(edge: Any, rows: list[Row]) -> list[Row]:
+    """What the wheel's pattern pass makes of the same lookups; a reason is ``impl.matcher``'s, who would refuse."""
+    try:
+        left = {node.name for node in fuse_patterns(edge).graph.nodes}
+    except Exception as error:  # noqa: BLE001 - whatever the wheel raises, no lookup of the program is fused
+        why = f"the pass raises {one_line(error)}"
+        lookups = (row for row in rows if row.outcome != "not 4-bit")
+        refused = {row.node: replace(row, outcome="refused", reason="raises", detail=why) for row in lookups}
+        return [refused.get(row.node, row) for row in rows]
+    decided = []
+    for row in rows:
+        outcome = row.outcome if row.outcome == "not 4-bit" or row.node in left else "fused"
+        if outcome == "fused" and row.outcome == "refused":
+            row = replace(row, outcome=outcome, reason=f"though {row.reason}")  # noqa: PLW2901
+        elif outcome != "not 4-bit" and row.node in left:
+            row = replace(row, outcome="refused", detail=row.detail or "the pass leaves it")  # noqa: PLW2901
+        decided.append(row)
+    return decided
 
 
 def _behind(node: Any, stop: str = "") -> Any:

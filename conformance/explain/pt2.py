@@ -1,7 +1,8 @@
 """What of a saved program (``.pt2``) could run code while torch.export.load reads it, checked before it is read.
 
 torch.export.load calls pickle for tensor subclasses, evaluates symbolic expressions as Python, resolves
-operator names by attribute access and loads compiled packages. This module refuses everything but data:
+operator names by attribute access and loads compiled packages; torch.fx writes names of parameters, arguments and
+inputs into Python source, which it runs. This module refuses everything but data:
 ``check_pt2`` looks at the archive, ``check_model`` at a model's JSON; the pickles are checked by the caller
 with torch's own weights_only reader (``conformance.explain.explain``).
 
@@ -37,6 +38,11 @@ _OPERATOR = re.compile(
 _EXPRESSION = re.compile(
     r"(?>\s|[A-Z]\w*|[a-z]{1,4}\d+|(int_)?oo\b|[a-z]+(?==)|\d+(\.\d+)?(e[+-]?\d+)?|'[A-Za-z_]\w*'|[-+*/%(),=<>!&|~])*+"
 )
+#: What a name may hold: in the source that torch.fx writes it stands bare, or between double quotes.
+_BARE = {"name", "forward_arg_names"}
+_NAME, _TEXT = re.compile(r"\w*"), re.compile(r"[\w.:/+\- ]*")
+#: Texts that no source holds but as Python's own repr, or that are checked otherwise.
+_OTHER_TEXTS = {"metadata", "guards_code", "as_string", "as_strings", "expr_str", "target", "in_spec", "out_spec"}
 _LONGEST_EXPRESSION = 4096
 _LARGEST = 64 << 30
 
@@ -76,14 +82,16 @@ def check_members(names: Sequence[str], path: str) -> None:
 
 
 def check_model(model: Any, name: str) -> None:
-    """Check a model's JSON: operator names, symbolic expressions, and specifications of trees."""
-    waiting: list[Any] = [model]
+    """Check JSON of a saved program: names, operators, symbolic expressions, and specifications of trees."""
+    waiting: list[tuple[Any, re.Pattern[str] | None]] = [(model, _TEXT)]
     while waiting:
-        item = waiting.pop()
+        item, names = waiting.pop()
         if isinstance(item, list):
-            waiting += item
+            waiting += ((one, names) for one in item)
         elif isinstance(item, dict):
-            waiting += item.values()
+            for key, value in item.items():
+                inside = None if key in _OTHER_TEXTS else _NAME if key in _BARE else _TEXT
+                waiting += (key, names and _TEXT), (value, names and inside)
             target, text = item.get("target"), item.get("expr_str")
             if isinstance(target, str) and "inputs" in item and not _OPERATOR.fullmatch(target):
                 raise BadFile(f"{name}: {target[:80]!r} is not an operator")
@@ -93,3 +101,5 @@ def check_model(model: Any, name: str) -> None:
                 raise BadFile(f"{name}: the symbolic expression {str(text)[:80]!r} is more than arithmetic on sizes")
         elif isinstance(item, str) and ("__enum__" in item or "__reduce__" in item):
             raise BadFile(f"{name}: a tree specification that imports a module")
+        elif isinstance(item, str) and names and not names.fullmatch(item):
+            raise BadFile(f"{name}: the name {item[:80]!r} holds more than letters, digits and _")

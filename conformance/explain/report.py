@@ -7,7 +7,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from conformance.audit.report import grid
+from conformance.audit.report import counted, grid
+from conformance.files import shown
 
 #: For each reason of a refusal, what would have to change for the lookup to fuse.
 CHANGES = {
@@ -84,28 +85,32 @@ def change(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Every embedding of the program, in graph order."""
+    """Every embedding of the program, in graph order, and who decided: "impl" or "executorch"."""
 
     rows: tuple[Row, ...]
+    subject: str = "impl"
 
 
 def to_json(explanation: Explanation) -> str:
     """The explanation as JSON."""
     rows = [dataclasses.asdict(r) | {"change": change(r)} for r in explanation.rows]
-    return json.dumps({"embeddings": rows}, indent=2)
+    return json.dumps({"subject": explanation.subject, "embeddings": rows}, indent=2)
+
+
+_DECIDES = {"impl": "impl.matcher", "executorch": "the wheel's FusePatternsPass"}
 
 
 def render(explanation: Explanation, name: str) -> str:
     """The explanation for a person."""
     if not explanation.rows:
-        return f"{name}: no embedding"
+        return shown([f"{name}: no embedding"])
     rows = []
     for r in explanation.rows:
         p = r.parameters
         shape = f"{p.rows} x {p.columns}" if p else ""
         rows.append((r.node, r.outcome, r.table, shape, str(p.block_size[-1]) if p and p.block_size else "", r.reason))
     lines = [
-        f"{name}: {len(explanation.rows)} embeddings, as impl.matcher decides on them",
+        f"{name}: {counted(len(rows), 'embedding')}, as {_DECIDES[explanation.subject]} decides",
         "",
         *grid(("node", "outcome", "table", "V x D", "G", "reason"), rows),
     ]
@@ -117,4 +122,4 @@ def render(explanation: Explanation, name: str) -> str:
             lines.append(f"  change: {change(r) or 'see the detail'}")
     counts = {o: sum(r.outcome == o for r in explanation.rows) for o in ("fused", "refused", "not 4-bit")}
     lines += ["", ", ".join(f"{n} {o}" for o, n in counts.items() if n)]
-    return "\n".join(lines)
+    return shown(lines)

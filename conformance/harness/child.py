@@ -20,6 +20,7 @@ from typing import BinaryIO
 from conformance.case.toml import case_from_toml
 from conformance.files import DISK, MACHINE, unwritable
 from conformance.harness.errors import BadSubject, EnvironmentProblem, FeatureMissing, Untestable, one_line
+from conformance.harness.noise import keep_out
 from conformance.harness.observation import Observation, Raised, Unsupported, encode
 from conformance.harness.subject import Subject, load, unsupported
 
@@ -129,6 +130,7 @@ def main(arguments: list[str]) -> None:
     """Serve cases until the worker closes its end."""
     name, fd_in, fd_out, parent = arguments[0], *map(int, arguments[1:4])
     _die_with_parent(parent)
+    keep_out()
     own = os.getpid()
     with os.fdopen(fd_in, "rb") as requests, os.fdopen(fd_out, "wb") as replies:
         subject: Subject | None = None

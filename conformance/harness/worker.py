@@ -92,7 +92,9 @@ class Worker:
             observation = decode(self._ask(f"{prefix}{case_to_toml(case)}".encode(), deadline))
         except TimeoutError:
             self._end()
-            return Raised("Timeout", f"no answer within {limit:g} s", signal="SIGKILL", trouble=True)
+            why = ", which is what the first case of a process has at least: it loads the subject"
+            message = f"no answer within {limit:g} s{why if limit > self.seconds else ''}"
+            return Raised("Timeout", message, signal="SIGKILL", trouble=True)
         except (EOFError, BrokenPipeError):
             return self._died()
         except ValueError as error:

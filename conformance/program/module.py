@@ -73,25 +73,50 @@ _NODES = (
     *(ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Expr, ast.Return, ast.Call, ast.keyword),
     *(ast.Attribute, ast.Name, ast.Load, ast.Store, ast.Constant, ast.List, ast.Tuple, ast.UnaryOp, ast.USub),
 )
+#: All of torch that a ``forward`` may name, next to dtypes, and all that it may take of a tensor or a module.
+_OF_TORCH = {
+    *(f"torch.{name}" for name in ("add", "clone", "mul", "permute")),
+    *(f"torch.nn.functional.{name}" for name in ("embedding", "layer_norm", "linear")),
+    *(f"torch.ops.aten.{name}.default" for name in ("embedding", "embedding_renorm")),
+    "torch.ops.quantized_decomposed.embedding_4bit.dtype",
+    "torch.ops.torchao.dequantize_affine.default",
+}
+_OF_TENSORS = {"dequantize", "detach", "neg_", "qdata", "scale", "shape", "view", "weight", "zero_point"}
 
 
 def compiled(source: str, filename: str) -> CodeType:
     """The code of a ``forward``: calls with numbers, on ``torch``, ``self`` and what was assigned before.
 
     Raises:
-        ValueError: it has anything else: another statement, a text, a name of Python's own, a name with _ in front.
+        ValueError: it has anything else: another statement, a text, a name of Python's own, a name with _ in front, or
+            anything of torch that ``_Writer`` does not write.
     """
     tree = ast.parse(source, filename)
     nodes = list(ast.walk(tree))
+    inner = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
     own = {"self", "torch"} | {n.arg for n in nodes if isinstance(n, ast.arg)}
     own |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     for node in nodes:
         name = getattr(node, "attr", getattr(node, "id", ""))
         foreign = isinstance(node, ast.Name) and node.id not in own
         text = isinstance(node, ast.Constant) and not isinstance(node.value, int | float | None)
-        if not isinstance(node, _NODES) or foreign or text or name.startswith("_"):
+        unknown = isinstance(node, ast.Attribute) and id(node) not in inner and not _known(node)
+        if not isinstance(node, _NODES) or foreign or text or unknown or name.startswith("_"):
             raise ValueError(f"line {getattr(node, 'lineno', 1)} of the forward of a spec is no call on tensors")
     return compile(tree, filename, "exec")
+
+
+def _known(node: ast.Attribute) -> bool:
+    """Whether an attribute, with those before it, is of ``_OF_TORCH``, of ``_OF_TENSORS``, or a name on ``self``."""
+    path = ast.unparse(node)
+    if path.startswith("torch."):
+        return path in _OF_TORCH or isinstance(getattr(torch, path.removeprefix("torch."), None), torch.dtype)
+    at: ast.expr = node
+    while isinstance(at, ast.Attribute):
+        if at.attr not in _OF_TENSORS:
+            return ast.unparse(at.value) == "self"
+        at = at.value
+    return not isinstance(at, ast.Name) or at.id != "torch"
 
 
 def _register(module: Any, name: str, tensor: Any, source: str) -> None:

@@ -6,7 +6,7 @@ Source: docs/reading-a-report.md.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from conformance.files import printable
+from conformance.files import shown
 from conformance.results.verdict import UNEXPECTED, Verdict
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def describe(verdict: Verdict, detects: str = "") -> str:
         lines.append(f"  binding:   as {verdict.facts['binding']} of the tree has it")
     lines.append(f"  replay:    {verdict.replay}")
     lines += [f"{'  printed:' if not at else '':13}{line}" for at, line in enumerate(_ends(verdict.printed))]
-    return "\n".join(map(printable, lines))
+    return shown(lines)
 
 
 def _ends(text: str) -> list[str]:

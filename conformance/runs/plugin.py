@@ -18,7 +18,7 @@ import pytest
 
 from conformance.case.case import LEVELS, Case
 from conformance.case.catalogue import load, nearest, select
-from conformance.files import DISK, Unwritable, q4gsw, unwritable
+from conformance.files import DISK, Unwritable, q4gsw, say, unwritable
 from conformance.harness.errors import BadSubject
 from conformance.harness.subject import option_for, peers
 from conformance.harness.worker import Worker
@@ -311,7 +311,7 @@ class Controller:
         detects = {case.id: case.detects for case in self._asked.values() if isinstance(case, Case)}
         failures = blocks(verdicts, detects, every=self.options.all)
         last = self.report.finish(truncated=cut)
-        print("\n".join([*self._tracebacks, *failures, *lines, *last]))  # noqa: T201 - the run's last lines
+        say(*"\n".join([*self._tracebacks, *failures, *lines, *last]).split("\n"))
         if self._interrupted:
             raise KeyboardInterrupt
         return 1 if cut else exit_code(self.report.verdicts)

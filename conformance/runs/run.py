@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import platform
 import time
 import traceback
@@ -44,11 +45,11 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """Return the suite's own git revision, or "unknown" outside a checkout."""
+    """Return the suite's own git revision; outside a checkout $Q4GSW_REVISION, or "unknown"."""
     try:
         return git.text(Path(__file__).parent, *_ANY_OWNER, "rev-parse", "HEAD")
     except GitProblem:
-        return "unknown"
+        return os.environ.get("Q4GSW_REVISION", "unknown")
 
 
 def subject_origin(subject: str) -> dict[str, str]:

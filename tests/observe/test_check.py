@@ -8,6 +8,9 @@ import torch
 
 from conformance.explain import check as checking
 from conformance.explain.check import check, check_file
+from conformance.explain.explain import explain
+from conformance.explain.report import render
+from impl.matcher import Limits
 from tests.impl.test_lowering_models import BATCH, IDS, Attention, int4, of_8_bit_inputs
 
 
@@ -47,3 +50,13 @@ def test_what_cannot_be_lowered_is_said() -> None:
     result = check(program, "m", (IDS,))
     assert "has 6 rows" in result.refused
     assert not result.right()
+
+
+def test_explain_says_whose_decision_it_is() -> None:
+    """The wheel asks for no device's limits, and raises on a table that is not symmetric."""
+    program, limits = torch.export.export(int4(torch.nn.Sequential(torch.nn.Embedding(8, 32))), (IDS,)), Limits(8, None)
+    ours, theirs = (explain(program, "m", limits, subject) for subject in ("impl", "executorch"))
+    assert [(row.outcome, row.reason) for row in ours.rows] == [("refused", "table_limit")]
+    assert [(row.outcome, row.reason) for row in theirs.rows] == [("fused", "though table_limit")]
+    assert render(ours, "m").startswith("m: 1 embedding, as impl.matcher decides\n")
+    assert render(theirs, "m").startswith("m: 1 embedding, as the wheel's FusePatternsPass decides\n")

@@ -1,5 +1,6 @@
 """Model files that are not what they say: one line, exit code 2, and no code of the file runs."""
 
+import contextlib
 import io
 import json
 import math
@@ -21,6 +22,7 @@ from executorch.backends.vulkan.serialization.vulkan_graph_schema import (
     VkValue,
 )
 from executorch.backends.vulkan.serialization.vulkan_graph_serialize import convert_to_flatbuffer
+from executorch.exir import to_edge
 
 from conformance.cli.main import main
 from conformance.explain.explain import load_pt2
@@ -185,7 +187,7 @@ def test_a_pickle_in_a_pt2_does_not_run(saved: Path, tmp_path: Path) -> None:
     assert marker.exists(), "torch.export.load no longer runs such a pickle: the check may be dropped"
 
 
-def _model_with(saved: Path, target: Path, edit: Any) -> Path:
+def model_with(saved: Path, target: Path, edit: Any) -> Path:
     def change(name: str, data: bytes) -> bytes:
         if not name.startswith("models/"):
             return data
@@ -204,8 +206,30 @@ def test_an_expression_that_is_code_does_not_run(saved: Path, tmp_path: Path) ->
         size["as_expr"]["expr_str"] = f"__import__('os').system('touch {marker}')"
 
     with pytest.raises(BadFile, match="more than arithmetic"):
-        load_pt2(_model_with(saved, tmp_path / "model.pt2", edit))
+        load_pt2(model_with(saved, tmp_path / "model.pt2", edit))
     assert not marker.exists()
+
+
+def test_a_name_that_is_code_does_not_run(tmp_path: Path) -> None:
+    """torch.fx writes the name of an input into the head of a function, and the name of a parameter between quotes."""
+    good, marker = tmp_path / "good.pt2", tmp_path / "it-ran"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torch about its own internals
+        model = torch.nn.Sequential(torch.nn.Embedding(8, 32))  # forward(input), and a parameter 0.weight
+        torch.export.save(torch.export.export(model, (torch.tensor([1, 2, 3]),)), good)
+    call = f'getattr(__import__("os"),"system")("touch {marker}")'
+    for old, new in (("input", f"i={call}"), ("0.weight", f'x",None) or {call} or ("weight')):
+
+        def change(_name: str, data: bytes, old: str = old, new: str = new) -> bytes:
+            return data.replace(json.dumps(old).encode(), json.dumps(new).encode())
+
+        path = remade(good, tmp_path / "model.pt2", change)
+        with pytest.raises(BadFile, match=r"the name .* holds more"):
+            load_pt2(path)
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own warnings about such files
+            to_edge(torch.export.load(path))
+    assert marker.exists(), "torch no longer runs such a name: the check may be dropped"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ Needs z3-solver; a refutation's case runs on a Vulkan device where there is one.
 import argparse
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -16,6 +18,9 @@ from conformance.files import make_folder, q4gsw, say, write_whole
 from conformance.harness.subject import option_for
 from conformance.proofs import certificate
 from conformance.proofs.certificate import PROVEN, Certificate
+
+if TYPE_CHECKING:
+    from conformance.proofs.every_size.decide import Finding
 
 _SUBJECT = '''"""The shader that `prove every-size` refuted, as a subject."""
 
@@ -28,6 +33,9 @@ class Refuted(SubjectUnderTest):
     def run(self, case):
         return run_kernel(case.question, shader_source=Path({shader!r}))
 '''
+
+
+_PASSES = "passes on this device: what the shader does wrong does not show there"
 
 
 def add_every_size(parser: Parser) -> Parser:
@@ -57,6 +65,11 @@ def run(options: argparse.Namespace) -> int:
         answers = prove.decisions(wanted, options.jobs)
         for name, decided in tqdm(answers, total=len(wanted), unit=" modules", disable=None):
             chosen = [one.only(options.groups) for one in decided]
+            shown = _Shown()
+            if not options.groups:
+                found = {case.id: (case, one) for one in prove.findings(chosen) if (case := prove.case_of(name, one))}
+                shown = _show(options, list(found.values()))
+                chosen = [one.doubting(shown.doubted) for one in chosen]
             spent = sum(one.seconds for one in decided)
             lines = tuple(f"{one.setting}: {found.line}" for one in chosen for found in one.findings)
             timing = certificate.timing(began, time.time(), spent, {"oracle": spent})
@@ -70,25 +83,38 @@ def run(options: argparse.Namespace) -> int:
             for line in proof.mismatches:
                 say(f"  {line}")
             worst = max(worst, 0 if proof.result == PROVEN else 1)
-            cases = {case.id: case for one in chosen for found in one.findings if (case := prove.case_of(name, found))}
-            if cases and not options.groups:
-                _show(options, list(cases.values()))
+            say(*shown.lines)
     except BadModule as error:
         raise ValueError(f"{options.shader or options.subject}: {error}") from error
     return worst
 
 
-def _show(options: argparse.Namespace, cases: list[Case]) -> None:
+@dataclass(frozen=True)
+class _Shown:
+    """What was said of the cases, and the findings that a device contradicts."""
+
+    lines: list[str] = field(default_factory=list)
+    doubted: "list[Finding]" = field(default_factory=list)
+
+
+def _show(options: argparse.Namespace, found: "list[tuple[Case, Finding]]") -> _Shown:
     """Leave a replay file for each case, and run it where there is a device."""
+    if not found:
+        return _Shown()
     from conformance.results import replay  # noqa: PLC0415 - other proofs need no TOML
     from conformance.runs.run import versions  # noqa: PLC0415 - the same
 
-    subject = _subject(options, cases)
-    for case in cases:
+    shown, subject = _Shown(), _subject(options, [case for case, _finding in found])
+    for case, finding in found:
         signature, said = _asked(subject, case) if subject else ("", "not run: no subject has this shader")
+        if said == _PASSES and finding.shows:
+            shown.doubted.append(finding)
+            said = "ERROR: passes on this device: the executor is wrong (please report it), and nothing is refuted"
         path = make_folder(options.out / "replay") / replay.file_name(case.id)
         write_whole({path: replay.text(case, subject or options.subject, signature, versions())})
-        say(f"  case: {said}", f"  replay: {q4gsw('replay', path, *option_for(subject))}")
+        shown.lines.append(f"  case: {said}")
+        shown.lines.append(f"  replay: {q4gsw('replay', path, *option_for(subject))}")
+    return shown
 
 
 def _subject(options: argparse.Namespace, cases: list[Case]) -> str:
@@ -111,5 +137,5 @@ def _asked(subject: str, case: Case) -> tuple[str, str]:
     with Worker(subject) as worker:
         verdict = timed(worker, case)
     if verdict.outcome == PASS:
-        return "", "passes on this device: what the shader does wrong does not show there"
+        return "", _PASSES
     return verdict.signature, f"{verdict.outcome} {verdict.signature}: {verdict.reason}"

@@ -75,6 +75,7 @@ def add_prove(parser: Parser) -> None:
     again.shared("--subject", default="", help="path.py:Class that a certificate names, to run it")
     again.add_argument("--shader", type=Path, help="GLSL file that a certificate names, to compile it")
     again.add_argument("--seed", type=int, default=secrets.randbits(32), help="of what is sampled (default: random)")
+    again.add_argument("--jobs", type=positive, default=1, help="processes that prove every size again (default: 1)")
     again.add_argument("--no-rerun", action="store_true", help="do not run anything again on the device")
 
 
@@ -227,7 +228,7 @@ def _check(options: argparse.Namespace) -> int:
     say(f"sampled with --seed {options.seed}", file=sys.stderr)
     for path in options.files:
         try:
-            named = {"own_subject": options.subject, "shader": options.shader}
+            named = {"own_subject": options.subject, "shader": options.shader, "jobs": options.jobs}
             found, lines = check.check(
                 path, seed=options.seed, device=options.device, rerun=not options.no_rerun, **named
             )

@@ -4,7 +4,7 @@ Runs in a process of its own: z3's terms live in one context, and a proof has to
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from conformance.case.case import Variant
@@ -21,6 +21,7 @@ from conformance.proofs.every_size.spirv.module import BadModule, Module, Unsupp
 
 #: Image formats, SPIR-V specification 3.11.
 _RGBA32F, _RGBA16F, _RGBA32I = 1, 2, 21
+_LOCAL_SIZE = 25  # built-in WorkgroupSize, SPIR-V specification 3.21
 #: What a shader is asked: a variant of the lookup, or the storage that a prepacking fills.
 Form = Variant | str
 
@@ -41,6 +42,11 @@ class Finding:
             return f"{self.group}: {self.what}"
         sizes = ", ".join(f"{name} {value}" for name, value in refute.describe(self.question).items())
         return f"{self.group}: not {self.what}: {sizes}: {self.wrong}"
+
+    @property
+    def shows(self) -> bool:
+        """Whether every device has to show it: a wrong element or word, of a pipeline without sizes as constants."""
+        return self.wrong.startswith(refute.VALUES) and not self.wrong.endswith(refute.KNOWN)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,16 @@ class Decision:
         findings = tuple(one for one in self.findings if one.group in groups or not self.obligations)
         return replace(self, groups=kept or self.groups, findings=findings)
 
+    def doubting(self, doubted: Collection[Finding]) -> "Decision":
+        """The same, but for findings that a device contradicts: they are no refutations, and the executor is wrong."""
+        groups = {**self.groups, **{one.group: UNDECIDED for one in self.findings if one in doubted}}
+        groups |= {one.group: REFUTED for one in self.findings if one.question is not None and one not in doubted}
+        findings = tuple(
+            Finding(one.group, f"ERROR: the executor is wrong, a device passes: {one.line}") if one in doubted else one
+            for one in self.findings
+        )
+        return replace(self, groups=groups, findings=findings)
+
     @property
     def result(self) -> str:
         """PROVEN, REFUTED or UNDECIDED."""
@@ -77,8 +93,9 @@ def decide(spirv: bytes, form: Form, setting: Setting) -> Decision:
     Raises:
         BadModule: the bytes are no SPIR-V module of a compute shader.
     """
-    started, module = time.perf_counter(), read(spirv)
+    started, module = time.perf_counter(), None
     try:
+        module = read(spirv)
         claims = _asked(module, form, setting)
     except Unsupported as error:
         return _unsupported(module, form, setting, str(error), started)
@@ -105,7 +122,7 @@ def decide(spirv: bytes, form: Form, setting: Setting) -> Decision:
 
 def _asked(module: Module, form: Form, setting: Setting) -> LookupClaims | PrepackClaims:
     sizes = Prepack(form, setting) if isinstance(form, str) else Lookup(form, setting)
-    _check_format(module, form)
+    _check_interface(module, form)
     solver = Solver(sizes.facts, instances(sizes.sizes))
     walked = walk(module, sizes.environment, sizes.specialization(), solver.possible)
     claims = PrepackClaims(sizes, walked, solver) if isinstance(sizes, Prepack) else LookupClaims(sizes, walked, solver)
@@ -113,13 +130,22 @@ def _asked(module: Module, form: Form, setting: Setting) -> LookupClaims | Prepa
     return claims
 
 
-def _check_format(module: Module, form: Form) -> None:
-    """An image that is written has the format of the interface (contract 7.2); a buffer is what is stored in it."""
+def _check_interface(module: Module, form: Form) -> None:
+    """Images have the interface's dimensions, the written one its format, and the host sets the local size (7.2)."""
     wanted = _RGBA32I if isinstance(form, str) else _RGBA16F if form.output_dtype == "float16" else _RGBA32F
-    out = module.variables.get(module.bound().get(0, 0))
-    kind = module.type(out).of[0] if out else None
-    if kind is not None and kind.kind == "Image" and kind.texels != wanted:
-        raise Unsupported(f"binding 0 as an image of format {kind.texels}, not {wanted}")
+    sides = {0: 2} if isinstance(form, str) else {0: 3, 1: 3, 2: 2}
+    for binding, variable in module.bound().items():
+        kind = module.type(module.variables[variable]).of[0]
+        image = kind.of[0] if kind.kind == "SampledImage" else kind
+        if image.kind == "Image" and image.dim != sides.get(binding):
+            raise Unsupported(f"binding {binding} as an image of {image.dim} dimensions")
+        if image.kind == "Image" and binding == 0 and image.texels != wanted:
+            raise Unsupported(f"binding 0 as an image of format {image.texels}, not {wanted}")
+    sizes = [
+        one.words for number, one in module.constants.items() if module.decoration(number, "BuiltIn") == _LOCAL_SIZE
+    ]
+    if [[module.decoration(part, "SpecId") for part in parts] for parts in sizes] != [[0, 1, 2]]:
+        raise Unsupported("a local size that specialization constants 0 to 2 do not give")
 
 
 def _example(
@@ -148,9 +174,9 @@ def _usual(module: Module, form: Form, *, strides: bool, outside: bool) -> tuple
     return None
 
 
-def _unsupported(module: Module, form: Form, setting: Setting, why: str, started: float) -> Decision:
+def _unsupported(module: Module | None, form: Form, setting: Setting, why: str, started: float) -> Decision:
     """No argument was found; a small case may still show that the shader is wrong."""
-    found = _usual(module, form, strides=setting.strides, outside=setting.strides)
+    found = module and _usual(module, form, strides=setting.strides, outside=setting.strides)
     finding = Finding("writes", f"not supported: {why}", *(found or (None, "")))
     groups = {"writes": REFUTED if found else UNDECIDED}
     return Decision(setting.name, groups, (finding,), 0, "", (), time.perf_counter() - started)

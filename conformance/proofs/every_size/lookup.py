@@ -9,11 +9,12 @@ from typing import Any
 
 import z3
 
-from conformance.proofs.every_size.claims import Claims, monotone, rounds
+from conformance.proofs.every_size import layout
+from conformance.proofs.every_size.claims import LAYOUT, Claims, monotone, rounds
 from conformance.proofs.every_size.contract import Lookup
 from conformance.proofs.every_size.solve import Solver
 from conformance.proofs.every_size.spirv.explore import Walk, stores
-from conformance.proofs.every_size.spirv.symbolic import Bits, Loop, Path, Real
+from conformance.proofs.every_size.spirv.symbolic import Access, Bits, Loop, Path, Real
 from conformance.proofs.every_size.spirv.terms import Term, quotient, variable, z
 
 _EXPONENT_AND_QUIET = {16: 0x7E00, 32: 0x7FC00000}
@@ -44,10 +45,17 @@ class LookupClaims(Claims):
 
     def prove(self) -> None:
         """Ask everything."""
+        own = self.own
+        self.given("code", LAYOUT, layout.is_bijection(own.variant.weight_layout, own.embed_dim))
+        self.given("code", "codes are looked for where the layout has them", layout.reads_as_laid_out(own))
         self._lookups()
         unchecked = any(one.group == "outside" for one in self.failures)
         # A shader that looks every index up is judged further as if it were given none outside the table.
-        self.domain([z3.And(z(one) >= 0, z(one) < z(self.own.vocab_size)) for one in self.reads] if unchecked else ())
+        given = [z3.And(z(one) >= 0, z(one) < z(self.own.vocab_size)) for one in self.reads] if unchecked else []
+        self.domain(given)
+        for path in self.walk.paths:
+            if not stores(path):
+                self._reads(path, given)
 
     def _lookups(self) -> None:
         writing = [path for path in self.walk.paths if stores(path)]
@@ -189,7 +197,7 @@ class LookupClaims(Claims):
                 continue
             for got, wanted in zip(at, right, strict=True):
                 self.same("index", "the index read is that of the row", taken, got, wanted)
-            self._bounds("indices", access.at, self._index_extent(), taken)
+            self._bounds(access)
             read = own.index_read(*at) if read is None else read
             self.reads.extend([read] if read not in self.reads else [])
         self._index = variable("no_index") if read is None else read
@@ -201,9 +209,23 @@ class LookupClaims(Claims):
         own = self.own
         return (quotient(own.height + 3, 4), own.channels, own.batch) if own.textured else (own.places,)
 
-    def _bounds(self, what: str, at: Sequence[Term], extent: Sequence[Term], taken: list[Any]) -> None:
-        inside = [z3.And(z(one) >= 0, z(one) < z(size)) for one, size in zip(at, extent, strict=True)]
-        self.ask("bounds", f"{what} are read inside what is bound", [*taken, *self.hints()], z3.And(*inside))
+    def _bounds(self, access: Access, given: Sequence[Any] = ()) -> None:
+        """A read is inside what is bound, whatever the path does later."""
+        own, extents = self.own, {_INDICES: ("indices", self._index_extent())}
+        extents[_SCALES] = ("scales", (own.vocab_size * own.groups,))
+        if own.variant.weight_storage == "texture2d":
+            extents[_WEIGHT] = ("texels of the weight", (quotient(own.embed_dim, 4), own.blocks))
+        else:
+            extents[_WEIGHT] = ("words of the weight", (own.weight_words,))
+        what, extent = extents[access.binding]
+        inside = [z3.And(z(one) >= 0, z(one) < z(size)) for one, size in zip(access.at, extent, strict=True)]
+        known = [*access.path, *given, *self.hints()]
+        self.ask("bounds", f"{what} are read inside what is bound", known, z3.And(*inside))
+
+    def _reads(self, path: Path, given: Sequence[Any]) -> None:
+        for access in path.accesses:
+            if not access.write:
+                self._bounds(access, given)
 
     def _outside(self, path: Path, values: Sequence[int], read: Term | None, taken: list[Any]) -> None:
         """A path of constants: a quiet NaN each, for an index outside the table."""
@@ -229,14 +251,8 @@ class LookupClaims(Claims):
         )
         known = [*taken, *inside, *self.hints()]
         for access in path.accesses:
-            if access.write or access.binding == _INDICES:
-                continue
-            if access.binding == _SCALES:
-                self._bounds("scales", access.at, (own.vocab_size * own.groups,), known)
-            elif own.variant.weight_storage == "texture2d":
-                self._bounds("texels of the weight", access.at, (quotient(own.embed_dim, 4), own.blocks), known)
-            else:
-                self._bounds("words of the weight", access.at, (own.weight_words,), known)
+            if not access.write and access.binding != _INDICES:
+                self._bounds(access, inside)
         for offset, value in enumerate(values):
             column = width * own.identity[0] + offset
             product, steps = _stripped(value)

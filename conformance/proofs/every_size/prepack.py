@@ -7,7 +7,8 @@ from typing import Any
 
 import z3
 
-from conformance.proofs.every_size.claims import Claims, monotone, rounds
+from conformance.proofs.every_size import layout
+from conformance.proofs.every_size.claims import LAYOUT, Claims, monotone, rounds
 from conformance.proofs.every_size.contract import Prepack
 from conformance.proofs.every_size.solve import Solver
 from conformance.proofs.every_size.spirv.explore import Walk, stores
@@ -27,6 +28,9 @@ class PrepackClaims(Claims):
 
     def prove(self) -> None:
         """Ask everything."""
+        for name in ("linear_weight", "block"):
+            self.given("code", f"{LAYOUT} ({name})", layout.is_bijection(name, self.own.embed_dim))
+        self.given("code", "codes come from and go to where the layouts have them", layout.packs_as_laid_out(self.own))
         own, writing = self.own, [path for path in self.walk.paths if stores(path)]
         nests = {rounds(path) for path in writing}
         if len(nests) != 1 or len(loops := next(iter(nests))) != int(own.setting.strides):
@@ -38,6 +42,8 @@ class PrepackClaims(Claims):
         self.domain()
         for path in writing:
             self._path(path)
+        for path in self.walk.paths:
+            self._reads(path)
         eight = quotient(own.embed_dim, 8)
         there = [z(own.identity[0]) < z(eight), z(self._block) < z(own.blocks), z(self._block) >= z(own.identity[1])]
         some = z3.Or(*(z3.And(*stores(path)[-1].path) for path in writing))
@@ -63,9 +69,11 @@ class PrepackClaims(Claims):
             return
         for parity, access in enumerate(written):
             self._store(access, parity, known)
+
+    def _reads(self, path: Path) -> None:
         for access in path.accesses:
             if not access.write:
-                at, words = access.at[0], own.vocab_size * quotient(own.embed_dim, 8)
+                at, words = access.at[0], self.own.vocab_size * quotient(self.own.embed_dim, 8)
                 self.ask(
                     "bounds",
                     "words are read inside what is bound",

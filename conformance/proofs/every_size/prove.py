@@ -47,6 +47,11 @@ def claim(decided: Sequence[Decision]) -> EverySizeClaim:
     return EverySizeClaim(outcomes, hashes, tuple(sorted({line for one in decided for line in one.sequences})))
 
 
+def findings(decided: Sequence[Decision]) -> list[Finding]:
+    """What was found in any of the settings."""
+    return [found for one in decided for found in one.findings]
+
+
 def case_of(name: str, finding: Finding) -> Case | None:
     """The case that shows a finding, or None where it has none."""
     if finding.question is None:

@@ -17,11 +17,14 @@ from conformance.case.case import Dispatch, Table, Variant
 from conformance.case.operands import operands, table_values
 from conformance.proofs.every_size.contract import Lookup, Prepack
 from conformance.proofs.every_size.instance import Grid, wrong_lookup, wrong_prepack
+from conformance.proofs.every_size.spirv.machine import TooLong
 from conformance.proofs.every_size.spirv.module import Module, Unsupported
 from conformance.proofs.every_size.spirv.terms import Term, z
 from reference.program.spec import Values
 
 Question = Dispatch | Table
+#: How ``wrong`` begins where a value is wrong, and how it ends where the pipeline was given sizes as constants.
+VALUES, KNOWN = ("out[", "word ["), " with sizes as constants"
 _MOST_ELEMENTS, _MOST_ROWS, _LOCAL = 1 << 26, 1 << 17, (4, 2, 1)
 #: V, D, G and indices where there is no model to go by.
 _USUAL = (
@@ -94,7 +97,9 @@ def wrong(module: Module, question: Question, *, strides: bool) -> str:
             else:
                 found = wrong_lookup(module, question, operands(question), grid)
             if found:
-                return found
+                return found + (KNOWN if any(number > 2 for number in grid.constants) else "")  # noqa: PLR2004 - local size
+    except TooLong as error:
+        return f"does not end: {error}"
     except Unsupported:
         return ""
     return ""

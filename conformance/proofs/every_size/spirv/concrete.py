@@ -21,7 +21,7 @@ _WORD, _SIGN = 1 << 32, 1 << 31
 _FLOATS: dict[int, Any] = {16: np.float16, 32: np.float32}
 _INTS: dict[int, Any] = {16: np.uint16, 32: np.uint32}
 _GLOBAL_ID, _GROUPS, _LOCAL_ID, _GROUP_ID, _LOCAL_INDEX = 28, 24, 27, 26, 29
-_PUSH, _MOST_INVOCATIONS = 9, 1 << 22
+_PUSH, _MOST_INVOCATIONS, _MOST_INSTRUCTIONS = 9, 1 << 22, 400_000
 _SHIFTS = 31
 
 
@@ -70,6 +70,7 @@ def run(module: Module, dispatch: Dispatch) -> None:
     x, y, z = (axis.reshape(-1) for axis in np.meshgrid(*(np.arange(n) for n in extent), indexing="ij"))
     specialization = {number: _signed(value) for number, value in dispatch.specialization.items()}
     machine = Machine(module, Numbers(module, dispatch, local), specialization)
+    machine.most = _MOST_INSTRUCTIONS
     with np.errstate(all="ignore"):
         machine.run((x, y, z))
 

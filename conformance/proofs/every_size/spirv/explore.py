@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import z3
 
-from conformance.proofs.every_size.spirv.machine import Machine, Scalar, State
+from conformance.proofs.every_size.spirv.machine import Machine, Scalar, State, Value
 from conformance.proofs.every_size.spirv.module import Instruction, Module, Unsupported
 from conformance.proofs.every_size.spirv.symbolic import Access, Environment, Loop, Path, Terms
 from conformance.proofs.every_size.spirv.terms import Poly, Term, monomials, variable, z
@@ -54,6 +54,8 @@ class _Explorer(Machine):
         self.paths: list[Path] = []
         self.steps: dict[Loop, Term] = {}
         self.tests: dict[Loop, Any] = {}
+        #: Local memory as a loop finds it in its first round.
+        self._found: dict[Loop, dict[int, Value]] = {}
         super().__init__(module, terms, specialization)
 
     def step(self, state: State, one: Instruction) -> None:
@@ -85,7 +87,9 @@ class _Explorer(Machine):
             test = self.value(state, last.word(0))
             if last.word(1) == path.loops[-1].merge:
                 test = self.terms.logical("OpLogicalNot", (test,))
-            self.tests[path.loops[-1]] = test
+            known = self.tests.setdefault(path.loops[-1], test)
+            if known is not test and not (z3.is_expr(test) and z3.is_expr(known) and z3.eq(known, test)):
+                raise Unsupported(f"a loop (%{state.label}) whose test depends on the path to it")
         return super().leave(state, last)
 
     def _enter(self, state: State, phis: Sequence[Instruction], merge: int) -> None:
@@ -98,6 +102,7 @@ class _Explorer(Machine):
         loop = Loop(state.label, merge, own, start)
         path: Path = state.own
         state.values[phis[0].result] = own
+        self._found[loop] = dict(state.local)
         # The steps are at least 1, which is an obligation of its own: claims._check_loops.
         conditions = (*path.conditions, z3.simplify(z(own) >= z(start)))
         state.own = replace(path, loops=(*path.loops, loop), conditions=conditions)
@@ -116,6 +121,8 @@ class _Explorer(Machine):
             raise Unsupported(f"a loop (%{loop.header}) whose steps are not all the same")
         if self.steps.setdefault(loop, step) != step:
             raise Unsupported(f"a loop (%{loop.header}) whose steps depend on what happens in it")
+        if any(state.local[number] is not value for number, value in self._found[loop].items()):
+            raise Unsupported(f"a loop (%{loop.header}) that changes local memory")
         self._end(path)
 
     def returned(self, state: State) -> None:

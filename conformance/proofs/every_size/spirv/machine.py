@@ -18,8 +18,11 @@ from conformance.proofs.every_size.spirv.opcodes import LANES
 Scalar = Any
 Value = Any
 _UNIFORM_CONSTANT, _INPUT, _PRIVATE, _FUNCTION = 0, 1, 6, 7
-_MOST_STEPS = 2_000_000
 _LOD_ZERO = 2
+
+
+class TooLong(Unsupported):
+    """More instructions than a shader of this interface needs, by far."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Domain(Protocol):
 class Machine:
     """Executes ``main``; a subclass may stop paths where it has seen enough of them."""
 
+    #: Instructions that are executed, on all paths together.
+    most = 2_000_000
     #: What Python raises where a module's types contradict each other.
     strange: ClassVar[tuple[type[Exception], ...]] = (
         TypeError, ValueError, IndexError, KeyError, AttributeError, ArithmeticError, RecursionError,
@@ -142,8 +147,8 @@ class Machine:
         """Execute one block; returns the states in which execution goes on."""
         instructions = self.module.block(state.label)
         self._steps += len(instructions)
-        if self._steps > _MOST_STEPS:
-            raise Unsupported(f"more than {_MOST_STEPS} instructions on all paths together")
+        if self._steps > self.most:
+            raise TooLong(f"more than {self.most} instructions on all paths together")
         phis = [one for one in instructions if one.name == "OpPhi"]
         if not self.arrive(state, phis):
             return []

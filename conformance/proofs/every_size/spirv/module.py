@@ -17,6 +17,11 @@ _MAGIC, _HEADER, _WORD = 0x07230203, 5, 4
 _MOST_BYTES, _MOST_IDS, _MOST_LANES, _MOST_ELEMENTS = 4 << 20, 1 << 20, 16, 4096
 _DECORATIONS = {1: "SpecId", 6: "ArrayStride", 11: "BuiltIn", 33: "Binding", 34: "DescriptorSet", 42: "NoContraction"}
 _OFFSET, _COMPUTE = 35, 5
+#: Decorations that change no result: of blocks and matrices, Restrict, Volatile, Coherent, NonWritable, NonReadable.
+#: RelaxedPrecision, FPRoundingMode and whatever else there is do, or may.
+_HARMLESS = {2, 3, 4, 5, 7, 19, 21, 23, 24, 25}
+#: LocalSize, and the float modes of SPV_KHR_float_controls.
+_MODES = {17, *range(4459, 4464)}
 
 
 class BadModule(ValueError):  # noqa: N818 - says what the file is
@@ -176,7 +181,7 @@ def _declare(module: Module, instruction: Instruction) -> None:
     name = instruction.name
     if name == "OpCapability":
         module.capabilities.add(instruction.word(0))
-    elif name == "OpEntryPoint":
+    elif name in {"OpEntryPoint", "OpExecutionMode"}:
         _entry(module, instruction)
     elif name in {"OpDecorate", "OpMemberDecorate"}:
         _decorate(module, instruction)
@@ -197,6 +202,10 @@ def _declare(module: Module, instruction: Instruction) -> None:
 
 
 def _entry(module: Module, instruction: Instruction) -> None:
+    if instruction.name == "OpExecutionMode":
+        if instruction.word(1) not in _MODES:
+            raise Unsupported(f"execution mode {instruction.word(1)}")
+        return
     if module.entry:
         raise Unsupported("a second entry point (OpEntryPoint)")
     if instruction.word(0) != _COMPUTE:
@@ -205,12 +214,15 @@ def _entry(module: Module, instruction: Instruction) -> None:
 
 
 def _decorate(module: Module, instruction: Instruction) -> None:
-    if instruction.name == "OpMemberDecorate" and instruction.word(2) == _OFFSET:
-        member = f"Offset {instruction.word(1)}"
-        module.decorations.setdefault(instruction.word(0), {})[member] = instruction.word(3)
-    if instruction.name == "OpDecorate" and (kind := _DECORATIONS.get(instruction.word(1))) is not None:
-        value = instruction.words[2] if len(instruction.words) > 2 else 0  # noqa: PLR2004 - target, kind, operand
-        module.decorations.setdefault(instruction.word(0), {})[kind] = value
+    target, member = instruction.word(0), instruction.name == "OpMemberDecorate"
+    number, *operands = instruction.words[1 + member :] or (instruction.word(1 + member),)
+    kind = _DECORATIONS.get(number) if not member else f"Offset {instruction.word(1)}" if number == _OFFSET else None
+    if target in module.types:
+        raise BadModule(f"%{target} is decorated after its definition")
+    if kind is not None:
+        module.decorations.setdefault(target, {})[kind] = operands[0] if operands else 0
+    elif number not in _HARMLESS:
+        raise Unsupported(f"decoration {number} of %{target}")
 
 
 def _once(known: Mapping[int, object], number: int) -> None:
@@ -231,13 +243,19 @@ def _type(module: Module, kind: str, instruction: Instruction) -> Type:
         "RuntimeArray": lambda: _packed(Type(kind, of=(module.type(word(0)),), stride=_stride(module, instruction))),
         "Struct": lambda: _struct(module, instruction),
         "Pointer": lambda: Type(kind, of=(module.type(word(1)),), storage=word(0)),
-        "Image": lambda: Type(kind, of=(module.type(word(0)),), dim=word(1) + 1, texels=word(6)),
+        "Image": lambda: _image(module, word),
         "SampledImage": lambda: Type(kind, of=(module.type(word(0)),)),
         **{plain: lambda: Type(kind) for plain in ("Void", "Bool", "Function")},
     }
     if kind not in makers:
         raise Unsupported(f"OpType{kind} (%{instruction.result})")
     return makers[kind]()
+
+
+def _image(module: Module, word: Callable[[int], int]) -> Type:
+    if word(3) or word(4):
+        raise Unsupported("an image (OpTypeImage) of layers or of several samples")
+    return Type("Image", of=(module.type(word(0)),), dim=word(1) + 1, texels=word(6))
 
 
 def _stride(module: Module, instruction: Instruction) -> int:

@@ -51,6 +51,20 @@ class Poly:
 
     __rmul__ = __mul__
 
+    def __floordiv__(self, other: "Term") -> "Term":
+        return quotient(self, other)
+
+    def __mod__(self, other: "Term") -> "Term":
+        return remainder(self, other)
+
+    def __rshift__(self, other: int) -> "Term":
+        return quotient(self, 1 << other)
+
+    def __and__(self, mask: int) -> "Term":
+        """A run of ones."""
+        low = mask & -mask
+        return low * remainder(quotient(self, low), mask // low + 1)
+
 
 Term = int | Poly
 _ATOMS: dict[str, Any] = {}

@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
             for line in proof.mismatches:
                 say(f"  {line}")
             worst = max(worst, 0 if proof.result == PROVEN else 1)
-            say(*shown.lines)
+            for line in shown.lines:
+                say(line)
     except BadModule as error:
         raise ValueError(f"{options.shader or options.subject}: {error}") from error
     return worst

@@ -14,17 +14,19 @@ from conformance.case.case import Variant
 from conformance.cli.main import main
 from conformance.proofs import certificate
 from conformance.proofs.certificate import EverySizeClaim
-from conformance.proofs.every_size import contract
+from conformance.proofs.every_size import contract, prove
+from conformance.proofs.every_size import layout as layouts_of_any_size
 from conformance.proofs.every_size.contract import Lookup, Setting
 from conformance.proofs.every_size.decide import Decision, decide
 from conformance.proofs.every_size.lookup import LookupClaims
 from conformance.proofs.every_size.solve import FAILED, HELD, Solver
+from conformance.proofs.every_size.spirv import opcodes
 from conformance.proofs.every_size.spirv.explore import walk
 from conformance.proofs.every_size.spirv.module import read
 from conformance.proofs.targets import modules
 from impl.kernel import variant_named
 from impl.shader.compiler import compile_shader
-from reference.table import layouts
+from reference.table import layouts, positions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))  # tests are not a package
 from glsl import BUGS, SHADER, planted_source
@@ -83,6 +85,41 @@ def test_what_has_no_semantics_is_named_and_never_proven(tmp_path: Path) -> None
     found = decided(FLAT, planted_source("infinite_loop", tmp_path))
     assert found.result != "proven"
     assert "not supported" in found.findings[0].what
+
+
+def test_a_refutation_that_the_device_contradicts_is_an_error_of_the_executor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With & read as | by the executor, our right shader is refuted; the case passes on the device."""
+    source = modules.source("impl", FLAT)
+    with monkeypatch.context() as faulty:
+        faulty.setitem(opcodes.NAMES, 199, "OpBitwiseOr")
+        found = decided(FLAT)
+    assert found.result == "refuted"
+    monkeypatch.setattr(prove, "decisions", lambda _wanted, _jobs: iter([(FLAT, (found,))]))
+    assert main(["prove", "every-size", "--variant", FLAT, "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"undecided: {tmp_path}" in said
+    assert "ERROR: passes on this device: the executor is wrong" in said
+    proof = certificate.read(tmp_path / f"every-size-{FLAT}.json")
+    assert proof.target.spirv_sha256 == source.facts.spirv_sha256
+    assert "refuted" not in proof.claim.cases.values()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layout", ["flat_place", "block_place"])
+def test_a_layout_that_is_no_bijection_is_not_proven(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that overlap by a column, whatever V and D."""
+    right: Any = getattr(positions, layout)
+    for name in ("flat", "block"):
+        sizes = Lookup(Variant(weight_layout=name), Setting())
+        assert layouts_of_any_size.is_bijection(name, sizes.embed_dim)
+        assert layouts_of_any_size.reads_as_laid_out(sizes)
+    monkeypatch.setattr(layouts_of_any_size, layout, lambda n, k, columns: right(n, k, columns - 32))
+    assert not all(layouts_of_any_size.is_bijection(name, sizes.embed_dim) for name in ("flat", "block"))
+    assert not all(
+        layouts_of_any_size.reads_as_laid_out(Lookup(Variant(weight_layout=name), Setting()))
+        for name in ("flat", "block")
+    )
 
 
 @pytest.mark.parametrize("claim", ["code", "scale", "index_place"])

@@ -225,7 +225,8 @@ def _all(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     worst = 0
-    say(f"sampled with --seed {options.seed}", file=sys.stderr)
+    if not options.no_rerun:
+        say(f"sampled with --seed {options.seed}", file=sys.stderr)
     for path in options.files:
         try:
             named = {"own_subject": options.subject, "shader": options.shader, "jobs": options.jobs}

@@ -97,6 +97,8 @@ def array(**changes: Any) -> dict[str, Any]:
         frame(array(dtype="<c16", bytes=32), data=bytes(32)),
         frame(array(dtype="<M8[ns]", bytes=16), data=bytes(16)),
         frame(array(dtype="nonsense"), data=bytes(2)),
+        frame(array(dtype="003f"), data=bytes(2)),
+        frame(array(dtype=["f4"]), data=bytes(2)),
         frame(array(shape=[1 << 40, 0], bytes=0), data=b""),
         frame(array(shape=[-1, -2]), data=bytes(2)),
         frame(array(shape="12"), data=bytes(2)),

@@ -1,16 +1,18 @@
 """``q4gsw report | diff``: reading verdict streams."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from conformance.case.case import Case
 from conformance.case.catalogue import load
 from conformance.cli.options import Parser, print_json
 from conformance.files import say, write_whole
 from conformance.proofs import certificate
 from conformance.proofs.certificate import ArithmeticClaim, Certificate
-from conformance.results import diff, exchange, implementations, report, timing
+from conformance.results import diff, exchange, implementations, merge, report, timing
 from conformance.results.causes import blocks, causes
-from conformance.results.verdict import counts, exit_code, last_line, read
+from conformance.results.verdict import Stream, counts, exit_code, last_line, read
 
 
 def add_report(parser: Parser) -> None:
@@ -19,6 +21,7 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("file", type=Path, nargs="+", help="verdicts.jsonl, or the directory it is in")
     parser.shared("--all", "--json")
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="make one report, in DIR, of those of all shards")
     parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
     parser.add_argument("--implementations", type=Path, metavar="FILE", help="write a table of the streams' subjects")
     parser.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0, for code scanning")
@@ -35,8 +38,8 @@ def add_diff(parser: Parser) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    streams = [read(path) for path in options.file]
     cases = load()
+    streams = _streams(options, cases)
     order = {case.id: number for number, case in enumerate(cases)}  # workers answer as it happens
     verdicts = sorted((v for s in streams for v in s.verdicts), key=lambda v: order.get(v.case, len(order)))
     if options.json:
@@ -67,6 +70,14 @@ def _report(options: argparse.Namespace) -> int:
             say(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
     say(last_line(verdicts))
     return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
+
+
+def _streams(options: argparse.Namespace, cases: Sequence[Case]) -> list[Stream]:
+    """What was named; with ``--merge`` the one that is made of it, as if that was named."""
+    if options.merge:
+        merge.write(options.merge, [(path, read(path)) for path in options.file], cases)
+        options.file = [options.merge]
+    return [read(path) for path in options.file]
 
 
 def _proofs(certificates: list[Certificate]) -> list[str]:

@@ -24,7 +24,7 @@ def add_run(parser: Parser) -> None:
     """Add the options of ``q4gsw run``."""
     parser.set_defaults(call=_run, after=())
     parser.shared("--subject", "--level", "--stages", "--case", "--device", "--validate", "--case-seconds", "--report")
-    parser.shared("--expectations", "--all", "--repeat")
+    parser.shared("--expectations", "--all", "--repeat", "--shard")
     add = parser.add_argument
     add("--no-expectations", action="store_true", help="known failures fail like any other")
     add(

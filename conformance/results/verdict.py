@@ -92,6 +92,8 @@ class _Header:
     started: str = ""
     seed: int = 0
     workers: int = 1
+    shard: str = ""
+    selected: str = ""
 
 
 @dataclass(frozen=True)

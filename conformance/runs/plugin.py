@@ -22,7 +22,7 @@ from conformance.files import DISK, Unwritable, q4gsw, say, unwritable
 from conformance.harness.errors import BadSubject
 from conformance.harness.subject import option_for, peers
 from conformance.harness.worker import Worker
-from conformance.results import replay
+from conformance.results import merge, replay
 from conformance.results.causes import blocks, describe
 from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, exit_code, read
 from conformance.runs import run
@@ -66,6 +66,11 @@ def selected(options: Namespace) -> tuple[Asked, ...]:
     chosen = tuple(one for one in chosen if not failed or one.id in failed)
     if not chosen:
         raise ValueError("no case is selected: none of that level and those stages is named")
+    if options.shard:
+        number, count = options.shard
+        chosen = chosen[number - 1 :: count]
+        if not chosen:
+            raise ValueError(f"shard {number} of {count} is empty: there are fewer cases than shards")
     return chosen
 
 
@@ -83,6 +88,9 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     chosen_by = (*options.stages, *options.case, options.case_list, options.keyword, options.last_failed)
     header = run.header(options.subject, options.device, options.level, chosen_by)
     header |= {"seed": options.seed, "workers": workers or 1}
+    if options.shard:
+        whole = selected(Namespace(**vars(options) | {"shard": None}))
+        header |= merge.shard_header(options.shard, [one.id for one in whole])
     report = Report(options.report, header, judging.expected)
     options.report, options.workers = str(report.folder), workers
     controller = Controller(options, report, judging.asked)

@@ -37,6 +37,9 @@ HOLES = {
         "  int last = places;\n  if (chunk == 77) last = t_indices[places - 1];\n" + LOOP.replace("places", "last"),
         "test depends on the path",
     ),
+    "a level that an image does not have": (
+        IMAGES, "ivec2(k4, row >> 3), 0)", "ivec2(k4, row >> 3), 1)", "a read of level 1 of an image that has one",
+    ),
     "a local size of its own": (FLAT, "local_size_x_id = 0", "local_size_x = 64", "local size"),
     "an image of layers": (IMAGES, "highp isampler3D t_indices", "highp isampler2DArray t_indices", "of layers"),
 }  # fmt: skip

@@ -102,7 +102,7 @@ class Numbers:
         if name in {"OpSDiv", "OpUDiv", "OpSMod", "OpUMod", "OpSRem"}:
             return self._divide(name, a, b)
         if name.startswith("OpShift") and np.any((_unsigned(b)) > _SHIFTS):
-            self._fault(f"{name} by more than {_SHIFTS}")
+            self.never(f"{name} by more than {_SHIFTS}")
             b = _unsigned(b) % (_SHIFTS + 1)
         results = {
             "OpIAdd": lambda: a + b,
@@ -121,7 +121,7 @@ class Numbers:
 
     def _divide(self, name: str, a: Scalar, b: Scalar) -> Scalar:
         if np.any(b == 0):
-            self._fault(f"{name} by zero")
+            self.never(f"{name} by zero")
             b = np.where(b == 0, 1, b)
         if name.startswith("OpU"):
             a, b = _unsigned(a), _unsigned(b)
@@ -198,7 +198,7 @@ class Numbers:
     def pick(self, lanes: Sequence[Scalar], at: Scalar) -> Scalar:
         """The lane of a vector with a computed number."""
         if np.any((at < 0) | (at >= len(lanes))):
-            self._fault("a lane beyond its vector")
+            self.never("a lane beyond its vector")
         rows = np.broadcast_arrays(*lanes, at)
         return np.choose(np.clip(rows[-1], 0, len(lanes) - 1), rows[:-1])
 
@@ -246,7 +246,7 @@ class Numbers:
             where, bits = np.broadcast_arrays(start + lane, bits, np.zeros(len(state.own[0]), np.int64))[:2]
             inside = (where >= 0) & (where < words.size)
             if not inside.all():
-                self._fault(f"a write to word {int(where[~inside][0])} of binding 0, which has {words.size}")
+                self.never(f"a write to word {int(where[~inside][0])} of binding 0, which has {words.size}")
             words[where[inside]] = _unsigned(bits[inside]).astype(words.dtype)
             np.add.at(self._dispatch.writes, where[inside], 1)
 
@@ -263,7 +263,7 @@ class Numbers:
         texels = self._image(image).texels
         places, inside = self._places(texels, at)
         if not np.all(inside):
-            self._fault(f"a read outside the image of variable %{image}")
+            self.never(f"a read outside the image of variable %{image}")
         found = texels[tuple(np.where(inside, place, 0) for place in places)]
         return tuple(np.where(inside, found[..., lane], 0).astype(np.int64) for lane in range(4))
 
@@ -273,7 +273,7 @@ class Numbers:
         lanes = np.broadcast_arrays(*at, *texel, np.zeros(len(state.own[0]), np.int64))
         places, inside = self._places(texels, lanes[: len(at)])
         if not np.all(inside):
-            self._fault("a write outside the image of binding 0")
+            self.never("a write outside the image of binding 0")
         where = tuple(np.asarray(place)[inside] for place in np.broadcast_arrays(*places))
         texels[where] = np.stack([np.asarray(lane)[inside] for lane in lanes[len(at) : -1]], -1)
         np.add.at(self._dispatch.writes, np.ravel_multi_index(where, texels.shape[:3]), 1)
@@ -313,7 +313,7 @@ class Numbers:
     def _gather(self, words: Array, at: Scalar, kind: Type) -> Scalar:
         inside = (np.asarray(at) >= 0) & (np.asarray(at) < words.size)
         if not inside.all():
-            self._fault(f"a read of word {int(np.asarray(at)[~inside].reshape(-1)[0])} of a buffer of {words.size}")
+            self.never(f"a read of word {int(np.asarray(at)[~inside].reshape(-1)[0])} of a buffer of {words.size}")
         found = words[np.where(inside, at, 0)] if words.size else np.zeros_like(at)
         return self._same_width(_signed(found.astype(np.int64)), Type("Int", width=kind.width), kind)
 
@@ -329,9 +329,10 @@ class Numbers:
             raise Unsupported(f"variable %{variable} as an image")
         return found
 
-    def _fault(self, line: str) -> None:
-        if line not in self._dispatch.faults:
-            self._dispatch.faults.append(line)
+    def never(self, what: str) -> None:
+        """What no shader may do, each once."""
+        if what not in self._dispatch.faults:
+            self._dispatch.faults.append(what)
 
 
 def _subset(value: Value, mask: Array) -> Value:

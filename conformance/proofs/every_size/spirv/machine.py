@@ -18,7 +18,7 @@ from conformance.proofs.every_size.spirv.opcodes import LANES
 Scalar = Any
 Value = Any
 _UNIFORM_CONSTANT, _INPUT, _PRIVATE, _FUNCTION = 0, 1, 6, 7
-_LOD_ZERO = 2
+_LOD = 2
 
 
 class TooLong(Unsupported):
@@ -103,6 +103,9 @@ class Domain(Protocol):
 
     def write(self, state: State, image: int, at: tuple[Scalar, ...], texel: Value) -> None:
         """Write a texel of a storage image."""
+
+    def never(self, what: str) -> None:
+        """Take note of what no shader may do."""
 
 
 class Machine:
@@ -309,8 +312,10 @@ class Machine:
 
     def _OpImageFetch(self, state: State, one: Instruction) -> Value:  # noqa: N802 - as above
         extra = one.words[2:]
-        if extra and (extra[0] != _LOD_ZERO or self.constant_word(one.word(3)) != 0):
-            raise Unsupported(f"OpImageFetch (%{one.result}) with image operands other than Lod 0")
+        if extra and extra[0] != _LOD:
+            raise Unsupported(f"OpImageFetch (%{one.result}) with image operands other than Lod")
+        if extra and (level := self.constant_word(one.word(3))) != 0:
+            self.domain.never(f"a read of level {level} of an image that has one")
         image = _image(one, self.value(state, one.word(0)))
         return self.domain.fetch(state, image, _tuple(self.value(state, one.word(1))))
 

@@ -396,6 +396,10 @@ class Terms:
         binding = self._binding(image)
         self._note(state, Access(write=True, binding=binding, at=at, value=texel))
 
+    def never(self, what: str) -> None:
+        """An obligation that fails wherever it is met."""
+        self._oblige(what, z3.BoolVal(val=False))
+
     def _note(self, state: State, access: Access) -> None:
         if any(z3.is_bv(one) for one in access.at):
             raise Unsupported(f"an address (%{self.site}) that is made of bits of the table")

@@ -18,6 +18,7 @@ from conformance.harness.errors import CannotRun, UnservedGroupSize
 from conformance.harness.observation import Problem
 from conformance.program.tensors import dtype_name
 from conformance.pte.cpu import registered
+from conformance.pte.delegate import border_dtype
 from conformance.pte.file import DTYPES, VULKAN, Method, PteFile, VulkanDelegate, read_pte
 from conformance.pte.lookup import LOOKUP, check_servable, lookup_call, storage_of
 from conformance.pte.memory import memory_faults
@@ -157,14 +158,13 @@ def _boundary_problems(method: Method) -> Iterator[Problem]:
 
 
 def _boundary(where: str, what: str, inner: VkTensor, spec: Tensor) -> Iterator[Problem]:
-    staged = inner.staging_datatype if inner.staging_datatype.name != "UNSET" else inner.datatype
     try:
-        inside, outside = DTYPES[staged.name], dtype_name(scalar_dtype(spec))
+        outside = scalar_dtype(spec)
     except CannotRun as error:
         yield Problem("fails", "dtype", where, f"{what}: {error}")
         return
-    if inside != outside and (inside, outside) not in {("int32", "int64"), ("float32", "float64")}:
-        detail = f"{what} is {inside} in the delegate, {outside} in the program"
-        yield Problem("wrong", "dtype", where, detail, "cast after the lookup, inside the delegate")
+    if border_dtype(inner, outside) is None:
+        detail = f"{what} is {DTYPES[inner.datatype.name]} in the delegate, {dtype_name(outside)} in the program"
+        yield Problem("fails", "dtype", where, detail, "cast inside the delegate; a runtime converts to half only")
     if spec.shape_dynamism == 0 and list(inner.dims) != list(spec.sizes):
         yield Problem("wrong", "shape", where, f"{what} is {inner.dims} in the delegate, {spec.sizes} in the program")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from conformance.case.case import Dispatch, EndToEnd, Table
+from reference.arithmetic.bfloat16 import BFLOAT16, from_bfloat16
 from reference.program.spec import Dequantize, Lookup, PackedLookup, ProgramSpec, Values
 from reference.program.values import tensor_values, values_array
 from reference.table.layouts import unpack_flat
@@ -76,9 +77,15 @@ def table_step(spec: ProgramSpec, lookup: Lookup | PackedLookup) -> Dequantize |
 def table_operands(step: Dequantize | PackedLookup, tensors: Mapping[str, Array]) -> TableOperands:
     """Return the table that a dequantize step or a packed lookup reads."""
     if isinstance(step, Dequantize):
-        return TableOperands(tensors[step.weight], tensors[step.scale], step.block_size[1])
-    values, scales = unpack_flat(tensors[step.weight]), tensors[step.scale]
+        return TableOperands(tensors[step.weight], _wide(tensors[step.scale]), step.block_size[1])
+    values = unpack_flat(tensors[step.weight])
+    scales = _wide(tensors[step.scale]).reshape(len(values), -1)  # [V]: one group a row
     return TableOperands(values, scales, values.shape[1] // scales.shape[1])
+
+
+def _wide(scales: Array) -> Array:
+    """Scales as the operator reads them: bfloat16 ones widened to float32."""
+    return from_bfloat16(scales) if scales.dtype == BFLOAT16 else scales
 
 
 def _index_values(d: Dispatch) -> Values:

@@ -11,17 +11,18 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from conformance.generate.tensors import OPS, Draft, float_table, indices, scales, table, zero_point
+from conformance.generate.tensors import FLOATS, OPS, Draft, float_table, indices, scales, table, zero_point
 from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read, Values
 
-_ANY = ("group_size", "output_dtype", "indices_rank")
+_ANY = ("group_size", "indices_rank")
 _ON_TABLE = ("table_ops", "max_norm")
 _ON_TENSORS = (
     *("weight_source", "weight_ops", "qrange", "qrange", "embed_dim", "embed_dim", "empty_table"),
-    *("scale_source", "scale_ops", "scale_dtype", "scale_shape", "zero_point_source", "zero_point_values"),
+    *("scale_source", "scale_ops", "zero_point_source", "zero_point_values"),
 )
 _ON_SPLIT = (
-    *("weight_dtype", "weight_dtype", "weight_values", "group_size", "block_rows", "scale_dtype", "zero_point_ops"),
+    *("weight_dtype", "weight_dtype", "weight_values", "group_size", "block_rows", "zero_point_ops"),
+    *("scale_dtype", "scale_dtype", "scale_shape"),
 )
 #: What can be put into a lookup to break it, by its kind; what has many values of its own is there twice.
 DEFECTS = {
@@ -93,7 +94,7 @@ def _split(draft: Draft, defects: set[str]) -> Dequantize:
         qmin,
         qmax,
         weight.dtype,
-        draft.choose(("bfloat16",) if "output_dtype" in defects else ("float32", "float32", "float16")),
+        draft.choose(FLOATS),
         *(draft.constant_ops(opaque=f"{part}_ops" in defects) for part in ("weight", "scale", "zero_point")),
     )
 
@@ -110,7 +111,7 @@ def _packed(draft: Draft, defects: set[str]) -> PackedLookup:
         indices(draft, rows, defects),
         zero_point(draft, scale.shape, defects, (scale.dtype,)),  # its eager form wants equal dtypes
         *draft.choose(_QRANGES if "qrange" in defects else ((-8, 7),)),
-        draft.choose(("bfloat16",) if "output_dtype" in defects else ("float32", "float16")),
+        draft.choose(FLOATS),
         *(draft.constant_ops(opaque=f"{part}_ops" in defects) for part in ("weight", "scale")),
     )
 

@@ -29,6 +29,8 @@ _GROUPS = (32, 4, 8, 12, 16, 20, 24, 48, 64, 96, 128)
 _ODD_GROUPS = (2, 1, 3, 6, 3, 6)
 _INDICES: tuple[Shape, ...] = ((1,), (2,), (), (5,), (1, 2), (2, 3), (1, 1, 2), (2, 1, 3), (0,), (1,), (), (0,))
 _DEEP_INDICES = ((1, 1, 1, 1), (1, 2, 1, 2))
+#: What a lookup's scales and results may be, the types to draw more often twice.
+FLOATS = ("float32", "float32", "float16", "bfloat16")
 _CONSTANT = ("buffer", "parameter", "non_persistent", "lifted")
 _NOT_CONSTANT = ("input", "computed", "mutated")
 _ZERO_POINT_DTYPES = ("int8", "int32", "float32", "int16", "uint8", "int64", "float16", "bfloat16", "float64")
@@ -110,7 +112,7 @@ def float_table(draft: Draft, defects: set[str]) -> QuantizedTable:
     rows = draft.choose(_ROWS)
     columns = draft.choose(_ODD_COLUMNS if odd_group else (*_COLUMNS, *_COLUMNS[:3]))
     group = draft.choose([size for size in (2, 3, 6) if columns % size == 0] if odd_group else (32, 4, 8, 16, 0))
-    dtype = draft.choose(("bfloat16",) if "output_dtype" in defects else ("float32", "float32", "float16"))
+    dtype = draft.choose(FLOATS)
     values = Values("weights", draft.choose(_SEEDS))
     if share and known:
         return known
@@ -160,11 +162,12 @@ def _codes(draft: Draft, count: int, dtype: str, *, outside: bool) -> Values:
 def scales(draft: Draft, shape: Shape, defects: set[str], *, packed: bool = False) -> TensorSpec:
     """Scales with one element a group, of that shape unless the defect is the shape."""
     if "scale_shape" in defects:
-        shape = shape[:1] if packed else draft.choose(((math.prod(shape),), (*shape, 1), (1, *shape)))
+        shape = draft.choose(((math.prod(shape),), (*shape, 1), (1, *shape)))
+    if packed and draft.chance(1, 2) and shape[1] == 1:  # one scale a row
+        shape = shape[:1]
     own = {"scale_source", "scale_dtype"} & defects
     known = draft.shared("s", lambda s: s.shape == shape and not own and not (packed and s.dtype == "float64"))
-    wide = ("bfloat16",) if packed else ("bfloat16", "float64")
-    dtype = draft.choose(wide if "scale_dtype" in defects else ("float32", "float32", "float16"))
+    dtype = draft.choose(("float64",) if "scale_dtype" in defects else FLOATS)
     pattern, seed = draft.choose(_SCALES), draft.choose(_SEEDS)
     values = Values(pattern, seed, 1, 1, 0, 0.5) if all(shape) and pattern != "zeros" else Values("zeros")
     source = draft.source(broken="scale_source" in defects)

@@ -67,7 +67,7 @@ class Fusion:
         scales: placeholder of the scales in the result: float16 or float32 [V, D/G].
         group_size: G.
         is_linear_weight: the layout of ``packed`` (contract 1): always True here.
-        output_dtype: "float32", or "float16" when a cast follows the operator.
+        output_dtype: "float32", or "float16" or "bfloat16" when a cast follows the operator.
         vocab_size: V.
         embed_dim: D.
     """

@@ -7,7 +7,7 @@ from executorch.exir.dialects._ops import ops as exir_ops
 from torch.export import ExportedProgram
 
 from impl.fusion.report import Fusion
-from impl.fusion.rules import Plan
+from impl.fusion.rules import Plan, fused_scales
 from impl.graph.ops import EDGE_Q4GSW
 from impl.graph.rewrite import Editor
 from impl.packer import flat_to_linear_weight, pack_linear_weight
@@ -29,7 +29,9 @@ def rewrite(program: ExportedProgram, plans: Sequence[Plan]) -> tuple[ExportedPr
             pack = flat_to_linear_weight if plan.is_flat else pack_linear_weight
             packed[plan.weight.name] = editor.constant("q4gsw_weight", pack(plan.weight.data))
         if plan.scales.name not in scales:
-            owned = plan.scales.data.detach().clone(memory_format=torch.contiguous_format)
+            data = plan.scales.data.detach()
+            data = data.unsqueeze(1) if data.ndim == 1 else data  # one a row
+            owned = data.to(fused_scales(data.dtype), copy=True, memory_format=torch.contiguous_format)
             scales[plan.scales.name] = editor.constant("q4gsw_scales", owned)
         operands = (packed[plan.weight.name], scales[plan.scales.name])
         _fuse(editor, plan, operands)
@@ -48,7 +50,7 @@ def rewrite(program: ExportedProgram, plans: Sequence[Plan]) -> tuple[ExportedPr
 
 
 def _fuse(editor: Editor, plan: Plan, operands: tuple[torch.fx.Node, torch.fx.Node]) -> None:
-    """Put in the operator and, where the lookup yields float16, the cast that its float32 result needs."""
+    """Put in the operator and, where the lookup yields a half, the cast that its float32 result needs."""
     lookup, val = plan.lookup, plan.lookup.meta["val"]
     arguments = (*operands, plan.group_size, plan.indices, True)
     node = editor.insert(lookup, f"{lookup.name}_q4gsw", EDGE_Q4GSW, arguments, val.to(torch.float32))

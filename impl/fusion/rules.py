@@ -19,7 +19,8 @@ from impl.packer import BLOCK_ROWS, QMAX, QMIN, WORD_COLUMNS, first_out_of_range
 #: The kernel reads one scale for four columns and 32 columns an invocation (contract 5.3).
 GROUP_STEP, EMBED_STEP = 4, 32
 MAX_INDICES_RANK = 3
-_HALF_OR_SINGLE = (torch.float16, torch.float32)
+#: bfloat16 scales are widened, a bfloat16 result is cast.
+_FUSED = (torch.float16, torch.bfloat16, torch.float32)
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
@@ -30,7 +31,7 @@ class Plan:
     Attributes:
         lookup: the node to replace.
         weight: int8 [V, D], or uint8 [V, D/2] in flat layout when ``is_flat``.
-        scales: float16 or float32 [V, D/G].
+        scales: float16, bfloat16 or float32 [V, D/G], or [V] for one group a row.
         indices: the node that yields the indices.
         support: the nodes that only matter to lookups like this one; unused ones go away.
     """
@@ -90,7 +91,7 @@ def _decide(judge: "TableJudge", lookup: Lookup) -> Plan | Refusal:
         is_flat=table.is_flat,
         vocab_size=vocab_size,
         embed_dim=embed_dim,
-        group_size=embed_dim // scales.data.shape[1],
+        group_size=embed_dim // _columns(scales),
         output_dtype=output_dtype(table, scales),
     )
 
@@ -129,8 +130,8 @@ class TableJudge:
         if zero_point is not None:
             yield from self._zero_point_violations(zero_point)
         computed = output_dtype(table, scales)
-        if computed not in _HALF_OR_SINGLE:
-            yield RefusalReason.OUTPUT_DTYPE, f"the output is {computed}, it must be torch.float16 or torch.float32"
+        if computed not in _FUSED:
+            yield RefusalReason.OUTPUT_DTYPE, f"the output is {computed}, it must be float16, bfloat16 or float32"
 
     def limit_violations(self, table: Table, operands: Operands) -> Iterator[Violation]:
         """The device's limits that the table or its scales exceed."""
@@ -142,7 +143,7 @@ class TableJudge:
         limit = self._limits.max_storage_buffer_range
         sizes = {
             f"the packed table {weight.name!r}": blocks * BLOCK_ROWS * embed_dim // 2,
-            f"the scales {scales.name!r}": scales.data.numel() * scales.data.element_size(),
+            f"the scales {scales.name!r}": scales.data.numel() * fused_scales(scales.data.dtype).itemsize,
         }
         for what, size in sizes.items():
             if limit is not None and size > limit:
@@ -196,7 +197,7 @@ def _grouping_violations(table: Table, weight: Constant, scales: Constant | NotC
         yield RefusalReason.QMIN_QMAX, detail
     vocab_size, embed_dim = _table_shape(weight, table)
     if table.is_flat:
-        groups = scales.data.shape[-1] if isinstance(scales, Constant) and scales.data.ndim == 2 else 0  # noqa: PLR2004 - [V, D/G]
+        groups = _columns(scales) if isinstance(scales, Constant) else 0
         if groups and embed_dim % groups:
             detail = f"{groups} scales a row do not divide embed_dim {embed_dim}"
             yield RefusalReason.EMBED_DIM_NOT_DIVISIBLE_BY_GROUP, detail
@@ -225,18 +226,24 @@ def _grouping_violations(table: Table, weight: Constant, scales: Constant | NotC
 def _scale_violations(table: Table, weight: Constant, scales: Constant) -> Iterator[Violation]:
     if scales.written:
         yield RefusalReason.SCALE_WRITTEN, f"the program writes to the scales {scales.name!r}: {scales.written}"
-    if scales.data.dtype not in _HALF_OR_SINGLE:
-        detail = f"the scales {scales.name!r} are {scales.data.dtype}, they must be torch.float16 or torch.float32"
+    if scales.data.dtype not in _FUSED:
+        detail = f"the scales {scales.name!r} are {scales.data.dtype}, they must be float16, bfloat16 or float32"
         yield RefusalReason.SCALE_DTYPE, detail
     vocab_size, embed_dim = _table_shape(weight, table)
     shape = tuple(scales.data.shape)
     if table.is_flat:
-        expected = (vocab_size, shape[-1] if shape and shape[-1] else 1)
+        expected = (vocab_size,) if len(shape) == 1 else (vocab_size, _columns(scales) or 1)
     else:
         expected = (vocab_size, embed_dim // table.block_size[1])
     if shape != expected:
         detail = f"the scales {scales.name!r} have shape {shape}, they must have [V, D/G]"
         yield RefusalReason.SCALE_SHAPE, detail + (f" = {expected}" if not table.is_flat else f" with V = {vocab_size}")
+
+
+def _columns(scales: Constant) -> int:
+    """Scales a row: those of embedding_4bit may be [V], one a row; 0 where they are neither [V] nor [V, D/G]."""
+    shape = scales.data.shape
+    return {1: 1, 2: shape[-1]}.get(len(shape), 0) if shape else 0
 
 
 def _lookup_violations(lookup: Lookup, operands: Operands) -> Iterator[Violation]:
@@ -267,6 +274,11 @@ def _table_shape(weight: Constant, table: Table) -> tuple[int, int]:
     """(V, D)."""
     rows, columns = weight.data.shape
     return rows, columns * 2 if table.is_flat else columns
+
+
+def fused_scales(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the operator reads scales of that dtype."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def output_dtype(table: Table, scales: Constant) -> torch.dtype:

@@ -283,7 +283,7 @@ class _Planner:
             return f"does not fit ({detail})"
         if reader.meta["val"].ndim != 2:  # noqa: PLR2004 - the runtime misreads a batch of matrices
             return "is multiplied with more than a matrix"
-        if scales.data.dtype != table.output_dtype:
+        if scales.data.dtype != table.output_dtype or table.output_dtype == torch.bfloat16:
             return f"has {scales.data.dtype} scales for {table.output_dtype} values"
         if weight.data.shape[0] % _LINEAR_ROWS:
             return f"has {weight.data.shape[0]} rows, not a multiple of {_LINEAR_ROWS}"

@@ -4,7 +4,7 @@ Such an array keeps its shape under indexing, reshaping and saving like any othe
 cannot be mistaken for integers. ``array["bits"]`` are the bit patterns. Rounding to bfloat16 is
 nearest even from float32, as torch does on the host.
 
-Source: docs/contract.md section 4 (bfloat16 scales and outputs are refused, but must still work).
+Source: docs/contract.md section 4 (bfloat16 scales and outputs).
 """
 
 from typing import Any

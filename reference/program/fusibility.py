@@ -16,7 +16,7 @@ A lookup fuses exactly where its set of violated conditions is empty.
 Source: docs/contract.md sections 5.3 and 5.4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,12 +40,12 @@ REASONS = (
     "empty_table",  # no rows
     "scale_not_constant",
     "scale_written",
-    "scale_dtype",  # neither float16 nor float32
-    "scale_shape",  # not exactly [V, D/G]
+    "scale_dtype",  # neither float16, bfloat16 nor float32
+    "scale_shape",  # not exactly [V, D/G]; embedding_4bit: nor [V], one group a row
     "zero_point_not_constant",
     "zero_point_written",
     "zero_point_nonzero",  # an element that is not zero; NaN is not, -0.0 is
-    "output_dtype",  # neither float32 nor float16
+    "output_dtype",  # neither float32, float16 nor bfloat16
     "indices_dtype",  # neither int32 nor int64
     "indices_rank",  # above 3
     "max_norm",  # embedding_renorm scales the rows that this lookup reads
@@ -54,6 +54,8 @@ REASONS = (
 )
 
 BITS_4 = (-8, 7)
+#: Of scales and results: bfloat16 scales widen exactly to float32, a bfloat16 result is one cast of a float32 one.
+FUSED_DTYPES = frozenset({"float32", "float16", "bfloat16"})
 MAX_INDICES_RANK = 3
 
 
@@ -128,6 +130,8 @@ def _packed(spec: ProgramSpec, lookup: PackedLookup, contents: dict[str, Array],
     if lookup.zero_point:
         reasons |= _zero_point(spec.tensor(lookup.zero_point), (), contents)
     embed_dim = 2 * weight.shape[-1] if weight.shape else 0
+    if len(scale.shape) == 1:  # one group a row
+        scale = replace(scale, shape=(*scale.shape, 1))
     groups = scale.shape[1] if len(scale.shape) == 2 else 0  # noqa: PLR2004 - [V, D/G]
     group_size = 0
     if not groups:
@@ -142,7 +146,7 @@ def _packed(spec: ProgramSpec, lookup: PackedLookup, contents: dict[str, Array],
 def _table(weight: TensorSpec, per_element: int, scale: TensorSpec, group_size: int, limits: Limits | None) -> set[str]:
     """Shapes: the table of ``per_element`` columns an element, the scales, and the group size (below 1: unknown)."""
     reasons: set[str] = set()
-    if scale.dtype not in {"float16", "float32"}:
+    if scale.dtype not in FUSED_DTYPES:
         reasons.add("scale_dtype")
     if group_size >= 1 and group_size % 4:
         reasons.add("group_size_not_multiple_of_4")
@@ -166,7 +170,8 @@ def _table(weight: TensorSpec, per_element: int, scale: TensorSpec, group_size: 
 def _exceeds(limits: Limits, vocab_size: int, embed_dim: int, scale: TensorSpec) -> bool:
     """Whether blocks or scales pass a given limit."""
     block_rows, block_columns = -(-vocab_size // 8), -(-embed_dim // 4)
-    scale_bytes = int(np.prod(scale.shape, dtype=np.int64)) * numpy_dtype(scale.dtype).itemsize
+    wide = "float32" if scale.dtype == "bfloat16" else scale.dtype
+    scale_bytes = int(np.prod(scale.shape, dtype=np.int64)) * numpy_dtype(wide).itemsize
     largest = max(block_rows * block_columns * 16, scale_bytes)
     by_range, by_extent = limits.max_storage_buffer_range, limits.max_image_dimension_2d
     return (by_range is not None and largest > by_range) or (
@@ -178,7 +183,7 @@ def _scalars(qmin: int, qmax: int, output_dtype: str) -> set[str]:
     reasons = set()
     if (qmin, qmax) != BITS_4:
         reasons.add("qmin_qmax")
-    if output_dtype not in {"float32", "float16"}:
+    if output_dtype not in FUSED_DTYPES:
         reasons.add("output_dtype")
     return reasons
 

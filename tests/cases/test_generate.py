@@ -65,6 +65,7 @@ def test_every_reason_that_a_program_can_have_is_drawn() -> None:
     assert set(REASONS) - reasons == {
         "embed_dim_not_divisible_by_group",
         "indices_dtype",
+        "output_dtype",
         "table_limit",
         "weight_shape",
     }

@@ -21,6 +21,7 @@ NOT_IN_THE_SPACE = {
     "embed_dim_not_divisible_by_group": "eager dequantizing wants blocks that tile the row, so no such program runs",
     "indices_dtype": "torch has no embedding with other index types",
     "weight_shape": "an embedding's table has two axes, and so has what is dequantized for it",
+    "output_dtype": "torchao dequantizes to the three types that fuse, and to no other",
     "table_limit": "a limit is the caller's, not the program's",
 }
 #: Where a block spans rows, no scales that eager accepts are [V, D/G] either: these two only break together.

@@ -131,8 +131,7 @@ REFUSED = {
     "zero_point_of_int32": (BYTE, lambda: Table(Q, scales(12, 3), Z.to(torch.int32))),
     "fractional_zero_point": (BYTE, lambda: Table(Q, scales(12, 3), Z + 0.3)),
     "fractional_zero_point_f16": (FLOAT, lambda: Table(Q, scales(12, 3, dtype=F16), Z + 0.3, out=F16)),
-    "bf16_scales": (BYTE, lambda: Table(Q, scales(12, 3, dtype=BF16))),
-    "bf16_out": (BYTE, lambda: Table(Q, scales(12, 3, dtype=BF16), out=BF16)),
+    "bf16_scales": (BYTE, lambda: Table(Q, scales(12, 3, dtype=BF16), Z)),
     "f64_scales": (BYTE, lambda: Table(Q, scales(12, 3).double())),
     "f64_scales_that_round": (FLOAT, lambda: Table(Q, scales(12, 3).double() / 3)),
     "int16_table": (BYTE, lambda: Table(Q.short(), scales(12, 3))),
@@ -145,12 +144,17 @@ REFUSED = {
 
 def test_refused_lookups_run_on_the_cpu_to_the_bit_beside_a_fused_one() -> None:
     """One program with all of them: one lowering."""
-    fused = {"fused": Table(Q, scales(12, 3)), "fused_f16": Table(Q, scales(12, 3, dtype=F16), out=F16)}
+    fused = {
+        "fused": Table(Q, scales(12, 3)),
+        "fused_f16": Table(Q, scales(12, 3, dtype=F16), out=F16),
+        "fused_bf16_scales": Table(Q, scales(12, 3, dtype=BF16)),
+        "fused_bf16": Table(Q, scales(12, 3, dtype=BF16), out=BF16),
+    }
     model = Many({**fused, **{name: make() for name, (_, make) in REFUSED.items()}})
     indices = torch.tensor([[0, 11, 5], [2, 2, 1]])
     file = check(model, (indices,))
     delegated, on_cpu = operators(file)
-    assert delegated.count("et_vk.embedding_q4gsw.default") == 2
+    assert delegated.count("et_vk.embedding_q4gsw.default") == len(fused)
     (method,) = file.methods
     kernels = [method.plan.operators[call.op_index].name for call in method.instructions() if hasattr(call, "op_index")]
     assert kernels.count("quantized_decomposed::embedding_byte") == sum(how == BYTE for how, _ in REFUSED.values())
@@ -186,10 +190,10 @@ def test_refused_flat_tables() -> None:
 
     tables = {
         "group_2": Flat(scales(12, 48), None, F32),
-        "one_scale_a_row": Flat(scales(12), None, F32),
+        "one_scale_a_row": Flat(scales(12), Z[:, 0] + 0.25, F32),
         "asymmetric": Flat(scales(12, 3), Z + 0.25, F32),
         "asymmetric_half": Flat(scales(12, 3, dtype=F16), Z.to(F16), F16),
-        "bf16": Flat(scales(12, 3, dtype=BF16), None, BF16),
+        "bf16": Flat(scales(12, 3, dtype=BF16), Z.to(BF16), BF16),
     }
     file = check(Many(tables), (torch.tensor([4, 11]),))
     assert operators(file) == ([], ["embedding_byte"])

@@ -245,7 +245,7 @@ def test_constants_without_values() -> None:
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -0.0, 1e-42, -3.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_any_scale_value_fuses(special: float, dtype: torch.dtype) -> None:
     draft = Draft()
     given = scales(9, 2, dtype=dtype)

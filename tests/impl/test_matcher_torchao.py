@@ -61,7 +61,7 @@ def edge(model: torch.nn.Module, inputs: tuple[Any, ...] = (INDICES,), **options
 
 
 @pytest.mark.parametrize("granularity", [PerGroup(32), PerGroup(4), PerGroup(64), PerAxis(0)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_torchao_embeddings_fuse_to_the_bit(granularity: Any, dtype: torch.dtype) -> None:
     model = quantize(Lookup(dtype), granularity)
     program = edge(model)
@@ -87,7 +87,6 @@ def test_torchao_embeddings_fuse_to_the_bit(granularity: Any, dtype: torch.dtype
         (quantize(Lookup(), dtype=torch.int8), RefusalReason.WEIGHT_VALUES),
         (quantize(Lookup(), PerGroup(2)), RefusalReason.GROUP_SIZE_NOT_MULTIPLE_OF_4),
         (quantize(Lookup(dim=48), PerGroup(16)), RefusalReason.EMBED_DIM_NOT_MULTIPLE_OF_32),
-        (quantize(Lookup(torch.bfloat16)), RefusalReason.SCALE_DTYPE),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -107,7 +106,7 @@ def test_training_options_do_not_matter(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dynamic_shapes_survive(strict: bool, dtype: torch.dtype) -> None:
     dynamic = {"indices": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     program = edge(quantize(Lookup(dtype)), dynamic_shapes=dynamic, strict=strict)

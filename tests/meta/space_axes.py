@@ -44,7 +44,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "qrange": ("-8..7", "-7..7", "-8..6", "0..15", "-128..127", "-16..15"),
     "scale_source": _DRAWN,
     "scale_dtype": ("float32", "float16", "bfloat16", "float64"),
-    "scale_shape": ("V,G", "other"),
+    "scale_shape": ("V,G", "V", "other"),
     "scale_values": ("scales", "signed_scales", "special_scales", "bits", "powers_of_two", "zeros", "one_hot"),
     "scale_ops": _OPS,
     "zero_point": ("none", "zeros", "negative_zeros", "nonzero_once", "nonzero"),
@@ -176,7 +176,8 @@ def _scale(scale: TensorSpec, shape: tuple[int, ...]) -> set[tuple[str, str]]:
     coordinates = {("scale_source", scale.source), ("scale_dtype", scale.dtype)}
     if scale.values.pattern != "quantized":
         coordinates.add(("scale_values", scale.values.pattern))
-    return coordinates | {("scale_shape", "V,G" if scale.shape == shape else "other")}
+    kind = "V,G" if scale.shape == shape else "V" if scale.shape == shape[:1] else "other"
+    return coordinates | {("scale_shape", kind)}
 
 
 def _zero_point(spec: ProgramSpec, name: str) -> set[tuple[str, str]]:

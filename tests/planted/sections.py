@@ -11,7 +11,7 @@ import numpy as np
 
 from conformance.case.case import Case, Dispatch, Table
 from conformance.harness.observation import Arrays, Facts, Observation, Refused
-from tests.planted import programs, subjects
+from tests.planted import operands, programs, subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
 
 
@@ -316,11 +316,33 @@ class LowersLikeTheWheel(Planted):
         return observe_lowering(case, executorch.lower) if case.stage == self.stage else super().run(case)
 
 
-class HandsOverFloat32(LowersLikeTheWheel):
-    """A delegate that hands float32 to a float16 program, as the wheel's own does (6.3)."""
+class HandsOverHalf(Planted):
+    """A delegate that hands float16 to a program that holds float32: a runtime converts the other way only (6.3)."""
 
+    stage = "LOWER"
     near = "lower/float16"
     signatures = ("LOWER/decision/dtype",)
+
+    def run(self, case: Case) -> Observation:
+        from conformance.subjects.impl import lower
+        from conformance.subjects.stages import observe_lowering
+
+        if case.stage != self.stage:
+            return super().run(case)
+        return observe_lowering(case, lambda program, options: with_float_outputs(lower(program, options)))
+
+
+def with_float_outputs(data: bytes) -> bytes:
+    """The file with float32 where its plan has float16 outputs."""
+    from executorch.exir._serialize._program import deserialize_pte_binary, serialize_pte_binary
+    from executorch.exir.schema import ScalarType
+
+    content = deserialize_pte_binary(data)
+    for plan in content.program.execution_plan:
+        for value in plan.outputs:
+            if plan.values[value].val.scalar_type == ScalarType.HALF:
+                plan.values[value].val.scalar_type = ScalarType.FLOAT
+    return bytes(serialize_pte_binary(content, extract_delegate_segments=True))
 
 
 class DotProductOfAnotherScale(Planted):
@@ -468,7 +490,7 @@ BY_SECTION: dict[str, type[Planted]] = {
     "5.7": OneBitOfARun,
     "6.1": FusesNothingToLower,
     "6.2": LowersLikeTheWheel,
-    "6.3": HandsOverFloat32,
+    "6.3": HandsOverHalf,
     "7.1": subjects.ShaderGroupIndex,
     "7.2": ShaderPlaneOrder,
     "7.3": ShaderNegativeIndex,
@@ -489,4 +511,6 @@ MORE = (
     ExportsFixedSizes,
     MakesUpAZeroPoint,
 )
-ALL: tuple[type[Planted], ...] = tuple(dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE, *programs.ALL)))
+ALL: tuple[type[Planted], ...] = tuple(
+    dict.fromkeys((*subjects.ALL, *BY_SECTION.values(), *MORE, *programs.ALL, *operands.ALL))
+)

@@ -126,7 +126,7 @@ SPLIT = [
     (geometry(0, 0, 32), "empty_table embed_dim_not_multiple_of_32"),
     # scales
     ({"scale": {"dtype": "float16"}}, ""),
-    ({"scale": {"dtype": "bfloat16"}}, "scale_dtype"),
+    ({"scale": {"dtype": "bfloat16"}}, ""),
     ({"scale": {"dtype": "float64"}}, "scale_dtype"),
     ({"scale": {"dtype": "int32", "values": Values("constant", value=1)}}, "scale_dtype"),
     ({"scale": {"values": Values("zeros")}}, ""),
@@ -150,7 +150,8 @@ SPLIT = [
     # output
     ({"dq": {"output_dtype": "float16"}}, ""),
     ({"dq": {"output_dtype": "float16"}, "scale": {"dtype": "float16"}}, ""),
-    ({"dq": {"output_dtype": "bfloat16"}}, "output_dtype"),
+    ({"dq": {"output_dtype": "bfloat16"}}, ""),
+    ({"dq": {"output_dtype": "float64"}}, "output_dtype"),
     # lookup
     ({"indices": {"dtype": "int32"}}, ""),
     ({"indices": {"dtype": "int16"}}, "indices_dtype"),
@@ -166,7 +167,7 @@ SPLIT = [
     ({"out": {"max_norm": -1.0}}, "max_norm"),
     # several at once
     (
-        {"dq": {"qmin": 0}, "scale": {"dtype": "bfloat16"}, "indices": {"shape": (1, 1, 1, 1)}},
+        {"dq": {"qmin": 0}, "scale": {"dtype": "float64"}, "indices": {"shape": (1, 1, 1, 1)}},
         "qmin_qmax scale_dtype indices_rank",
     ),
 ]
@@ -192,8 +193,12 @@ PACKED_ROWS = [
     ({"out": {"weight_ops": ("add_zero",)}}, "weight_not_constant"),
     ({"out": {"scale_ops": ("transpose_twice",)}}, "scale_not_constant"),
     ({"scale": {"source": "mutated"}}, "scale_written"),
-    ({"scale": {"dtype": "bfloat16"}}, "scale_dtype"),
-    ({"scale": {"shape": (9,)}}, "scale_shape"),
+    ({"scale": {"dtype": "bfloat16"}}, ""),
+    ({"scale": {"dtype": "float64"}}, "scale_dtype"),
+    ({"scale": {"shape": (9,)}}, ""),
+    ({"scale": {"shape": (8,)}}, "scale_shape"),
+    ({"scale": {"shape": (9, 1, 1)}}, "scale_shape"),
+    ({"weight": {"shape": (9, 24)}, "scale": {"shape": (9,)}}, "embed_dim_not_multiple_of_32"),
     ({"scale": {"shape": (9, 1)}}, ""),
     ({"scale": {"shape": (9, 16)}}, ""),
     ({"scale": {"shape": (9, 32)}}, "group_size_not_multiple_of_4"),
@@ -209,7 +214,8 @@ PACKED_ROWS = [
     ({"weight": {"shape": (288,)}}, "weight_shape"),
     ({"out": {"qmin": 0, "qmax": 15}}, "qmin_qmax"),
     ({"out": {"output_dtype": "float16"}, "scale": {"dtype": "float16"}}, ""),
-    ({"out": {"output_dtype": "bfloat16"}}, "output_dtype"),
+    ({"out": {"output_dtype": "bfloat16"}}, ""),
+    ({"out": {"output_dtype": "float64"}}, "output_dtype"),
     ({"indices": {"shape": (1, 1, 1, 1)}}, "indices_rank"),
 ]
 
@@ -271,9 +277,7 @@ def test_quantized_tables(dtype: str, group_size: int) -> None:
     block = (1, group_size or 64)
     dequantize = Dequantize("dq", "emb.qdata", "emb.scale", block, "emb.zero_point", output_dtype=dtype)
     spec = ProgramSpec((dequantize, LOOKUP), (replace(INDICES, values=Values("zeros")),), (table,))
-    expected = {"scale_dtype", "output_dtype"} if dtype == "bfloat16" else set()
-    if group_size == 2:
-        expected.add("group_size_not_multiple_of_4")
+    expected = {"group_size_not_multiple_of_4"} if group_size == 2 else set()
     assert violations(spec) == {"out": expected}
 
 

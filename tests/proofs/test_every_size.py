@@ -155,11 +155,8 @@ def test_a_limit_that_is_met_is_no_proof() -> None:
 
 def test_a_second_solver_agrees() -> None:
     """cvc5 on a sample of what z3 discharged; it may run out of time, and may not disagree."""
-    source = modules.source("impl", FLAT)
-    assert isinstance(source.form, Variant)
-    sizes = Lookup(source.form, Setting())
-    asked: list[tuple[Any, ...]] = []
-    solver = Solver(sizes.facts)
+    claims = claims_of(FLAT)
+    sizes, solver, asked = claims.own, claims.solver, list[tuple[Any, ...]]()
     kept = solver.prove
 
     def prove(what: str, conditions: Any, holds: Any) -> tuple[str, Any]:
@@ -167,14 +164,36 @@ def test_a_second_solver_agrees() -> None:
         return kept(what, conditions, holds)
 
     solver.prove = prove  # type: ignore[method-assign]
-    claims = LookupClaims(
-        sizes, walk(read(source.spirv), sizes.environment, sizes.specialization(), solver.possible), solver
-    )
     claims.prove()
     assert not claims.failures
     answers = [second(formulas) for _what, formulas in asked[::6]]
     assert "sat" not in answers
     assert answers.count("unsat") > len(answers) // 2
+
+
+def claims_of(name: str) -> LookupClaims:
+    """The obligations of our shader's variant, not asked yet."""
+    source = modules.source("impl", name)
+    assert isinstance(source.form, Variant)
+    sizes = Lookup(source.form, Setting())
+    solver = Solver(sizes.facts, contract.instances(sizes.sizes))
+    walked = walk(read(source.spirv), sizes.environment, sizes.specialization(), solver.possible)
+    return LookupClaims(sizes, walked, solver)
+
+
+def test_buffers_beyond_what_devices_bind_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits are what the proof needs: with larger ones z3 finds sizes, all of them beyond the real limit."""
+    limit = contract.BYTES
+    monkeypatch.setattr(contract, "BYTES", limit << 4)
+    claims = claims_of(FLAT)
+    claims.prove()
+    found = [one.model for one in claims.failures if one.group == "overflow"]
+    assert len(found) > 5
+    for model in found:
+        m, groups, rows, *places = (
+            model.eval(z3.Int(name), model_completion=True).as_long() for name in ("m", "ng", "V", "H", "C", "N")
+        )
+        assert max(rows * 16 * m, rows * groups * 4, int(np.prod(places, dtype=object)) * 128 * m) >= limit
 
 
 def second(formulas: list[Any]) -> str:

@@ -25,7 +25,7 @@ from reference.program.spec import Values
 Question = Dispatch | Table
 #: How ``wrong`` begins where a value is wrong, and how it ends where the pipeline was given sizes as constants.
 VALUES, KNOWN = ("out[", "word ["), " with sizes as constants"
-_MOST_ELEMENTS, _MOST_ROWS, _LOCAL = 1 << 26, 1 << 17, (4, 2, 1)
+_MOST_ELEMENTS, _MOST_ROWS, _LOCAL = 1 << 26, 1 << 17, (5, 2, 1)
 #: V, D, G and indices where there is no model to go by.
 _USUAL = (
     (9, 64, 8, (5,)), (17, 96, 12, (2, 3)), (3, 32, 4, (2, 2, 3)), (1, 32, 32, ()), (40, 128, 64, (2, 1, 5)),

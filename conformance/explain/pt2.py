@@ -95,6 +95,8 @@ def check_model(model: Any, name: str) -> None:
             target, text = item.get("target"), item.get("expr_str")
             if isinstance(target, str) and "inputs" in item and not _OPERATOR.fullmatch(target):
                 raise BadFile(f"{name}: {target[:80]!r} is not an operator")
+            if isinstance(handed := item.get("as_operator", ""), str) and handed and not _OPERATOR.fullmatch(handed):
+                raise BadFile(f"{name}: {handed[:80]!r} is not an operator")
             if text is not None and not (
                 isinstance(text, str) and len(text) < _LONGEST_EXPRESSION and _EXPRESSION.fullmatch(text)
             ):

@@ -356,7 +356,7 @@ def models() -> Kind:
     nodes = [
         {"target": "torch.ops.aten.embedding.default", "inputs": [{"name": "w", "arg": {"as_tensor": {"name": "w"}}}]}
     ]
-    model = {"graph": {"nodes": nodes, "sym": [{"expr_str": "FloorDiv(s60 + 7, 8)"}]}, "spec": '[1, {"type": null}]'}
+    model = {"graph": {"nodes": nodes, "sym": [{"expr_str": "FloorDiv(s60 + 7, 8)"}]}, "in_spec": '[1, {"type": null}]'}
     return Kind([model], dumped)
 
 

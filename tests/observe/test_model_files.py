@@ -238,6 +238,8 @@ def test_a_name_that_is_code_does_not_run(tmp_path: Path) -> None:
 def test_a_target_that_is_no_operator(target: str) -> None:
     with pytest.raises(BadFile, match="is not an operator"):
         check_model({"nodes": [{"target": target, "inputs": []}]}, "m")
+    with pytest.raises(BadFile, match="is not an operator"):
+        check_model({"arg": {"as_operator": target}}, "m")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import warnings
 LINES = {
     "torchao": r"Failed to load \S*/torchao/_C_\w+\S*\.so: ",
     "torch.utils._pytree": r".* is an Enum subclass and is now natively supported by torch\.compile",
-    "executorch.backends.vulkan.partitioner.vulkan_partitioner": r"\[Vulkan Partitioner\] Due to |Found \d+ Vulkan",
+    # ExecuTorch's partitioner logs as the root does, and has that say everything, the line of our lowering too.
+    "root": r"\[Vulkan Partitioner\] Due to |Found \d+ Vulkan|Operators included in this Vulkan|    \w+[.:]\w+",
+    "impl.lowering": r"\S+: \d+ lookups fused, ",
 }
 WARNINGS = (
     r"(read_text|open_text|read_binary|open_binary) is deprecated",

@@ -10,16 +10,18 @@ from conformance.harness.noise import keep_out
 
 LIES = """
 import logging, warnings
+logging.basicConfig()
 from conformance.harness.noise import keep_out
 {quiet}
 import torch, torchao
 logging.getLogger("torchao").warning("Failed to load the model")
 logging.getLogger("torchao").warning("Failed to load /x/torchao/_C_mxfp8.so: Could not load this library: /x")
-part = logging.getLogger("executorch.backends.vulkan.partitioner.vulkan_partitioner")
-part.warning("[Vulkan Partitioner] Due to [no dtype], skipping x")
-part.warning("[Vulkan Partitioner] is broken")
+import executorch.backends.vulkan.partitioner.vulkan_partitioner as part
+part.logger.info("[Vulkan Partitioner] Due to [no dtype], skipping x")
+part.logger.info("    et_vk.embedding_q4gsw.default")
+part.logger.info("[Vulkan Partitioner] is broken")
 """
-TOLD, NEWS = ("_C_mxfp8", "Enum subclass", "Due to ["), ("Failed to load the model", "is broken")
+TOLD, NEWS = ("_C_mxfp8", "Enum subclass", "Due to [", "    et_vk."), ("Failed to load the model", "is broken")
 
 
 def said(quiet: str) -> str:

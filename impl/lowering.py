@@ -9,6 +9,7 @@ it, into operators that the wheel's CPU runtime has kernels for. No state of ups
 Source: docs/contract.md section 6.
 """
 
+import functools
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -142,9 +143,9 @@ def lower_with_report(
     if not isinstance(programs, Mapping) or not all(isinstance(p, ExportedProgram) for p in programs.values()):
         raise TypeError("program must be a torch.export.ExportedProgram or a mapping of method names to them")
     options = dict(compile_options or {})
-    edge = to_edge(
-        dict(programs), constant_methods=dict(constant_methods or {}) or None, compile_config=edge_compile_config
-    )
+    methods = dict(constant_methods or {}) or None
+    to_edge_of = functools.partial(to_edge, constant_methods=methods, compile_config=edge_compile_config)
+    edge = _named("to_edge", to_edge_of, dict(programs))
     undelegated: dict[str, set[str]] = {name: set() for name in programs}
     while True:
         prepared, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)

@@ -160,6 +160,10 @@ def _at(size: str, values: Mapping[str, T]) -> dict[str, T]:
     return {name.removesuffix(f"@{size}"): value for name, value in values.items() if name.endswith(f"@{size}")}
 
 
+#: The "size" of what the second call of a program gives that writes to its buffers.
+SECOND = "second call"
+
+
 def named_at(size: str, values: Mapping[str, T]) -> dict[str, T]:
     """Return values by step with the size at which they were observed in their names."""
     return {f"{name}@{size}": value for name, value in values.items()}

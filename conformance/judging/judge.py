@@ -129,7 +129,7 @@ def _silence(facts: Facts) -> str:
 
 
 def _may_refuse(question: Question, refused: Refused) -> bool:
-    """Whether refusing is right: an index outside (contract 7.3), a limit by its name (7.5), or force_fp16 (3.7)."""
+    """Whether refusing is right: an index outside (7.3), a limit by name (7.5), force_fp16 (3.7), max_norm (6.2)."""
     if isinstance(question, Dispatch) and refused.reason == "index_outside":
         indices = operands(question).indices
         return bool(((indices < 0) | (indices >= question.vocab_size)).any())
@@ -137,6 +137,8 @@ def _may_refuse(question: Question, refused: Refused) -> bool:
         return refused.reason == "device_limit" and refused.limit == question.exceeds_limit != ""
     if isinstance(question, Model):
         return question.refused != "" and refused.reason == "lowering" and question.refused in refused.detail
+    if isinstance(question, Program) and refused.reason == "not_carried":
+        return bool(refused.detail.strip()) and any(getattr(s, "max_norm", 0) for s in question.spec.lookups())
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"
 
 

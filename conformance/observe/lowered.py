@@ -15,10 +15,10 @@ from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 from conformance.audit.audit import audit
 from conformance.audit.constants import unread_constants
 from conformance.harness.errors import CannotRun
-from conformance.harness.observation import Decision, FileContent, Graph, Place, named_at
+from conformance.harness.observation import SECOND, Decision, FileContent, Graph, Place, named_at
 from conformance.observe.execute import run_program
 from conformance.observe.tables import copies, read_in_file
-from conformance.program.build import BuiltProgram, other_inputs, small_programs
+from conformance.program.build import BuiltProgram, build, other_inputs, small_programs
 from conformance.program.lookups import hidden_lookup
 from conformance.program.tensors import Array, to_numpy, user_inputs
 from conformance.pte.file import PteFile
@@ -26,7 +26,8 @@ from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
 from conformance.pte.run import RunResult, run_in_turn, run_pte
 from reference.program.apply import INEXACT
-from reference.program.spec import Apply, Linear
+from reference.program.evaluate import second_call
+from reference.program.spec import Apply, Linear, Lookup
 
 #: What runs a file call by call, each with its inputs, without a Vulkan runtime (``run_in_turn``) or on one.
 Execute = Callable[[PteFile, Sequence[Sequence[Any]]], list[RunResult]]
@@ -58,7 +59,8 @@ def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_in_tu
         Decisions (fused: a delegate computes the lookup); outputs by step name; ``source_outputs``, for every linear,
         the program that was not rewritten on the same inputs; facts of what the lookups' shaders declared.
     """
-    (result,) = execute(file, [built.inputs])
+    following = second_call(built.spec)
+    result, *again = execute(file, [built.inputs] * (2 if following else 1))
     computed_by = places(built, file)
     outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
     sources, failed = _source_outputs(built, computed_by), dict[str, str]()
@@ -70,6 +72,10 @@ def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_in_tu
             continue
         outputs |= named_at(size, {step: there[position] for step, position in built.outputs.items()})
         sources |= named_at(size, _source_outputs(replace(built, inputs=inputs), computed_by))
+    if following:  # what the first call wrote
+        there = again[0].outputs
+        outputs |= named_at(SECOND, {step: there[position] for step, position in built.outputs.items()})
+        sources |= named_at(SECOND, _source_outputs(replace(build(following), inputs=built.inputs), computed_by))
     decisions = tuple(
         Decision(step.name, computed_by[step.name] == Place("vulkan", LOOKUP)) for step in built.spec.lookups()
     )
@@ -131,8 +137,9 @@ def _source_outputs(built: BuiltProgram, places: Mapping[str, Place]) -> dict[st
     """
     spec = built.spec
     steps = [s.name for s in spec.steps if isinstance(s, Linear) or (isinstance(s, Apply) and s.function in INEXACT)]
-    steps = [name for name in steps if name in built.outputs]
-    eager = [name for name in steps if places[name].place == "vulkan"]
+    renormed = [s.name for s in spec.lookups() if isinstance(s, Lookup) and s.max_norm]  # which no runtime has
+    steps = [name for name in (*steps, *renormed) if name in built.outputs]
+    eager = [name for name in steps if name in renormed or places[name].place == "vulkan"]
     results: dict[str, Any] = {}
     if eager:
         values = run_program(built.program, built.inputs)
@@ -142,6 +149,7 @@ def _source_outputs(built: BuiltProgram, places: Mapping[str, Place]) -> dict[st
     with small_programs():
         edge = to_edge(built.exported)
     folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=set())
-    manager = EdgeProgramManager({"forward": folded}, None, edge.compile_config).to_executorch()
+    config = replace(edge.compile_config, _check_ir_validity=False)  # folding leaves clones of another dialect
+    manager = EdgeProgramManager({"forward": folded}, None, config).to_executorch()
     outputs = run_pte(bytes(manager.buffer), built.inputs).outputs
     return results | {name: outputs[built.outputs[name]] for name in steps if name not in eager}

@@ -54,13 +54,15 @@ class SubjectUnderTest:
 def lower(program: Any, options: Mapping[str, Any]) -> bytes:
     """Lower a program of torch.export by impl.lowering."""
     from conformance.subjects.executorch import remember_pattern_graphs  # noqa: PLC0415 - executorch loads slowly
-    from impl.lowering import ForceFloat16Error, lower_to_vulkan  # noqa: PLC0415 - the same
+    from impl.lowering import ForceFloat16Error, LoweringError, lower_to_vulkan  # noqa: PLC0415 - the same
 
     remember_pattern_graphs()
     try:
         return bytes(lower_to_vulkan(program, compile_options=options).buffer)
     except ForceFloat16Error as error:
         raise LoweringRefused("force_fp16", str(error)) from error
+    except LoweringError as error:
+        raise LoweringRefused("not_carried", str(error)) from error
 
 
 def rewriting(fuse: Fuse | None = None) -> Callable[[Any], tuple[Any, dict[str, tuple[bool, str, str]]]]:

@@ -25,7 +25,10 @@ Lower = Callable[[Any, Mapping[str, Any]], bytes]
 
 
 class LoweringRefused(Exception):  # noqa: N818 - it names what the lowering did
-    """A lowering declines a program: ``reason`` is what to name, such as a compile option; ``detail`` says why."""
+    """A lowering declines a program: ``reason`` is what to name, such as a compile option; ``detail`` says why.
+
+    "not_carried": no runtime executes what ``detail`` names (contract 6.2).
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}")

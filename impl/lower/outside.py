@@ -90,7 +90,7 @@ def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tu
 
 def _embedding_fault(node: torch.fx.Node, constants: Constants) -> str:
     weight = arguments(node)["weight"]
-    if not isinstance(constants.resolve(weight), Constant):
+    if not _constant(weight, constants):
         return "its table is computed, and the runtime's aten.embedding takes constants only"
     if weight.meta["val"].shape[0] > MAX_EMBEDDING_ROWS:
         return f"the runtime misreads tables of more than {MAX_EMBEDDING_ROWS} rows"
@@ -101,4 +101,10 @@ def _known(weight: torch.fx.Node, constants: Constants, products: Collection[str
     """Whether a weight is a constant, possibly turned, or the table of a product that upstream's patterns have."""
     if torch_op(weight) == torch.ops.aten.permute_copy.default:
         weight = weight.args[0]
-    return weight.name in products or isinstance(constants.resolve(weight), Constant)
+    return weight.name in products or _constant(weight, constants)
+
+
+def _constant(node: torch.fx.Node, constants: Constants) -> bool:
+    """Whether a delegate has it as a constant: a buffer that the program writes to is an input of it."""
+    found = constants.resolve(node)
+    return isinstance(found, Constant) and not found.written

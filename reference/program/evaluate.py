@@ -117,6 +117,24 @@ def written(spec: ProgramSpec) -> dict[str, Array]:
     return {name: _negated(values[name]) for name in names}
 
 
+def second_call(spec: ProgramSpec) -> ProgramSpec | None:
+    """The program as the call after the first finds it; None where it keeps nothing that a call could see.
+
+    Indices that the program writes to are outside their table then.
+    """
+    looked_up = {step.indices for step in spec.lookups()}
+    kept = {name: array for name, array in written(spec).items() if spec.tensor(name).source == "mutated"}
+    if not kept or looked_up & set(kept):
+        return None
+
+    def found(tensor: TensorSpec) -> TensorSpec:
+        if tensor.name not in kept:
+            return tensor
+        return replace(tensor, values=Values("literal", data=kept[tensor.name].tobytes().hex()))
+
+    return replace(spec, tensors=tuple(found(tensor) for tensor in spec.tensors))
+
+
 def _negated(array: Array) -> Array:
     if array.dtype == BFLOAT16:
         return (array["bits"] ^ np.uint16(0x8000)).view(BFLOAT16)

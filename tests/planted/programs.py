@@ -1,12 +1,14 @@
 """Planted bugs that only programs beyond a single lookup show: readers of rows and of indices, sizes, memory."""
 
+import copy
 import functools
+import warnings
 from typing import Any
 from unittest import mock
 
 from conformance.case.case import Case
 from conformance.harness.observation import Observation
-from tests.planted.subjects import MatchBug, Planted
+from tests.planted.subjects import DropsAWrite, MatchBug, Planted, WritesSomethingElse
 
 
 def _read_by_others(program: Any) -> list[Any]:
@@ -93,7 +95,9 @@ class LoweringBug(Planted):
     def lower(self, program: Any, options: Any) -> bytes:
         from conformance.subjects.impl import lower
 
-        return lower(program, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ExecuTorch warns of a buffer's first values, which ours has stored
+            return lower(program, options)
 
     def run(self, case: Case) -> Observation:
         from conformance.subjects.stages import observe_lowering
@@ -125,6 +129,62 @@ class LowersAnotherRow(FusesWrongly):
     def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
         fused, report = right(program, *rest)
         _exchange(fused)
+        return fused, report
+
+
+class LowersWithoutAWrite(FusesWrongly):
+    """What the program writes to a buffer is computed and dropped (5.2)."""
+
+    stage = "RUN"
+    near = "run/written"
+    signatures = ("RUN/array/values",)
+
+    def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
+        fused, report = right(program, *rest)
+        DropsAWrite().edit(fused, report)
+        return fused, report
+
+
+class LowersWithoutTheNorm(LoweringBug):
+    """Rows are looked up as they are stored, where the program renormalises them (6.2)."""
+
+    stage = "RUN"
+    near = "run/max-norm"
+    signatures = ("RUN/array/values",)
+
+    def lower(self, program: Any, options: Any) -> bytes:
+        program = copy.deepcopy(program)
+        for node in list(program.graph.nodes):
+            if "embedding_renorm" in str(node.target):
+                node.replace_all_uses_with(node.args[0])
+                program.graph.erase_node(node)
+        program.graph_module.recompile()
+        return super().lower(program, options)
+
+
+class RefusesToLower(LoweringBug):
+    """Names what it cannot carry where everything can be carried (6.2)."""
+
+    stage = "LOWER"
+    near = "lower/asymmetric"
+    signatures = ("LOWER/raised/not_carried",)
+
+    def lower(self, program: Any, options: Any) -> bytes:
+        from conformance.subjects.stages import LoweringRefused
+
+        raise LoweringRefused("not_carried", "whatever it is")
+
+
+class LowersAnotherWrite(FusesWrongly):
+    """A buffer gets its own value back (5.2)."""
+
+    stage = "RUN"
+    near = "run/written"
+    signatures = ("RUN/array/values",)
+
+    def fuse_all_but(self, right: Any, program: Any, *rest: Any) -> tuple[Any, Any]:
+        fused, report = right(program, *rest)
+        WritesSomethingElse().edit(fused, report)
         return fused, report
 
 
@@ -306,6 +366,10 @@ ALL: tuple[type[Planted], ...] = (
     IndicesAsTheyCameIn,
     LowersAnotherRow,
     LowersConsumersOnTheCpu,
+    LowersWithoutAWrite,
+    LowersWithoutTheNorm,
+    RefusesToLower,
+    LowersAnotherWrite,
     FreezesSizes,
     NarrowsSizes,
     LowersTheExampleSize,

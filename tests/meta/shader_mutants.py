@@ -102,18 +102,17 @@ def judged(mutant: Mutant, folder: Path) -> tuple[str, str]:
     """What is known of a mutant, and the form with what is wrong."""
     source = folder / f"{mutant.shader}.comp"
     source.write_text(mutant.text())
-    original, built = GLSL / f"{mutant.shader}.comp", False
+    original = GLSL / f"{mutant.shader}.comp"
     for name in FORMS[mutant.shader]:
         prepack = mutant.shader == SHADERS[1]
         defines = (("TEXTURE",) if name == "texture2d" else ()) if prepack else variant_named(name).defines
         try:
             spirv = compile_shader(source, defines).spirv
         except ShaderCompileError:
-            continue
-        built = True
+            return NONE, name
         if spirv != compile_shader(original, defines).spirv:
             return decided(spirv, name, prepack=prepack)
-    return (SAME, "") if built else (NONE, "")
+    return SAME, ""
 
 
 def decided(spirv: bytes, name: str, *, prepack: bool) -> tuple[str, str]:

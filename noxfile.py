@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent
 BIN = ROOT / ".nox" / "shared" / "bin"
 #: One pytest worker a core; the programs drawn do not depend on the number.
 WORKERS = str(os.cpu_count() or 1)
+#: Whose models are compared unless others are asked for.
+MODELS_OF = ("impl", "executorch")
 #: The subjects of conformance/subjects/peers/ that need nothing but wheels.
 PEERS = ("onnxruntime", "ggml", "litert", "openvino", "mlx", "torch-bag", "executorch-cpu")
 
@@ -115,6 +117,19 @@ def peers(session: nox.Session) -> None:
     streams = sorted(map(str, reports.glob("*/verdicts.jsonl")))
     session.run(*q4gsw, "report", *streams, "--html", "--out", str(reports), **any_end)
     session.run(*q4gsw, "report", *streams, "--implementations", "docs/implementations.md", **any_end)
+
+
+@nox.session(venv_backend="none")
+def models(session: nox.Session) -> None:
+    """Judge models of published architectures, and print a table of them: [SUBJECT ...] (impl and executorch)."""
+    _run(session, "q4gsw", "--version")  # the shared environment
+    reports, any_end = ROOT / "report" / "models", {"external": True, "success_codes": [0, 1]}
+    shutil.rmtree(reports, ignore_errors=True)
+    places = [(subject, str(reports / str(number))) for number, subject in enumerate(session.posargs or MODELS_OF)]
+    for subject, place in places:
+        asked = ("--level", "deep", "--case", "run/model/*", "--quiet", "--report", place)
+        session.run(str(BIN / "q4gsw"), "run", "--subject", subject, *asked, **any_end)
+    session.run(str(BIN / "q4gsw"), "report", *(place for _, place in places), "--models", "--html", **any_end)
 
 
 @nox.session(venv_backend="none")

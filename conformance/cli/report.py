@@ -6,6 +6,7 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load
+from conformance.case.model import Model
 from conformance.cli.options import Parser, print_json
 from conformance.files import say, write_whole
 from conformance.proofs import certificate
@@ -26,6 +27,7 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("--implementations", type=Path, metavar="FILE", help="write a table of the streams' subjects")
     parser.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0, for code scanning")
     parser.add_argument("--annotations", action="store_true", help="print annotations for a pull request on GitHub")
+    parser.add_argument("--models", action="store_true", help="print a table of the models among the cases, by subject")
     parser.add_argument("--out", type=Path, help="where to write them (default: the first stream's directory)")
 
 
@@ -63,11 +65,13 @@ def _report(options: argparse.Namespace) -> int:
         write_whole({options.sarif: exchange.sarif(streams)})
     if options.annotations:
         say(*exchange.annotations(streams))
+    if options.models:
+        say(*implementations.models(streams, [c.id for c in cases if isinstance(c.question, Model)]).split("\n"))
     if options.timing:
         say(*timing.lines(verdicts, timing.workers_of(s.header for s in streams)))
-    for stream in streams:
-        if stream.truncated:
-            say(f"truncated: the run did not finish; {len(stream.verdicts)} verdicts were written before it stopped")
+    cut = [len(stream.verdicts) for stream in streams if stream.truncated]
+    if cut:
+        say(*(f"truncated: the run did not finish; {n} verdicts were written before it stopped" for n in cut))
     say(last_line(verdicts))
     return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
 

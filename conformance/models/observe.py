@@ -49,7 +49,10 @@ def observe_model(
         file = read_pte(lower(program, {}))
     except LoweringError as error:
         return Refused("lowering", one_line(error, 2000))
+    places = dict(_places(file))
     measured = {
+        "lookups": str(sum(name.startswith("lookup") for name in places)),
+        "linears": str(sum(name.startswith("linear") for name in places)),
         "file_bytes": str(len(file.data)),
         "lower_seconds": f"{time.monotonic() - started:.1f}",
         "lower_megabytes": f"{(_memory() - before) / 1e6:.0f}",
@@ -59,7 +62,7 @@ def observe_model(
     for call, result in enumerate(execute(file, calls)):
         arrays = {f"output{n}": array for n, array in enumerate(result.outputs)}
         outputs |= named_at(str(call), arrays | {f"rows{n}": rows for n, rows in enumerate(result.rows)})
-    return Graph((), outputs, sources, places=dict(_places(file)), facts=Facts(provenance=measured))
+    return Graph((), outputs, sources, places=places, facts=Facts(provenance=measured))
 
 
 def _places(file: PteFile) -> Iterator[tuple[str, Place]]:

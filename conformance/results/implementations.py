@@ -1,9 +1,10 @@
-"""docs/implementations.md: implementations beside contract sections, from their verdict streams.
+"""Tables of verdict streams: implementations beside contract sections (docs/implementations.md), models by subject.
 
 Source: docs/reading-a-report.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from conformance.results.report import device_of, known_failures
 from conformance.results.verdict import PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
@@ -15,6 +16,10 @@ KERNEL's question (values, scales, group size and indices in; rows out) asked of
 cases that passed; `n wrong` are known failures; `!` is what nobody expected; `-` is not in its dialect. Each subject is
 a file of `conformance/subjects/peers/` that states dialect and arithmetic; what that arithmetic allows passes.
 """
+
+#: Columns of a table of models.
+_MODELS = ("model", "subject", "outcome", "lookups, linears in Vulkan", "file, bytes", "to lower, s", "to lower, MB")
+_LONGEST = 160
 
 
 def page(runs: Sequence[tuple[Stream, Sequence[str]]]) -> str:
@@ -71,3 +76,22 @@ def _about(stream: Stream, proofs: Sequence[str]) -> list[str]:
     rows = known_failures(stream.verdicts)
     lines += [f"- **{row['defect']}** ({row['cases']} cases): {row['reason']} [{row['link']}]" for row in rows]
     return [*lines, *(f"- Proof of {line}" for line in proofs)]
+
+
+def models(streams: Sequence[Stream], cases: Iterable[str]) -> str:
+    """Return a table in Markdown of the verdicts on models, by the ids of their cases, in their order."""
+    rows: list[tuple[str, ...]] = [_MODELS, ("---", "---", "---", "---:", "---:", "---:", "---:")]
+    verdicts = [v for stream in streams for v in stream.verdicts]
+    for case in cases:
+        name = case.removeprefix("run/model/")
+        rows += [(name, v.subject.partition(":")[0], *_made(v)) for v in verdicts if v.case == case]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _made(verdict: Verdict) -> tuple[str, ...]:
+    made: Mapping[str, Any] = verdict.facts.get("provenance", {}) if verdict.facts else {}
+    outcome = verdict.reason[:_LONGEST].replace("|", "/") if verdict.reason else "right"
+    if verdict.outcome not in {PASS, UNSUPPORTED}:
+        outcome = f"{'wrong' if made else 'no answer'}: {outcome}"
+    counts = ", ".join(str(made[name]) for name in ("lookups", "linears") if name in made)
+    return (outcome, counts, *(str(made.get(name, "")) for name in ("file_bytes", "lower_seconds", "lower_megabytes")))

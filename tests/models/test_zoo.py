@@ -18,7 +18,8 @@ from conformance.judging.models import distance
 from conformance.models import recipes, zoo
 from conformance.models.observe import model_outputs
 from conformance.program.tensors import to_numpy
-from conformance.results.verdict import FAIL, PASS
+from conformance.results.implementations import models
+from conformance.results.verdict import FAIL, PASS, Stream, Verdict
 
 MODELS = {case.id: case for case in load() if isinstance(case.question, Model)}
 LLAMA = Model(linears=1)
@@ -106,6 +107,25 @@ def test_a_model_that_there_cannot_be_is_one_line(fields: dict[str, Any], messag
     with pytest.raises(ValueError, match=message) as raised:
         check_model(Model(**fields))
     assert "\n" not in str(raised.value)
+
+
+def test_the_table_of_models_says_what_became_of_each() -> None:
+    made = {"lookups": "1", "linears": "15", "file_bytes": "9", "lower_seconds": "2.5", "lower_megabytes": "7"}
+    facts = {"provenance": made}
+    verdicts = (
+        Verdict("run/model/llama", "RUN", "impl", PASS, facts=facts),
+        Verdict("run/model/llama", "RUN", "executorch:x", FAIL, "RUN/array/distance", "far | off", facts=facts),
+        Verdict("run/model/bert", "RUN", "impl", PASS, reason="refused: forward/x"),
+        Verdict("run/model/bert", "RUN", "executorch", FAIL, "RUN/raised/KeyError", "KeyError"),
+        Verdict("run/other", "RUN", "impl", PASS),
+    )
+    lines = models([Stream({}, verdicts, truncated=False)], ["run/model/llama", "run/model/bert"]).split("\n")
+    assert lines[2:] == [
+        "| llama | impl | right | 1, 15 | 9 | 2.5 | 7 |",
+        "| llama | executorch | wrong: far / off | 1, 15 | 9 | 2.5 | 7 |",
+        "| bert | impl | refused: forward/x |  |  |  |  |",
+        "| bert | executorch | no answer: KeyError |  |  |  |  |",
+    ]
 
 
 def test_a_model_is_a_case_with_a_file_of_its_own() -> None:

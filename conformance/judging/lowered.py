@@ -18,6 +18,7 @@ from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeS
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name, from_bfloat16, to_bfloat16
 from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.arithmetic.norm_bound import norm_bound
 from reference.arithmetic.rounding import FLOAT16, FLOAT32
 from reference.program.apply import INEXACT, apply_exactly
 from reference.program.evaluate import evaluate, second_call, written
@@ -165,6 +166,12 @@ def _applied(
         # On the CPU too: the lowering may spell it as another operator, and no order of its sums is the contract's.
         weights = values[step.other].astype(np.float64)
         return _inside(step.name, got, _bounded(values[step.of], weights, modes or HOST, values.get(step.bias)))
+    if modes and step.function == "norm" and step.bias and values[step.of].dtype in (np.float32, np.float16):
+        nearest = modes.rte16 if values[step.of].dtype == np.float16 else modes.rte32
+        rows, weight, bias = (values[name] for name in (step.of, step.other, step.bias))
+        if wrong := compare.dtype_shape(step.name, got, dtype_name(rows), rows.shape):
+            return wrong
+        return _inside(step.name, got, norm_bound(rows, weight, bias, nearest=nearest))
     return compare.same_bits(step.name, got, source[step.name])
 
 

@@ -213,15 +213,16 @@ def prepare_for_vulkan(
 
 
 def _named(step: str, call: Callable[[Any], Any], argument: Any) -> Any:
-    """Run a step of upstream's; whatever a pass raises becomes one line, with the place that raised it."""
+    """Run a step of upstream's; what a pass raises becomes one line with its place, and the node that it was at."""
     try:
         return call(argument)
     except Exception as error:  # whatever a pass raises
         cause = error.__cause__ or error
         at = traceback.extract_tb(cause.__traceback__)[-1]
-        what = " ".join(str(cause).split())[:300]
-        why = f"{type(cause).__name__} out of ExecuTorch ({Path(at.filename).name}:{at.lineno}): {what}"
-        raise LoweringError([(step, why)]) from error
+        text, _, executing = " ".join(str(cause).split()).partition(" While executing %")
+        node = executing.partition(" ")[0]
+        why = f"{type(cause).__name__} out of ExecuTorch ({Path(at.filename).name}:{at.lineno}): {text[:300]}"
+        raise LoweringError([(f"{step}/{node}" if node else step, why)]) from error
 
 
 def _scan(lowered: EdgeProgramManager) -> None:

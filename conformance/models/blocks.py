@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):  # type: ignore[misc] # torch ships no types that stri
         """[..., width] of any float dtype, computed in float32 as published."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return wide.type_as(x) * (self.weight + self.plus)
+        return wide.type_as(x) * (self.weight + self.plus if self.plus else self.weight)
 
 
 def norm(shape: Shape) -> nn.Module:

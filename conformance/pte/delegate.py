@@ -56,12 +56,18 @@ _CONVERTED = {
     (torch.float64, torch.float32),
     (torch.float16, torch.float32),
 }
-#: Where an operator's weight stands among its arguments, which the runtime prepacks and cannot do if it is computed.
-_CONSTANT_WEIGHT = {
-    "aten.embedding.default": 0,
-    "aten.linear.default": 1,
-    "et_vk.linear_q4gsw.default": 1,
-    "et_vk.linear_dq8ca_q4gsw.default": 3,
+#: Operators whose results the runtime does not resize when the caller chooses other sizes.
+_NEVER_RESIZED = ("aten.split_with_sizes_copy.default",)
+#: Where an operator's weights stand among its arguments, which the runtime prepacks and cannot do if one is computed.
+_CONSTANT_WEIGHTS = {
+    "aten.embedding.default": (0,),
+    "aten.linear.default": (1,),
+    "aten.convolution.default": (1, 2),
+    "aten.native_layer_norm.default": (2, 3),
+    "aten.native_group_norm.default": (1, 2),
+    "et_vk.rms_norm.default": (1,),
+    "et_vk.linear_q4gsw.default": (1,),
+    "et_vk.linear_dq8ca_q4gsw.default": (3,),
 }
 
 
@@ -127,9 +133,10 @@ def _staged(delegate: VulkanDelegate, value: int, argument: Any) -> Any:
 def _check_call(delegate: VulkanDelegate, call: OperatorCall) -> None:
     """Check what the runtime takes for granted of an operator's values."""
     specs = [delegate.graph.values[value].value for value in call.args]
-    position = _CONSTANT_WEIGHT.get(call.name, -1)
-    if position >= 0 and isinstance(specs[position], VkTensor) and specs[position].constant_id < 0:
-        raise DeviceWouldFail(f"{delegate.name}: {call.name}: its weight is computed; the runtime takes constants only")
+    for spec in (specs[position] for position in _CONSTANT_WEIGHTS.get(call.name, ())):
+        if isinstance(spec, VkTensor) and spec.constant_id < 0:
+            why = "its weight is computed; the runtime takes constants only"
+            raise DeviceWouldFail(f"{delegate.name}: {call.name}: {why}")
 
 
 def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, Any]) -> None:
@@ -172,6 +179,8 @@ def _store(delegate: VulkanDelegate, name: str, out: int, result: Any, values: d
             raise CannotRun(f"{delegate.name}: {name} gives {result.dtype} where the graph has {dtype}")
         if result.dim() != len(spec.dims) or any(n > most for n, most in zip(result.shape, spec.dims, strict=True)):
             raise DeviceWouldFail(f"{delegate.name}: {name} gives {list(result.shape)}, the graph has {spec.dims}")
+        if name in _NEVER_RESIZED and list(result.shape) != list(spec.dims):
+            raise DeviceWouldFail(f"{delegate.name}: {name} keeps its largest sizes {spec.dims}: {list(result.shape)}")
         result = result.to(dtype)
     values[out] = result
 

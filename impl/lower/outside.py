@@ -22,6 +22,7 @@ _MARK = "impl.lower.outside"
 MAX_EMBEDDING_ROWS = 16384
 #: The partitioner takes them, the runtime registers none of them.
 _NOT_IN_VULKAN = frozenset({torch.ops.aten.logical_not.default, torch.ops.aten.t_copy.default})
+_SPLIT = torch.ops.aten.split_with_sizes_copy.default
 #: Matrix products by the name of their weight: where it is no constant, the runtime's linear aborts at load.
 _WEIGHTS = {
     torch.ops.aten.linear.default: "weight",
@@ -74,6 +75,9 @@ def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tu
         operation = torch_op(node)
         if operation in _NOT_IN_VULKAN:
             yield node.name, f"the Vulkan runtime registers no {operation}"
+        elif operation == _SPLIT and any(type(size) is not int for size in node.args[0].meta["val"].shape):
+            yield node.name, "the runtime gives the parts of a split their largest sizes, whatever the caller chooses"
+            yield from ((part.name, "it is a part of a split outside") for part in node.users)
         elif operation == EMBEDDING:
             if reason := _embedding_fault(node, constants):
                 yield node.name, reason

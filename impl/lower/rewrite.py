@@ -23,6 +23,18 @@ _VIEW = exir_ops.edge.aten.view_copy.default
 _CLONE = exir_ops.edge.dim_order_ops._clone_dim_order.default  # noqa: SLF001 - an operator's public name
 
 
+#: What models make of a norm's weight.
+_FOLDED = frozenset(
+    {
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.sub.Tensor,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten._to_copy.default,  # noqa: SLF001 - an operator's public name
+        torch.ops.dim_order_ops._to_dim_order_copy.default,  # noqa: SLF001 - the same
+    }
+)
+
+
 def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[ExportedProgram, dict[str, str]]:
     """The program with every planned change, and the kept products: name of their dequantize -> name of the product."""
     editor = Editor(program)
@@ -35,13 +47,40 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
     for node in program.graph.nodes:
         if node.target == EDGE_Q4GSW:
             _flatten(editor, node)
-    rewritten = editor.finish(plan.support)
+    rewritten = editor.finish([*plan.support, *_fold_constants(editor, program)])
     _return_copies(rewritten)
     initialised = {placeholder.name for placeholder in plan.initialised} | _first_values(rewritten)
     for node in rewritten.graph.nodes:
         if node.op == "placeholder" and node.name in initialised:
             node.meta["et_init_buffer"] = True  # how ExecuTorch is told to store what a mutable buffer starts with
     return rewritten, products
+
+
+def _fold_constants(editor: Editor, program: ExportedProgram) -> list[torch.fx.Node]:
+    """Compute what is computed of constants alone, such as Gemma's weight + 1: the runtime's norms take constants only.
+
+    Returns the nodes that nothing may read any more.
+    """
+    constants = read_constants(program)
+    known: dict[torch.fx.Node, torch.Tensor] = {}
+    folded: dict[torch.fx.Node, torch.Tensor] = {}
+    behind: list[torch.fx.Node] = []
+    for node in program.graph.nodes:
+        if torch_op(node) not in _FOLDED or node.meta["val"].ndim > 1:  # a table would be in the file twice
+            continue
+        for operand in node.all_input_nodes:
+            constant = constants.resolve(operand)
+            if isinstance(constant, Constant) and not constant.written:
+                known[operand] = constant.data.detach()
+                behind += constant.path
+        if all(operand in known for operand in node.all_input_nodes):
+            args, options = torch.fx.map_arg((node.args, node.kwargs), known.get)
+            known[node] = folded[node] = node.target(*args, **options)
+            behind.append(node)
+    for node, value in folded.items():
+        if any(user not in folded for user in node.users) and all(user.op != "output" for user in node.users):
+            editor.replace(node, editor.constant("computed", _owned(value)))
+    return behind
 
 
 def _first_values(program: ExportedProgram) -> set[str]:

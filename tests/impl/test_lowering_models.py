@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+from executorch.exir import to_edge
 from torch import nn
 from torch.nn import functional
 from torchao.quantization import (
@@ -15,6 +17,7 @@ from torchao.quantization import (
 )
 from torchao.quantization.granularity import PerAxis, PerGroup
 
+from conformance.harness.errors import DeviceWouldFail
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
 from impl.lowering import LoweringError, lower_to_vulkan, lower_with_report
@@ -327,3 +330,61 @@ def test_a_weight_that_grows_is_said() -> None:
     (said,) = report.folded.values()
     assert "(8, 32) becomes float32, 288 bytes quantized, 1024 in the file" in said
     assert "aten_mm_default" in said or "aten_linear_default" in said
+
+
+def test_what_upstream_raises_names_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.fx says at which node a pass was."""
+
+    def raises(_manager: object, _config: object) -> None:
+        raise RuntimeError(
+            "sizes differ\n\nWhile executing %aten_mul_tensor : [num_users=1] = ...\nOriginal traceback: None"
+        )
+
+    monkeypatch.setattr("executorch.exir.EdgeProgramManager.to_executorch", raises)
+    with pytest.raises(LoweringError, match=r"to_executorch/aten_mul_tensor: RuntimeError out of .*: sizes differ$"):
+        lower(int4(Lookup()), (IDS,))
+
+
+class PlusOne(nn.Module):
+    """Gemma's norm: what it multiplies with is computed, of a constant alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.w = nn.Embedding(8, 32), nn.Parameter(torch.rand(32), requires_grad=False)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        x = self.embed(indices)
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * (1.0 + self.w)
+
+
+def test_what_is_computed_of_constants_alone_is_one() -> None:
+    """The runtime's norms take constant weights only: the stock lowering's file does not load."""
+    model = int4(PlusOne())
+    check(model, (IDS,))
+    stock = to_edge(torch.export.export(model, (IDS,))).to_backend(VulkanPartitioner()).to_executorch()
+    with pytest.raises(DeviceWouldFail, match=r"et_vk.rms_norm.default: its weight is computed"):
+        run_pte(bytes(stock.buffer), (IDS,))
+
+
+class Halves(nn.Module):
+    """What rotary positions do to a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 32)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        low, high = self.embed(indices).chunk(2, dim=-1)
+        return torch.cat([-high, low], dim=-1)
+
+
+def test_a_split_of_any_size_stays_outside() -> None:
+    """The runtime does not resize its parts: the rows come out in other places than they belong."""
+    model, sizes = int4(Halves()), ({0: torch.export.Dim("rows", min=2, max=9)},)
+    file = check(model, (IDS,), dynamic_shapes=sizes)
+    assert "aten.split_with_sizes_copy.default" not in operators(file)[0]
+    assert "aten.split_with_sizes_copy.default" in operators(check(model, (IDS,)))[0]
+    program = torch.export.export(model, (IDS,), dynamic_shapes=sizes)
+    stock = to_edge(program).to_backend(VulkanPartitioner()).to_executorch()
+    with pytest.raises(DeviceWouldFail, match=r"split_with_sizes_copy.default keeps its largest sizes \[9, 16\]"):
+        run_pte(bytes(stock.buffer), (IDS,))

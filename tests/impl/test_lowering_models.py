@@ -154,8 +154,7 @@ class Weighted(nn.Module):
 def test_parameters_that_train_and_views_of_any_size() -> None:
     """The first raised out of to_executorch, the second left a symbolic size in the graph."""
     sizes = {0: torch.export.Dim("batch", min=2, max=8), 1: torch.export.Dim("length", min=2, max=9)}
-    program = torch.export.export(int4(Weighted(), nn.Linear), (BATCH,), dynamic_shapes=(sizes,))
-    delegated, _ = operators(read_pte(lower_to_vulkan(program).buffer))
+    delegated, _ = operators(read_pte(lower(int4(Weighted(), nn.Linear), (BATCH,), dynamic_shapes=(sizes,)).buffer))
     assert (delegated.count(LOOKUP), delegated.count(LINEAR)) == (1, 1)
 
 

@@ -1,11 +1,13 @@
 """What models hold, lowered: each program was wrong, or no file at all, on ExecuTorch's Vulkan runtime."""
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkDataType, VkTensor
 from executorch.exir import to_edge
 from torch import nn
 from torch.nn import functional
@@ -18,6 +20,7 @@ from torchao.quantization import (
 from torchao.quantization.granularity import PerAxis, PerGroup
 
 from conformance.harness.errors import DeviceWouldFail
+from conformance.pte import delegate as delegates
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
 from impl.lowering import LoweringError, lower_to_vulkan, lower_with_report
@@ -383,7 +386,14 @@ def test_a_split_of_any_size_stays_outside() -> None:
     file = check(model, (IDS,), dynamic_shapes=sizes)
     assert "aten.split_with_sizes_copy.default" not in operators(file)[0]
     assert "aten.split_with_sizes_copy.default" in operators(check(model, (IDS,)))[0]
-    program = torch.export.export(model, (IDS,), dynamic_shapes=sizes)
-    stock = to_edge(program).to_backend(VulkanPartitioner()).to_executorch()
-    with pytest.raises(DeviceWouldFail, match=r"split_with_sizes_copy.default keeps its largest sizes \[9, 16\]"):
-        run_pte(bytes(stock.buffer), (IDS,))
+
+
+def test_a_split_that_keeps_its_largest_sizes_is_no_right_answer() -> None:
+    """What the stock lowering leaves in a delegate, called with fewer rows."""
+    tensor = VkTensor(VkDataType.FLOAT32, [9, 16], -1, -1)
+    graph = SimpleNamespace(values=[SimpleNamespace(value=tensor)])
+    holder, name, kept = SimpleNamespace(graph=graph, name="delegate"), "aten.split_with_sizes_copy.default", {}
+    delegates._store(holder, name, 0, torch.zeros(9, 16), kept)
+    assert kept[0].shape == (9, 16)
+    with pytest.raises(DeviceWouldFail, match=r"keeps its largest sizes \[9, 16\]: \[6, 16\]"):
+        delegates._store(holder, name, 0, torch.zeros(6, 16), {})

@@ -1,4 +1,4 @@
-"""The dot product's bound: any order of float32 additions is inside, a wrong weight is not."""
+"""The bounds of dot products and of norms: any order of float32 additions is inside, a wrong weight is not."""
 
 from fractions import Fraction
 
@@ -7,6 +7,7 @@ import pytest
 
 from reference.arithmetic.bfloat16 import cast_float
 from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.arithmetic.norm_bound import norm_bound
 from reference.program.spec import Values
 from reference.program.values import values_array
 from reference.table.dequantize import dequantize_affine, exact_weights
@@ -118,3 +119,46 @@ def test_an_overflow_is_right_only_where_the_sum_may_overflow() -> None:
 def test_a_bound_that_says_nothing_lets_everything_pass() -> None:
     exact, bound = dot_bound(np.ones((1, 2048), np.float16), np.ones((1, 2048)), nearest=True)
     assert within_bound(np.float16([[-1]]), exact, bound).all()
+
+
+COLUMNS = 96
+
+
+def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, order: np.ndarray, *, squares: bool) -> np.ndarray:
+    """In x's dtype, each sum in one order, one element after the other."""
+    one = x.dtype.type
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((*values.shape[:-1], 1), x.dtype)
+        for k in order:
+            total = total + values[..., k : k + 1]
+        return total / one(COLUMNS)
+
+    off = x - mean(x)
+    variance = mean(x * x) - mean(x) * mean(x) if squares else mean(off * off)
+    return off * (one(1) / np.sqrt(variance + one(1e-5))) * weight + bias
+
+
+def norm_operands(dtype: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return tuple((draw.standard_normal(shape) + 0.5).astype(dtype) for shape in ((4, COLUMNS), (COLUMNS,), (COLUMNS,)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_norms_in_any_order_are_inside_and_faults_are_not(dtype: str, seed: int, *, squares: bool) -> None:
+    x, weight, bias = norm_operands(dtype, seed)
+    allowed = norm_bound(x, weight, bias, nearest=True)
+    order = np.random.default_rng(seed).permutation(COLUMNS)
+    assert within_bound(norm(x, weight, bias, order, squares=squares), *allowed).all()
+    right = norm(x, weight, bias, np.arange(COLUMNS), squares=False)
+    assert not within_bound(right - bias, *allowed).all()
+    assert not within_bound(norm(x, np.roll(weight, 1), bias, order, squares=False), *allowed).all()
+    assert not within_bound(right[::-1], *allowed).all()
+    if dtype == "float32":
+        coarse = (right.astype(np.float16)).astype(np.float32)
+        assert not within_bound(coarse, *allowed).all()
+        assert not within_bound(right * np.float32(1 + 2.0**-12), *allowed).all()
+        _, silent = norm_bound(x, weight, bias, nearest=False)
+        assert np.allclose(silent, 2 * allowed[1])

@@ -129,7 +129,10 @@ def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None)
     if isinstance(case.question, Model):
         from conformance.models.observe import observe_model  # noqa: PLC0415 - the same
 
-        return observe_model(case.question, lower, execute or run_in_turn)
+        try:
+            return observe_model(case.question, lower, execute or run_in_turn)
+        except LoweringRefused as refusal:
+            return Refused(refusal.reason, refusal.detail)
     assert isinstance(case.question, Program)  # noqa: S101 - conformance.case.case.check saw to it
     spec = case.question.spec
     built = build(

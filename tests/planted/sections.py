@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 
 from conformance.case.case import Case, Dispatch, Table
+from conformance.case.model import Model
 from conformance.harness.observation import Arrays, Facts, Observation, Refused
 from tests.planted import operands, programs, subjects
 from tests.planted.subjects import MatchBug, Planted, ShaderBug
@@ -469,6 +470,26 @@ class OneBitOfARun(Planted):
         return replace(found, outputs=outputs)  # type: ignore[call-arg]  # see above
 
 
+class ScalesOfAModelTwice(Planted):
+    """The scales of a model's first linear are taken twice (6.4)."""
+
+    stage = "RUN"
+    near = "run/model/bert"  # of level deep
+    signatures = ("RUN/array/distance",)
+
+    def run(self, case: Case) -> Observation:
+        if not isinstance(case.question, Model):
+            return super().run(case)
+        from conformance.subjects.impl import lower
+        from conformance.subjects.stages import observe_lowering
+
+        def wrong(program: Any, options: Any) -> bytes:
+            program.state_dict["mixers.0.q.weight"].scale.mul_(2)
+            return lower(program, options)
+
+        return observe_lowering(case, wrong)
+
+
 #: For every section of the contract with a "must", the bug that its cases kill.
 BY_SECTION: dict[str, type[Planted]] = {
     "1": subjects.NibbleOrder,
@@ -491,6 +512,7 @@ BY_SECTION: dict[str, type[Planted]] = {
     "6.1": FusesNothingToLower,
     "6.2": LowersLikeTheWheel,
     "6.3": HandsOverHalf,
+    "6.4": ScalesOfAModelTwice,
     "7.1": subjects.ShaderGroupIndex,
     "7.2": ShaderPlaneOrder,
     "7.3": ShaderNegativeIndex,

@@ -20,6 +20,7 @@ from tests.planted.sections import ALL, BY_SECTION
 from tests.planted.subjects import MatchBug, Planted, Silent
 
 CASES = select(load(), level="gate")
+DEEP = [case for case in load() if case.level == "deep"]
 
 
 def judged(bug: type[Planted], case: Case) -> Verdict:
@@ -29,8 +30,11 @@ def judged(bug: type[Planted], case: Case) -> Verdict:
 
 @pytest.mark.parametrize("bug", ALL, ids=lambda b: b.__name__)
 def test_is_caught_at_its_stage(bug: type[Planted]) -> None:
-    """The first case that fails must fail for the bug's reason; what it does to later ones is the same bug."""
-    asked = [c for c in CASES if c.stage == bug.stage]
+    """The first case that fails must fail for the bug's reason; what it does to later ones is the same bug.
+
+    It is caught at level gate, or by the case of level deep that it names whole.
+    """
+    asked = [c for c in CASES if c.stage == bug.stage] + [c for c in DEEP if c.id == bug.near]
     for case in sorted(asked, key=lambda c: not bug.near or bug.near not in c.id):
         verdict = judged(bug, case)
         assert verdict.outcome in {PASS, FAIL}, verdict.reason

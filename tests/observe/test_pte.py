@@ -218,7 +218,7 @@ class TestPlanted:
         plan.values[plan.outputs[0]].val.scalar_type = ScalarType.INT
         data = bytes(serialize_pte_binary(content, extract_delegate_segments=True))
         found = audit(read_pte(data))
-        assert [(p.severity, p.kind) for p in found.problems] == [("wrong", "dtype")]
+        assert [(p.severity, p.kind) for p in found.problems] == [("fails", "dtype")]
         with pytest.raises(DeviceWouldFail, match=r"output 0 is torch\.float32"):
             run_pte(data, built(PLAIN).inputs)
 

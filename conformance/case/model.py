@@ -3,6 +3,7 @@
 Source: docs/contract.md 6.4.
 """
 
+import re
 from dataclasses import dataclass
 
 #: What ``conformance.models.zoo`` builds.
@@ -21,6 +22,7 @@ RECIPES = (
     "et_4bit",
     "et_2bit",
 )
+_WORDS = re.compile(r"[\w ./-]*", re.ASCII)
 NORMS, MLPS, BIASES = ("rms", "rms_plus_one", "layer"), ("silu", "gelu", "plain", "relu"), ("none", "qkv", "all")
 
 
@@ -89,7 +91,9 @@ class Model:
 
 
 def check_model(model: Model) -> None:
-    """Raise ValueError where a model has sizes that it cannot have; names the field."""
+    """Raise ValueError where a model has words or sizes that it cannot have; names the field."""
+    if not _WORDS.fullmatch(model.refused):
+        raise ValueError(f"model.refused {model.refused!r} is not words")
     shape = model.shape
     sizes = {name: value for name, value in vars(shape).items() if type(value) is int}
     if low := [name for name, value in sizes.items() if value < (name not in {"rotary", "learned", "experts"})]:

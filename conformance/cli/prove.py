@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from conformance.case.catalogue import nearest
 from conformance.cli import every_size
 from conformance.cli.options import Parser, positive
 from conformance.files import check_writable, say
@@ -92,6 +91,8 @@ def _variants(options: argparse.Namespace, names: Sequence[str] = ()) -> list[st
     patterns = options.variant.split(",")
     chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     if not chosen:
+        from conformance.case.catalogue import nearest  # noqa: PLC0415 - a right name needs no catalogue
+
         nearest(f"variant of {options.subject}", patterns[0], names)
     return chosen
 

@@ -5,6 +5,7 @@ Source: docs/reading-a-report.md, "When it cannot be written".
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -141,6 +142,8 @@ def cache_directory() -> Path:
 def kept_folder(home: Path, most: int = 20) -> Path:
     """Make a new directory for a run's report in ``home``; ``latest`` there leads to it, and the oldest such ones go.
 
+    Those of other processes that still run stay: each holds a lock on its newest.
+
     Raises:
         Unwritable: the disk is full, or the directory cannot be written.
     """
@@ -152,9 +155,29 @@ def kept_folder(home: Path, most: int = 20) -> Path:
         link.replace(home / "latest")
     except OSError as error:
         raise unwritable(error.filename or home, error) from error
-    for old in sorted(path for path in home.iterdir() if _KEPT.match(path.name))[:-most]:
-        shutil.rmtree(old, ignore_errors=True)
+    _held.close()
+    with contextlib.suppress(OSError):  # a file system without locks
+        _held.enter_context(_locked(folder, fcntl.LOCK_SH))
+    others = sorted(path for path in home.iterdir() if _KEPT.match(path.name) and path != folder)
+    for old in others[: max(0, len(others) + 1 - most)]:
+        with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_EX):
+            shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+#: The lock on the newest directory of this process; it ends with the process.
+_held = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a directory; BlockingIOError where another process has one."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def write_whole(texts: Mapping[Path, str | bytes]) -> None:

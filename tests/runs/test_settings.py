@@ -2,13 +2,15 @@
 
 import json
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from conformance.cli.main import main
 from conformance.results.verdict import read
-from tests.runs.test_cli import MINIATURES, conformance
+from tests.runs.test_cli import MINIATURES, ROOT, conformance
 
 WORDS = ("--stages", "PACK", "--workers", "0", "--quiet")
 
@@ -46,6 +48,24 @@ def test_only_old_reports_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert left <= {folder.name for folder in folders}
     assert len(left) == 2
     assert (tmp_path / "latest").resolve() == folders[-1]
+
+
+def test_a_report_that_is_being_written_stays(tmp_path: Path) -> None:
+    from conformance.files import kept_folder
+
+    code = f"from conformance.files import *; print(kept_folder(Path({str(tmp_path)!r})).name, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        running = tmp_path / other.stdout.readline().strip()
+        time.sleep(1.1)  # names begin with the second
+        newest = [kept_folder(tmp_path, most=2) for _ in range(3)][-1]
+        assert running.is_dir()
+        other.communicate("\n")
+    kept_folder(tmp_path, most=1)
+    assert not running.is_dir()
+    assert not newest.is_dir()
 
 
 @pytest.mark.parametrize(

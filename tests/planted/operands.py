@@ -28,34 +28,37 @@ class RefusesBfloat16(MatchBug):
             return matcher.fuse_q4_embeddings(program)
 
 
-class ScalesOfAnotherRow(MatchBug):
+class ScalesBug(MatchBug):
+    def edit(self, fused: Any, report: Any) -> None:
+        constants = {**fused.constants, **fused.state_dict}
+        targets = {s.arg.name: s.target for s in fused.graph_signature.input_specs}
+        for fusion in report.fused:
+            self.wrong(constants[targets[fusion.scales]])
+
+    def wrong(self, scales: Any) -> None:
+        raise NotImplementedError
+
+
+class ScalesOfAnotherRow(ScalesBug):
     """Reads scales of shape [V] from the last row on."""
 
     near = "one-scale-a-row"
     signatures = ("MATCH/array/values",)
 
-    def edit(self, fused: Any, report: Any) -> None:
-        constants = {**fused.constants, **fused.state_dict}
-        targets = {s.arg.name: s.target for s in fused.graph_signature.input_specs}
-        for fusion in report.fused:
-            scales = constants[targets[fusion.scales]]
-            if scales.shape[1] == 1:
-                scales.copy_(scales.flip(0))
+    def wrong(self, scales: Any) -> None:
+        if scales.shape[1] == 1:
+            scales.copy_(scales.flip(0))
 
 
-class ScalesRoundedToHalf(MatchBug):
+class ScalesRoundedToHalf(ScalesBug):
     """bfloat16 scales pass through float16, which has neither their range nor, below 2^-14, their bits."""
 
     near = "scales/bfloat16-bits"
     signatures = ("MATCH/array/values",)
 
-    def edit(self, fused: Any, report: Any) -> None:
-        constants = {**fused.constants, **fused.state_dict}
-        targets = {s.arg.name: s.target for s in fused.graph_signature.input_specs}
-        for fusion in report.fused:
-            scales = constants[targets[fusion.scales]]
-            if scales.dtype == torch.float32:
-                scales.copy_(scales.half().float())
+    def wrong(self, scales: Any) -> None:
+        if scales.dtype == torch.float32:
+            scales.copy_(scales.half().float())
 
 
 class AnyScaleType(MissingCheck):

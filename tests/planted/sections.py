@@ -264,20 +264,15 @@ class MakesUpAZeroPoint(ExportBug):
                 node.args = (*node.args[:3], node.args[2], *node.args[4:])
 
 
-class LosesAnOption(Planted):
+class LosesAnOption(programs.LoweringBug):
     """force_fp16 is dropped without a word (3.7)."""
 
     stage = "LOWER"
     near = "force-fp16"
     signatures = ("LOWER/decision/force_fp16",)
 
-    def run(self, case: Case) -> Observation:
-        from conformance.subjects.impl import lower
-        from conformance.subjects.stages import observe_lowering
-
-        if case.stage != self.stage:
-            return super().run(case)
-        return observe_lowering(case, lambda program, _: lower(program, {}))
+    def lower(self, program: Any, options: Any) -> bytes:
+        return super().lower(program, {})
 
 
 class FusesNothingToLower(Planted):
@@ -317,20 +312,15 @@ class LowersLikeTheWheel(Planted):
         return observe_lowering(case, executorch.lower) if case.stage == self.stage else super().run(case)
 
 
-class HandsOverHalf(Planted):
+class HandsOverHalf(programs.LoweringBug):
     """A delegate that hands float16 to a program that holds float32: a runtime converts the other way only (6.3)."""
 
     stage = "LOWER"
     near = "lower/float16"
     signatures = ("LOWER/decision/dtype",)
 
-    def run(self, case: Case) -> Observation:
-        from conformance.subjects.impl import lower
-        from conformance.subjects.stages import observe_lowering
-
-        if case.stage != self.stage:
-            return super().run(case)
-        return observe_lowering(case, lambda program, options: with_float_outputs(lower(program, options)))
+    def lower(self, program: Any, options: Any) -> bytes:
+        return with_float_outputs(super().lower(program, options))
 
 
 def with_float_outputs(data: bytes) -> bytes:
@@ -426,20 +416,15 @@ class WrongRowsOnTheCpu(Planted):
             return super().run(case)
 
 
-class CopyBug(Planted):
+class CopyBug(programs.LoweringBug):
     """The file holds a transposed float copy of the table, which nothing reads (6.1)."""
 
     stage = "LOWER"
     near = "lower/control"
     signatures = ("LOWER/decision/unread_constant",)
 
-    def run(self, case: Case) -> Observation:
-        from conformance.subjects.impl import lower
-        from conformance.subjects.stages import observe_lowering
-
-        if case.stage != self.stage:
-            return super().run(case)
-        return observe_lowering(case, lambda program, options: with_copy(lower(program, options)))
+    def lower(self, program: Any, options: Any) -> bytes:
+        return with_copy(super().lower(program, options))
 
 
 def with_copy(data: bytes) -> bytes:

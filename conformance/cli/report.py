@@ -44,11 +44,11 @@ def _report(options: argparse.Namespace) -> int:
     streams = _streams(options, cases)
     order = {case.id: number for number, case in enumerate(cases)}  # workers answer as it happens
     verdicts = sorted((v for s in streams for v in s.verdicts), key=lambda v: order.get(v.case, len(order)))
+    cut = [len(stream.verdicts) for stream in streams if stream.truncated]
     if options.json:
         by_cause = [{"example": there[0], "cases": [v.case for v in there]} for there in causes(verdicts)]
-        truncated = any(s.truncated for s in streams)
-        print_json({"counts": counts(verdicts), "truncated": truncated, "causes": by_cause})
-        return 1 if truncated else exit_code(verdicts)
+        print_json({"counts": counts(verdicts), "truncated": bool(cut), "causes": by_cause})
+        return 1 if cut else exit_code(verdicts)
     for block in blocks(verdicts, {case.id: case.detects for case in cases}, every=options.all):
         say(*block.split("\n"))
     if options.html:
@@ -69,11 +69,9 @@ def _report(options: argparse.Namespace) -> int:
         say(*implementations.models(streams, [c.id for c in cases if isinstance(c.question, Model)]).split("\n"))
     if options.timing:
         say(*timing.lines(verdicts, timing.workers_of(s.header for s in streams)))
-    cut = [len(stream.verdicts) for stream in streams if stream.truncated]
-    if cut:
-        say(*(f"truncated: the run did not finish; {n} verdicts were written before it stopped" for n in cut))
-    say(last_line(verdicts))
-    return 1 if any(s.truncated for s in streams) else exit_code(verdicts)
+    truncated = (f"truncated: the run did not finish; {n} verdicts were written before it stopped" for n in cut)
+    say(*truncated, last_line(verdicts))
+    return 1 if cut else exit_code(verdicts)
 
 
 def _streams(options: argparse.Namespace, cases: Sequence[Case]) -> list[Stream]:

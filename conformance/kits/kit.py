@@ -28,7 +28,7 @@ from conformance.serialize import structure, unstructure
 from reference.arithmetic.bfloat16 import dtype_name, numpy_dtype
 from reference.program.evaluate import evaluate
 from reference.program.spec import PASSED, Apply, Dequantize, Linear, ProgramSpec, validate
-from reference.program.values import tensor_values
+from reference.program.values import tensor_values, values_array
 
 FORMAT = 3
 #: What a runtime can be asked.
@@ -209,8 +209,8 @@ def inputs_of(case: Case) -> tuple[Array, ...]:
         return (operands(case.question).indices,)
     if not isinstance(case.question, Program):
         raise ValueError("a model is no kit: only torch can judge it")
-    tensors = tensor_values(case.question.spec)
-    return tuple(tensors[tensor.name] for tensor in case.question.spec.tensors if tensor.source in PASSED)
+    passed = (tensor for tensor in case.question.spec.tensors if tensor.source in PASSED)
+    return tuple(values_array(tensor.values, tensor.dtype, tensor.shape) for tensor in passed)
 
 
 def outputs_of(case: Case, first: int = 0) -> tuple[Tensor, ...]:

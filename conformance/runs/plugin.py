@@ -66,11 +66,6 @@ def selected(options: Namespace) -> tuple[Asked, ...]:
     chosen = tuple(one for one in chosen if not failed or one.id in failed)
     if not chosen:
         raise ValueError("no case is selected: none of that level and those stages is named")
-    if options.shard:
-        number, count = options.shard
-        chosen = chosen[number - 1 :: count]
-        if not chosen:
-            raise ValueError(f"shard {number} of {count} is empty: there are fewer cases than shards")
     return chosen
 
 
@@ -89,8 +84,7 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     header = run.header(options.subject, options.device, options.level, chosen_by)
     header |= {"seed": options.seed, "workers": workers or 1}
     if options.shard:
-        whole = selected(Namespace(**vars(options) | {"shard": None}))
-        header |= merge.shard_header(options.shard, [one.id for one in whole])
+        header |= merge.shard_header(options.shard, [one.id for one in judging.whole])
     report = Report(options.report, header, judging.expected)
     options.report, options.workers = str(report.folder), workers
     controller = Controller(options, report, judging.asked)
@@ -131,7 +125,11 @@ class Judging:
 
     def __init__(self, options: Namespace) -> None:
         self.options = options
-        self.asked = selected(options)
+        self.whole = selected(options)
+        number, count = options.shard or (1, 1)
+        self.asked = self.whole[number - 1 :: count]
+        if not self.asked:
+            raise ValueError(f"shard {number} of {count} is empty: there are fewer cases than shards")
         self.expected = run.expected_of(options.subject, options.expectations, off=options.no_expectations)
         self.worker = Worker(options.subject, options.case_seconds)
 

@@ -126,27 +126,23 @@ def observe_lowering(case: Case, lower: Lower, execute: "Execute | None" = None)
     from conformance.pte.file import read_pte  # noqa: PLC0415 - the same
     from conformance.pte.run import run_in_turn  # noqa: PLC0415 - the same
 
-    if isinstance(case.question, Model):
-        from conformance.models.observe import observe_model  # noqa: PLC0415 - the same
-
-        try:
-            return observe_model(case.question, lower, execute or run_in_turn)
-        except LoweringRefused as refusal:
-            return Refused(refusal.reason, refusal.detail)
-    assert isinstance(case.question, Program)  # noqa: S101 - conformance.case.case.check saw to it
-    spec = case.question.spec
-    built = build(
-        spec, edge=not all(isinstance(step, Dequantize | Lookup) for step in spec.steps)
-    )  # others run eagerly
+    question = case.question
     try:
-        data = lower(built.exported, {"force_fp16": True} if case.question.force_fp16 else {})
+        if isinstance(question, Model):
+            from conformance.models.observe import observe_model  # noqa: PLC0415 - the same
+
+            return observe_model(question, lower, execute or run_in_turn)
+        assert isinstance(question, Program)  # noqa: S101 - conformance.case.case.check saw to it
+        lookups_only = all(isinstance(step, Dequantize | Lookup) for step in question.spec.steps)
+        built = build(question.spec, edge=not lookups_only)  # what runs eagerly is what others are compared with
+        data = lower(built.exported, {"force_fp16": True} if question.force_fp16 else {})
     except LoweringRefused as refusal:
         return Refused(refusal.reason, refusal.detail)
     file = read_pte(data)
     if case.stage == "RUN":
         return observe_run(built, file, execute or run_in_turn)
     observed = File(file.digest, observe_file(built, file), whole_tables(built, file), built.facts)
-    if execute is None or case.question.force_fp16:
+    if execute is None or question.force_fp16:
         return observed
     ran = observe_run(built, file, execute)
     return replace(observed, facts=ran.facts, outputs=ran.outputs, source_outputs=ran.source_outputs)

@@ -359,7 +359,7 @@ def test_counts_are_those_of_the_catalogue() -> None:
 
     from conformance.runs.plugin import selected
 
-    asked = Namespace(level="gate", case=[], case_list="", last_failed="", shard=None, stages=(), seed=0)
+    asked = Namespace(level="gate", case=[], case_list="", last_failed="", stages=(), seed=0)
     there, packed = len(selected(asked)), len(selected(Namespace(**vars(asked) | {"stages": ("PACK",)})))
     line = r"^tests:(\d{4}) passed:\1 failed:0 error:0 unsupported:0 xfail:0 xpass:0$"
     told = {int(n) for path in (ROOT / "README.md", ROOT / "docs/first-failure.md") for n in found(line, path)}

@@ -160,6 +160,9 @@ class Device:
         except vk.VkErrorDeviceLost as error:
             self.broken = True
             raise DeviceLost(f"{self.info.name}: VK_ERROR_DEVICE_LOST") from error
+        except KeyboardInterrupt:
+            vk.vkQueueWaitIdle(self.queue)  # whoever frees memory now must not take it from a running shader
+            raise
         vk.vkResetFences(self.handle, 1, [self._fence])
         self.check_messages()
 

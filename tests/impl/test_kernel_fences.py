@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from impl.errors import DeviceLacksFeature, DeviceLimitExceeded, ValidationFailed
+from impl.gpu.memory import Buffer
 from impl.kernel import Device, KernelResult, Variant, run_embedding, run_prepack, variant_named
 from tests.planted.glsl import BUGS, planted_source
 from tests.support.kernel_inputs import assert_right, random_table
@@ -91,6 +92,7 @@ def test_a_shader_that_never_ends_is_reported_as_a_hang(tmp_path: Path) -> None:
     program = f"""
 import numpy as np, os
 from pathlib import Path
+from impl.gpu.memory import Buffer
 from impl.kernel import Device, run_embedding, variant_named
 from impl.errors import DeviceHang
 try:
@@ -105,6 +107,24 @@ os._exit(0)
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT, check=True
     )
     assert "did not end within 0.5 s" in done.stdout
+
+
+def test_an_interrupted_submission_is_waited_for(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever caught the interrupt frees the memory; a shader that still ran would write where nothing is."""
+    size, vk = 1 << 28, device.vk
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    buffer = Buffer(device, size, host=False)
+    vk.vkCmdFillBuffer(device.begin(), buffer.handle, 0, size, 1)
+    monkeypatch.setattr(vk, "vkWaitForFences", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device.submit()
+    monkeypatch.undo()
+    vk.vkGetFenceStatus(device.handle, device._fence)
+    vk.vkResetFences(device.handle, 1, [device._fence])
+    buffer.close()
 
 
 def test_no_growth_over_ten_thousand_dispatches(device: Device) -> None:

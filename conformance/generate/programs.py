@@ -12,7 +12,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from conformance.generate.tensors import FLOATS, OPS, Draft, float_table, indices, scales, table, zero_point
-from reference.program.spec import Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read, Values
+from reference.program.apply import INEXACT
+from reference.program.spec import Apply, Dequantize, Linear, Lookup, PackedLookup, ProgramSpec, Read, Values
 
 _ANY = ("group_size", "indices_rank")
 _ON_TABLE = ("table_ops", "max_norm")
@@ -30,6 +31,10 @@ DEFECTS = {
     "split": (*_ANY, *_ON_TABLE, *_ON_TENSORS, *_ON_SPLIT),
     "packed": (*_ANY, *_ON_TENSORS),
 }
+#: Those of them that a program may have which is to be lowered: the CPU carries what is left of it.
+LOWERED = ("group_size", "qrange", "embed_dim", "zero_point_values")
+#: Rows of a linear that is no table's.
+_HEAD = 8
 _QRANGES = ((-7, 7), (-8, 6), (0, 15), (-128, 127), (-16, 15))
 
 
@@ -37,7 +42,8 @@ def _lookup(draft: Draft) -> None:
     """Append a lookup, with the dequantize step that it needs unless it shares one."""
     choose = draft.choose
     kind = choose(("quantized", "split", "split", "split", "split", "packed"))
-    defects = set(draft.some((0, 1, 2, 1, 0), lambda: choose(DEFECTS[kind])))
+    known_defects = [d for d in DEFECTS[kind] if not draft.lowered or d in LOWERED]
+    defects = set(draft.some((0, 1, 2, 1, 0), lambda: choose(known_defects)))
     shared, known = draft.chance(1, 3), _dequantized(draft)
     if kind == "packed":
         draft.steps.append(_packed(draft, defects))
@@ -129,8 +135,44 @@ def _linear(draft: Draft) -> None:
         at = 0 if own else draft.steps.index(dequantize) + 1
     if own:
         dequantize = replace(dequantize, name=draft.name("dq"))
-    linear = Linear(draft.name("linear"), dequantize.name, x.name)
+    biased, rows = draft.chance(1, 3), draft.spec().tensor(dequantize.weight).shape[0]
+    bias = draft.add("b", dequantize.output_dtype, (rows,), Values("weights", 5), "buffer").name if biased else ""
+    linear = Linear(draft.name("linear"), dequantize.name, x.name, bias)
     draft.steps[at:at] = [dequantize, linear] if own else [linear]
+
+
+def _consumer(draft: Draft) -> None:
+    """Append what a model does with rows, or with what it made of them; the rows need not be returned."""
+    spec = draft.spec()
+    made = [
+        s for s in draft.steps if isinstance(s, Lookup | PackedLookup) or (isinstance(s, Apply) and s.name[0] == "y")
+    ]
+    if not made:
+        return
+    read = draft.choose(made)
+    lookup = spec.lookups_behind(read.name)[0]
+    dtype, shape = _rows_of(spec, lookup)
+    if isinstance(read, Apply) and read.function == "linear":
+        shape = (*shape[:-1], _HEAD)
+    functions = ("mul", "add", "norm", "linear") if len(shape) == 2 else ("mul", "add", "norm")  # noqa: PLR2004
+    function = draft.choose(functions)
+    sources = ("buffer", "parameter", "input", "mutated")
+    seed, source, biased, hide = draft.choose(range(8)), draft.choose(sources), draft.chance(1, 2), draft.chance(1, 2)
+    own = (_HEAD, shape[-1]) if function == "linear" else shape[-1:]
+    other = "" if function == "mul" else draft.add("c", dtype, own, Values("weights", seed), source).name
+    biased = biased and function in INEXACT
+    bias = draft.add("d", dtype, own[:1], Values("weights", seed + 8), "buffer").name if biased else ""
+    draft.steps.append(Apply(draft.name("y"), read.name, function, 8.0 if function == "mul" else 0.0, other, bias))
+    if hide and read.name not in draft.hidden:
+        draft.hidden.append(read.name)
+
+
+def _rows_of(spec: ProgramSpec, lookup: str) -> tuple[str, tuple[int, ...]]:
+    """The type and the shape of what a lookup yields."""
+    step = next(s for s in spec.lookups() if s.name == lookup)
+    table = step if isinstance(step, PackedLookup) else spec.dequantize(step.table)
+    columns = spec.tensor(table.weight).shape[1] * (2 if step is table else 1)
+    return table.output_dtype, (*spec.tensor(step.indices).shape, columns)
 
 
 def _read(draft: Draft) -> None:
@@ -147,13 +189,14 @@ STEPS: tuple[tuple[Callable[[Draft], None], tuple[int, ...]], ...] = (
     (_lookup, (1, 2, 3, 1, 2, 1)),
     (_linear, (0, 1, 0, 0)),
     (_read, (0, 1, 2, 1, 0)),
+    (_consumer, (0, 1, 2, 0)),
 )
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> ProgramSpec:
-    """Draw a program for the synthetic route."""
-    draft = Draft(draw)
+def programs(draw: st.DrawFn, *, lowered: bool = False) -> ProgramSpec:
+    """Draw a program for the synthetic route, or one for torch.export that is to be ``lowered``."""
+    draft = Draft(draw, lowered=lowered)
     for add, counts in STEPS:
         draft.some(counts, functools.partial(add, draft))
     return draft.spec()

@@ -11,7 +11,16 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from reference.program.spec import IDENTITY_OPS, OPAQUE_OPS, ProgramSpec, QuantizedTable, Step, TensorSpec, Values
+from reference.program.spec import (
+    IDENTITY_OPS,
+    OPAQUE_OPS,
+    Apply,
+    ProgramSpec,
+    QuantizedTable,
+    Step,
+    TensorSpec,
+    Values,
+)
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
@@ -21,13 +30,17 @@ OPS = IDENTITY_OPS + OPAQUE_OPS
 _SEEDS = range(8)
 #: Rows and columns: all sizes in order, so that an earlier choice is a smaller table; then those to draw more often.
 _ROWS = (*range(1, 34), *(1, 8) * 9, *(2, 7) * 5)
+#: Past what a byte, a kernel's block of rows, an image and an index of 16 bits hold; one table that large, used once.
+_LARGE = (16384,)
+_MANY_ROWS = (257, 1025, 16390, 65540, 131080, 65540, 300, 16390, 131080)
 _COLUMNS = (32, 64, 96, 128, 160)
+_WIDE: tuple[int, ...] = (1024, 8192)
 #: Columns that groups which are no multiple of 4 divide, too.
 _ODD_COLUMNS = (32, 64, *(96, 192) * 3)
 _WRONG_COLUMNS = (8, 16, 48, 80)
 _GROUPS = (32, 4, 8, 12, 16, 20, 24, 48, 64, 96, 128)
 _ODD_GROUPS = (2, 1, 3, 6, 3, 6)
-_INDICES: tuple[Shape, ...] = ((1,), (2,), (), (5,), (1, 2), (2, 3), (1, 1, 2), (2, 1, 3), (0,), (1,), (), (0,))
+_INDICES: tuple[Shape, ...] = ((1,), (2,), (), (5,), (1, 2), (2, 3), (1, 1, 2), (2, 1, 3), (0,), (1,), (), (0,), (65,))
 _DEEP_INDICES = ((1, 1, 1, 1), (1, 2, 1, 2))
 #: What a lookup's scales and results may be, the types to draw more often twice.
 FLOATS = ("float32", "float32", "float16", "bfloat16")
@@ -38,12 +51,18 @@ _SCALES = ("zeros", "scales", "signed_scales", "special_scales", "bits", "powers
 
 
 class Draft:
-    """A program as far as it is drawn: its steps, and the tensors and tables that later ones may share."""
+    """A program as far as it is drawn: its steps, and the tensors and tables that later ones may share.
 
-    def __init__(self, draw: st.DrawFn) -> None:
+    ``lowered``: it goes through torch.export and on into a file, so that operands are constants and not lifted:
+    ExecuTorch's ``to_edge`` gives the numbers that it lifts the names of tensors that are.
+    """
+
+    def __init__(self, draw: st.DrawFn, *, lowered: bool = False) -> None:
+        self.lowered = lowered
         self.steps: list[Step] = []
         self.tensors: list[TensorSpec] = []
         self.tables: list[QuantizedTable] = []
+        self.hidden: list[str] = []
         self._draw = draw
         self._part: Callable[[], Any]
         self._whole_part = st.builds(self._draw_part)  # made once: making one takes as long as ten choices
@@ -69,16 +88,20 @@ class Draft:
 
     def spec(self) -> ProgramSpec:
         """The program."""
-        return ProgramSpec(tuple(self.steps), tuple(self.tensors), tuple(self.tables))
+        route = "synthetic" if not self.lowered else "torchao" if self.tables else "export"
+        parts = tuple(self.steps), tuple(self.tensors), tuple(self.tables)
+        return ProgramSpec(*parts, route=route, hidden=tuple(self.hidden))
 
     def name(self, kind: str) -> str:
         """The next name of a step of that kind."""
         return f"{kind}{sum(step.name.startswith(kind) for step in self.steps)}"
 
-    def add(self, kind: str, dtype: str, shape: Shape, values: Values, source: str, dynamic: Shape = ()) -> TensorSpec:
+    def add(
+        self, kind: str, dtype: str, shape: Shape, values: Values, source: str, dynamic: Shape = (), bound: int = 0
+    ) -> TensorSpec:
         """Add a new tensor; ``kind`` is the start of its name."""
         count = sum(tensor.name.startswith(kind) for tensor in self.tensors)
-        self.tensors.append(TensorSpec(f"{kind}{count}", dtype, shape, values, source, dynamic))
+        self.tensors.append(TensorSpec(f"{kind}{count}", dtype, shape, values, source, dynamic, bound))
         return self.tensors[-1]
 
     def shared(self, kind: str, usable: Callable[[TensorSpec], bool]) -> TensorSpec | None:
@@ -89,7 +112,7 @@ class Draft:
 
     def source(self, *, broken: bool) -> str:
         """Where a tensor comes from: a constant, or what is none."""
-        return self.choose(_NOT_CONSTANT if broken else _CONSTANT)
+        return self.choose(_NOT_CONSTANT if broken else _CONSTANT[:3] if self.lowered else _CONSTANT)
 
     def constant_ops(self, *, opaque: bool) -> tuple[str, ...]:
         """A chain of operations that keep values; an opaque one among them is not looked through."""
@@ -124,10 +147,21 @@ def table(draft: Draft, defects: set[str], *, packed: bool = False) -> tuple[Ten
     """A table, int8 [V, D] or packed uint8 [V, D/2], and a group size that divides D."""
     kind, width = ("packed", 2) if packed else ("w", 1)
     own = {"weight_source", "weight_dtype", "weight_values", "embed_dim", "empty_table", "group_size"} & defects
-    known = draft.shared(kind, lambda _: not own)
+    known = draft.shared(kind, lambda tensor: not own and tensor.shape < _LARGE)
     rows = draft.choose((0,) if "empty_table" in defects else _ROWS)
-    narrow = _WRONG_COLUMNS if "embed_dim" in defects else _COLUMNS
+    narrow: tuple[int, ...] = _WRONG_COLUMNS if "embed_dim" in defects else _COLUMNS
+    many, most, wide = draft.chance(1, 12), draft.choose(_MANY_ROWS), draft.chance(1, 24)
+    if draft.lowered:  # a lowering takes its time for each; what size does to it is the catalogue's
+        pass
+    elif many and not own and all(tensor.shape[:1] < _LARGE for tensor in draft.tensors):
+        rows, narrow = most, narrow[:1]
+    elif wide and not own:
+        rows, narrow = min(rows, 9), _WIDE
     columns = draft.choose(_ODD_COLUMNS if "group_size" in defects else narrow)
+    longer = [t for t in draft.tensors if t.name.startswith(kind) and t.shape[0] > 1 and t.values.pattern == "uniform"]
+    prefix, whole = draft.chance(2, 3), draft.choose(longer or [None])
+    if prefix and whole and not own:
+        rows, columns = whole.shape[0] // 2, whole.shape[1] * width
     group = _group_size(draft, known.shape[1] * width if known else columns, defects)
     if packed:
         dtype, values = "uint8", Values("uniform", draft.choose(_SEEDS), 0, 255)
@@ -135,6 +169,8 @@ def table(draft: Draft, defects: set[str], *, packed: bool = False) -> tuple[Ten
         dtype = draft.choose(("int16", "int32", "uint8") if "weight_dtype" in defects else ("int8",))
         values = _codes(draft, rows * columns, dtype, outside="weight_values" in defects)
     source = draft.source(broken="weight_source" in defects)
+    if prefix and whole and not own:  # the first half of an earlier table
+        dtype, values = whole.dtype, whole.values
     return known or draft.add(kind, dtype, (rows, columns // width), values, source), group
 
 
@@ -192,13 +228,20 @@ def zero_point(draft: Draft, shape: Shape, defects: set[str], dtypes: Sequence[s
 
 
 def indices(draft: Draft, rows: int, defects: set[str]) -> str:
-    """The name of indices into a table of so many rows; with the defect, they have rank 4."""
+    """The name of indices into a table of so many rows, or of a step that moves them; with the defect, of rank 4."""
     shape = draft.choose(_DEEP_INDICES if "indices_rank" in defects else _INDICES)
     if not rows:  # an empty table has no index to give
         shape = (*shape[:-1], 0)
-    values = Values("uniform", draft.choose(_SEEDS), 0, max(rows - 1, 0))
-    source = draft.choose(("input", "input", "input", "computed", "lifted", "buffer"))
+    moved = draft.chance(1, 6) and rows > 1
+    values = Values("uniform", draft.choose(_SEEDS), 0, max(rows - 1 - moved, 0))
+    source = draft.choose(("input", "input", "input", "computed", "buffer", "buffer" if draft.lowered else "lifted"))
     dynamic = draft.choose(((), (0,), tuple(range(len(shape))), ()))
-    if source not in {"input", "computed"} or not shape:
+    if source not in {"input", "computed"} or not shape or not rows:
         dynamic = ()
-    return draft.add("i", draft.choose(("int64", "int32")), shape, values, source, dynamic).name
+    bound = max(17, *shape) if dynamic and draft.chance(1, 2) else 0
+    found = draft.add("i", draft.choose(("int64", "int32")), shape, values, source, dynamic, bound)
+    if not moved:
+        return found.name
+    offset = draft.add("o", found.dtype, (1,) * len(shape), Values("constant", value=1.0), "buffer")
+    draft.steps.append(Apply(draft.name("moved"), found.name, "add", other=offset.name))
+    return draft.steps[-1].name

@@ -3,7 +3,8 @@
 Source: docs/reading-a-report.md, "Comparing two runs".
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from conformance.results.causes import grouped, others
 from conformance.results.verdict import PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
@@ -14,7 +15,8 @@ class Diff:
     """What changed from the old run to the new one, by (subject-independent) case id.
 
     ``new_failures``: unexpected now, and before either not, or with another signature, or not run; and what was judged
-    before and is UNSUPPORTED now, or a subject would turn a failure green by declining to be judged.
+    before and is UNSUPPORTED now, or a subject would turn a failure green by declining to be judged; and a shard of
+    generated programs that excuses a failure which it did not.
     ``fixed``: unexpected before and not now. ``other``: any other change of outcome. ``bits``: passes in
     both, with another digest of what the subject answered. ``gone`` and ``added``: in one run only. ``lost``: whether
     both runs say that they were asked the same, so that what is gone counts as a new failure.
@@ -39,6 +41,8 @@ def compare(old: Stream, new: Stream) -> Diff:
     before, after = ({v.case: v for v in stream.verdicts} for stream in (old, new))
     failures: list[tuple[Verdict | None, Verdict]] = []
     fixed, other, bits = [], [], []
+    asked = [[stream.header.get(n) for n in ("revision", "level", "selection")] for stream in (old, new)]
+    alike = asked[0] == asked[1] and None not in asked[0] and "unknown" not in asked[0]
     for case, now in after.items():
         then = before.get(case)
         was_bad = then is not None and then.outcome in UNEXPECTED
@@ -51,15 +55,28 @@ def compare(old: Stream, new: Stream) -> Diff:
             failures.append((then, now))
         elif was_bad:
             fixed.append((then, now))
+        elif more := _newly_excused(then, now, alike=alike):
+            failures.append((then, replace(now, reason=f"programs are excused that were not: {more}")))
         elif then.outcome != now.outcome or (now.outcome == XFAIL and then.signature != now.signature):
             other.append((then, now))
         elif now.outcome == PASS and then.digest != now.digest:
             bits.append((then, now))
     gone = tuple(case for case in before if case not in after)
     added = tuple(case for case in after if case not in before)
-    asked = [[stream.header.get(n) for n in ("revision", "level", "selection")] for stream in (old, new)]
-    lost = asked[0] == asked[1] and None not in asked[0] and "unknown" not in asked[0] and not new.truncated
+    lost = alike and not new.truncated
     return Diff(tuple(failures), tuple(fixed), tuple(other), tuple(bits), gone, added, lost)
+
+
+def _newly_excused(then: Verdict, now: Verdict, *, alike: bool) -> str:
+    """What a shard excuses that it did not: another signature; where both runs drew ``alike``, more programs too."""
+    before, after = (
+        Counter({str(name): n for name, n in counts.items() if isinstance(n, int)})
+        if isinstance(counts, dict)
+        else Counter()
+        for counts in (verdict.facts.get("excused", {}) for verdict in (then, now))
+    )
+    more = after - before if alike else Counter({name: n for name, n in after.items() if name not in before})
+    return ", ".join(f"{signature} {count}" for signature, count in more.most_common())
 
 
 def lines(diff: Diff, *, every: bool = False) -> list[str]:

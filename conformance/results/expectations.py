@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conformance.case.case import STAGES, Case
+from conformance.case.conditions import WORDS, conditions
 from conformance.files import read_text
 from conformance.results.verdict import FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
 from conformance.serialize import structure
@@ -32,7 +33,9 @@ class KnownFailure:
 
     ``defect``: the short name that failures are grouped by. ``signature``: how it shows, one for each
     stage. ``case``: patterns (fnmatch) of the ids of the cases that fail. ``versions``: package ->
-    pattern of the versions that have the defect; with others the cases are expected to pass.
+    pattern of the versions that have the defect; with others the cases are expected to pass. ``program``: words of
+    ``conformance.case.conditions``; a generated program that fails with a signature of the entry is excused where
+    one of them holds for it, and never without.
     """
 
     defect: str
@@ -41,6 +44,7 @@ class KnownFailure:
     reason: str
     link: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check everything that the entry alone can show."""
@@ -55,6 +59,9 @@ class KnownFailure:
         stages = [signature.partition("/")[0] for signature in self.signature]
         if len(set(stages)) != len(stages):
             raise ValueError(f"{self.defect}: two signatures of one stage; write an entry for each")
+        for word in self.program:
+            if word not in WORDS:
+                raise ValueError(f"{self.defect}: program {word!r} is not one of {', '.join(sorted(WORDS))}")
         if not self.case or not self.signature:
             raise ValueError(f"{self.defect}: case and signature need a list with at least one of them")
 
@@ -72,10 +79,14 @@ class Expectations:
     """The entries that hold for the installed versions, and the signature expected, by case id."""
 
     by_case: Mapping[str, tuple[KnownFailure, str]] = field(default_factory=dict)
+    known: tuple[KnownFailure, ...] = ()
 
-    def signatures(self) -> frozenset[str]:
-        """Every signature that some case is expected to fail with."""
-        return frozenset(signature for _, signature in self.by_case.values())
+    def excuses(self, case: Case, signature: str) -> bool:
+        """Whether a generated program fails as an entry says, where the entry's condition on programs holds for it."""
+        if case.program is None:
+            return False
+        there = conditions(case.program)
+        return any(signature in known.signature and not there.isdisjoint(known.program) for known in self.known)
 
     def apply(self, verdict: Verdict) -> Verdict:
         """Return ``verdict`` as it counts beside what was expected of its case."""
@@ -125,6 +136,7 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
     """
     stages = {case.id: case.stage for case in cases}
     by_case: dict[str, tuple[KnownFailure, str]] = {}
+    holding: list[KnownFailure] = []
     for number, known in enumerate(read(path), 1):
         where = f"{path}: known {number} ({known.defect})"
         for pattern in known.case:
@@ -132,6 +144,7 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
                 raise ValueError(f"{where}: case pattern {pattern!r} matches no case of the catalogue")
         if not all(fnmatch.fnmatchcase(versions.get(name, ""), wanted) for name, wanted in known.versions.items()):
             continue
+        holding.append(known)
         for name in dict.fromkeys(name for pattern in known.case for name in fnmatch.filter(stages, pattern)):
             if name in by_case:
                 raise ValueError(f"{where}: case {name} is expected twice, by {by_case[name][0].defect} too")
@@ -139,7 +152,7 @@ def load(path: Path, cases: Iterable[Case], versions: Mapping[str, str]) -> Expe
             if signature is None:
                 raise ValueError(f"{where}: no signature is of stage {stages[name]}, which case {name} asks")
             by_case[name] = known, signature
-    return Expectations(by_case)
+    return Expectations(by_case, tuple(holding))
 
 
 def read(path: Path, *, included: bool = False) -> tuple[KnownFailure, ...]:

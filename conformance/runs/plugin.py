@@ -153,8 +153,8 @@ class Judging:
         report = Path(self.options.report)
         try:
             if isinstance(asked, Shard):
-                known, examples = self.expected.signatures(), self.options.examples
-                case, verdict = run_shard(self.worker, asked, report, known, examples and Path(examples))
+                examples = self.options.examples and Path(self.options.examples)
+                case, verdict = run_shard(self.worker, asked, report, self.expected.excuses, examples)
             else:
                 case, verdict = asked, run.run_case(self.worker, asked, report, self.expected, self.options.repeat)
         except Unwritable as error:
@@ -251,7 +251,7 @@ class Controller:
         process = vars(report)["node"].gateway.id
         reason = f"its test process, {process}, died (killed, or out of memory?) while it ran: it is not judged"
         if isinstance(asked, Shard):
-            journal = self.report.folder / "journal" / f"shard-{asked.number}.toml"
+            journal = self.report.folder / "journal" / f"{asked.name}.toml"
             reason = f"{reason}; the program that it was at is in {journal}"
             verdict = error_verdict(asked, self.options.subject, "WorkerDied", reason, journal)
             text = f"{ERROR} {asked.id}: {reason}"

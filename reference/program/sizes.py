@@ -30,7 +30,7 @@ def other_sizes(spec: ProgramSpec, *, lowered: bool = False) -> dict[str, Progra
         return {}  # a table without rows takes no index: there is one size only
     traced = max(t.shape[d] for t in dynamic for d in t.dynamic)
     if lowered:
-        bound = min(t.bound or max(t.shape[d] for d in t.dynamic) for t in dynamic)
+        bound = min(t.bound or min(t.shape[d] for d in t.dynamic) for t in dynamic)
     else:
         bound = min((t.bound for t in dynamic if t.bound), default=2 * traced + 1)
     sizes = dict.fromkeys((*(size for size in _SIZES if size <= bound), bound))

@@ -11,7 +11,7 @@ from conformance.case.case import Case
 from conformance.harness.observation import Observation, Raised, Unsupported
 from conformance.results import replay
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL
-from conformance.runs.shards import PROGRAMS, SHARDS, Shard, run_shard, shards, summed
+from conformance.runs.shards import LOWERED, PROGRAMS, SHARDS, Shard, run_shard, shards, summed
 from conformance.subjects import impl
 from reference.program.spec import PackedLookup
 
@@ -30,7 +30,7 @@ class Fake:
 
 
 def ran(answer: Callable[[Case], Observation], report: Path, known: tuple[str, ...] = ()) -> tuple[Case | None, Any]:
-    return run_shard(Fake(answer), SHARD, report, known)  # type: ignore[arg-type]  # a fake worker
+    return run_shard(Fake(answer), SHARD, report, lambda _, signature: signature in known)  # type: ignore[arg-type]  # a fake worker
 
 
 def has_packed(case: Case) -> bool:
@@ -74,8 +74,10 @@ def test_known_failures_are_counted_and_do_not_end_the_shard(tmp_path: Path) -> 
     case, verdict = ran(bad("KeyError"), tmp_path, ("MATCH/raised/KeyError",))
     assert case is None
     assert verdict.outcome == XFAIL
-    assert verdict.facts["programs"] == 12
-    assert verdict.facts["known_failures"] > 0
+    excused = verdict.facts["known_failures"]
+    assert excused > 0
+    assert verdict.facts["programs"] == 12 + excused  # another one is drawn for each
+    assert verdict.facts["excused"] == {"MATCH/raised/KeyError": excused}
     assert "known failures" in summed([verdict])[0]
 
 
@@ -112,6 +114,9 @@ def test_a_failure_that_does_not_show_again_says_so(tmp_path: Path) -> None:
 def test_levels_and_stages() -> None:
     assert shards("smoke", (), 0) == ()
     assert shards("gate", ("PACK",), 0) == ()
+    lowered = shards("deep", ("RUN",), 5)
+    assert (len(lowered), sum(s.programs for s in lowered)) == (10, LOWERED["deep"])
+    assert all(Shard.named(s.id) == s for s in (*lowered, *shards("deep", (), 5)))
     for level in ("gate", "deep"):
         drawn = shards(level, ("MATCH",), 5)
         assert len(drawn) == SHARDS

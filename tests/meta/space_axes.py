@@ -16,6 +16,7 @@ from reference.program.spec import (
     IDENTITY_OPS,
     OPAQUE_OPS,
     SOURCES,
+    Apply,
     Dequantize,
     Linear,
     Lookup,
@@ -37,8 +38,8 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "weight_dtype": ("int8", "uint8", "int16", "int32"),
     "weight_values": ("uniform", "ramp", "zeros", "constant", "one_hot", "out_of_range"),
     "weight_ops": _OPS,
-    "rows": ("0", "1", "2-7", "8", "9+"),
-    "columns": ("8", "16", "32", "48", "64", "80", "96", "128+"),
+    "rows": ("0", "1", "2-7", "8", "9+", "256+", "16385+", "65537+", "131073+"),
+    "columns": ("8", "16", "32", "48", "64", "80", "96", "128+", "1024+"),
     "group_size": ("1", "2", "3", "6", "4", "8", "12", "16", "20", "24", "32", "48+", "row"),
     "block": ("1xG", "NxG"),
     "qrange": ("-8..7", "-7..7", "-8..6", "0..15", "-128..127", "-16..15"),
@@ -57,11 +58,16 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "table_ops": _OPS,
     "max_norm": ("no", "yes"),
     "lookups": ("1", "2", "3"),
-    "shares": ("nothing", "dequantize", "weight", "scale", "zero_point", "weight_under_two_groups"),
-    "linear": ("none", "before", "after", "shares_dequantize"),
-    "reads": ("nothing", "weight", "scale", "zero_point", "table", "indices", "x"),
+    "shares": ("nothing", "dequantize", "weight", "scale", "zero_point", "weight_under_two_groups", "prefix"),
+    "linear": ("none", "before", "after", "shares_dequantize", "bias"),
+    "reads": ("nothing", "weight", "scale", "zero_point", "table", "indices", "x", "other"),
+    "consumers": ("none", "mul", "add", "norm", "linear", "bias", "chain"),
+    "returned": ("every_lookup", "some_lookups", "no_lookup"),
+    "state": ("none", "read_and_written"),
     "indices_rank": ("0", "1", "2", "3", "4"),
-    "indices_size": ("0", "1", "more"),
+    "indices_size": ("0", "1", "more", "65+"),
+    "indices_moved": ("no", "yes"),
+    "indices_bound": ("none", "bounded"),
     "indices_dtype": ("int64", "int32"),
     "indices_source": ("input", "computed", "lifted", "buffer"),
     "indices_dynamic": ("no", "first", "all"),
@@ -126,7 +132,20 @@ def axis_values(spec: ProgramSpec) -> set[tuple[str, str]]:
     for step in spec.lookups():
         coordinates |= _packed(spec, step) if isinstance(step, PackedLookup) else _split(spec, step)
         coordinates |= _indices(spec.tensor(step.indices))
-    return coordinates | _sharing(spec) | _linears(spec) | _reads(spec)
+        moved = any(isinstance(other, Apply) and other.name == step.indices for other in spec.steps)
+        coordinates.add(("indices_moved", "yes" if moved else "no"))
+    hidden = [step.name in spec.hidden for step in spec.lookups()]
+    coordinates.add(("returned", "no_lookup" if all(hidden) else "some_lookups" if any(hidden) else "every_lookup"))
+    return coordinates | _sharing(spec) | _linears(spec) | _reads(spec) | _consumers(spec)
+
+
+def _consumers(spec: ProgramSpec) -> set[tuple[str, str]]:
+    steps = [s for s in spec.steps if isinstance(s, Apply) and spec.lookups_behind(s.name)]
+    coordinates = {("consumers", s.function) for s in steps} or {("consumers", "none")}
+    coordinates |= {("consumers", "bias") for s in steps if s.bias}
+    coordinates |= {("consumers", "chain") for s in steps if any(s.of == other.name for other in steps)}
+    state = any(s.other and spec.tensor(s.other).source == "mutated" for s in steps)
+    return coordinates | {("state", "read_and_written" if state else "none")}
 
 
 def _split(spec: ProgramSpec, step: Lookup) -> set[tuple[str, str]]:
@@ -169,7 +188,7 @@ def _weight(weight: TensorSpec, columns: int) -> set[tuple[str, str]]:
     if weight.dtype == "int8" and any(not -8 <= v <= 7 for v in held):
         pattern = "out_of_range"
     coordinates = {("weight_source", weight.source), ("weight_dtype", weight.dtype), ("weight_values", pattern)}
-    return coordinates | {("columns", "128+" if columns >= 128 else str(columns))}
+    return coordinates | {("columns", "1024+" if columns >= 1024 else "128+" if columns >= 128 else str(columns))}
 
 
 def _scale(scale: TensorSpec, shape: tuple[int, ...]) -> set[tuple[str, str]]:
@@ -199,7 +218,8 @@ def _group(group: int, columns: int) -> str:
 
 
 def _rows(rows: int) -> str:
-    return "2-7" if rows in range(2, 8) else "9+" if rows > 8 else str(rows)
+    past = next((f"{most}+" for most in (131073, 65537, 16385, 256, 9) if rows >= most), str(rows))
+    return "2-7" if rows in range(2, 8) else past
 
 
 def _indices(tensor: TensorSpec) -> set[tuple[str, str]]:
@@ -209,7 +229,8 @@ def _indices(tensor: TensorSpec) -> set[tuple[str, str]]:
     dynamic = "no" if not tensor.dynamic else "all" if len(tensor.dynamic) == len(tensor.shape) else "first"
     return {
         ("indices_rank", str(len(tensor.shape))),
-        ("indices_size", str(count) if count < 2 else "more"),
+        ("indices_size", str(count) if count < 2 else "65+" if count > 64 else "more"),
+        ("indices_bound", "bounded" if tensor.bound else "none"),
         ("indices_dtype", tensor.dtype),
         ("indices_source", tensor.source),
         ("indices_dynamic", dynamic),
@@ -228,6 +249,12 @@ def _sharing(spec: ProgramSpec) -> set[tuple[str, str]]:
             coordinates.add(("shares", field))
     if any(a.weight == b.weight and a.block_size != b.block_size for a, b in itertools.combinations(readers, 2)):
         coordinates.add(("shares", "weight_under_two_groups"))
+    weights = [spec.tensor(s.weight) for s in [*readers, *packed]]
+    if any(
+        a.values == b.values and a.shape[1] == b.shape[1] and a.shape[0] < b.shape[0] and a.values.pattern == "uniform"
+        for a, b in itertools.permutations(weights, 2)
+    ):
+        coordinates.add(("shares", "prefix"))
     return coordinates or {("shares", "nothing")}
 
 
@@ -239,6 +266,8 @@ def _linears(spec: ProgramSpec) -> set[tuple[str, str]]:
         if isinstance(step, Linear):
             first = min((order.index(s.name) for s in spec.lookups()), default=0)
             coordinates.add(("linear", "before" if order.index(step.name) < first else "after"))
+            if step.bias:
+                coordinates.add(("linear", "bias"))
             if step.table in tables:
                 coordinates.add(("linear", "shares_dequantize"))
     return coordinates or {("linear", "none")}
@@ -250,6 +279,6 @@ def _reads(spec: ProgramSpec) -> set[tuple[str, str]]:
     for step in spec.steps:
         if isinstance(step, Read):
             table = any(isinstance(s, Dequantize) and s.name == step.of for s in spec.steps)
-            kind = "weight" if "." in step.of else kinds.get(step.of.rstrip("0123456789"), "")
+            kind = "weight" if "." in step.of else kinds.get(step.of.rstrip("0123456789"), "other")
             coordinates.add(("reads", "table" if table else kind))
     return coordinates or {("reads", "nothing")}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from conformance.case.catalogue import load
+from conformance.case.single_table import SingleTable, single_table
+from conformance.generate.search import generated_case
 from conformance.results import expectations
 from conformance.results.expectations import Expectations
 from conformance.results.verdict import ERROR, FAIL, PASS, UNSUPPORTED, XFAIL, XPASS, Verdict
@@ -13,6 +15,7 @@ from tests.runs.test_cli import MINIATURES, conformance
 
 ROOT = Path(__file__).parents[2]
 CASES = load()
+WHEEL = expectations.FOLDER / "executorch.toml"
 RAISED = "PACK/raised/KeyError@subject_misbehaving.Raises.bad"
 ENTRY = """[[known]]
 defect = "one-row-raises"
@@ -145,3 +148,22 @@ def test_a_file_at_fault_is_bad_usage(tmp_path: Path) -> None:
     done = conformance("run", "--stages", "PACK", "--expectations", str(known))
     assert done.returncode == 2
     assert "matches no case of the catalogue" in done.stderr
+
+
+def test_a_generated_program_is_excused_by_signature_and_condition_only() -> None:
+    """A failure never seen before is none that is known, and neither is a known one of a program without its cause."""
+    spec = single_table(SingleTable(route="synthetic", zero_point="ones"))
+    asymmetric = generated_case(spec)
+    symmetric = generated_case(single_table(SingleTable(route="synthetic")))
+    raised = "MATCH/raised/AssertionError@executorch.backends.vulkan.patterns.quantized_embedding."
+    signature = f"{raised}replace_torchao_quantized_embedding_patterns"
+    expected = expectations.load(WHEEL, CASES, {"executorch": "1.5.1"})
+    assert expected.excuses(asymmetric, signature)
+    assert not expected.excuses(symmetric, signature)
+    assert not expected.excuses(asymmetric, "MATCH/raised/RuntimeError@somewhere.never_seen_before")
+    assert not expectations.load(WHEEL, CASES, {"executorch": "9"}).excuses(asymmetric, signature)
+
+
+def test_every_entry_of_the_wheel_that_a_generated_program_can_meet_has_a_condition() -> None:
+    for known in expectations.read(WHEEL):
+        assert known.program or not any(signature.startswith("MATCH/") for signature in known.signature), known.defect

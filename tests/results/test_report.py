@@ -157,6 +157,19 @@ def test_diff_tells_changes_apart() -> None:
     assert diff.lines(found)[-1] == "new failures:5 fixed:1 changed:1 other bits:1 gone:1 added:2"
 
 
+def test_a_shard_that_excuses_another_failure_is_a_new_failure() -> None:
+    """A crash that was never seen before is no better for being in a generated program."""
+    before = replace(verdict("gen/seed-0/shard-1/50-programs", XFAIL), facts={"excused": {"MATCH/a": 3}})
+    for excused, failed in (({"MATCH/a": 3}, False), ({"MATCH/a": 2}, False), ({"MATCH/a": 3, "MATCH/b": 1}, True)):
+        after = replace(before, facts={"excused": excused})
+        assert diff.compare(stream(before), stream(after)).failed == failed
+    asked = {"revision": "1", "level": "gate", "selection": ""}
+    more = replace(before, facts={"excused": {"MATCH/a": 4}})
+    alike = [Stream(asked, (one,), truncated=False) for one in (before, more)]
+    assert diff.compare(*alike).failed
+    assert not diff.compare(stream(before), stream(more)).failed, "other programs may have been drawn"
+
+
 def test_what_is_gone_counts_where_both_runs_were_asked_the_same() -> None:
     asked = {"revision": "r1", "level": "gate", "selection": "PACK"}
     both = Stream(asked, (verdict("a"), verdict("b")), truncated=False)

@@ -59,12 +59,12 @@ def _cells(m: Measurement) -> tuple[str, ...]:
 def verdict(measurements: list[Measurement]) -> list[str]:
     """Where our shader is slower than ExecuTorch's, or below 90 % of its limit at the largest size: a line each."""
     ours = [m for m in measurements if m.who == "ours"]
-    largest = max(m.rows for m in ours)
+    largest = {m.variant: m.rows for m in sorted(ours, key=lambda m: m.rows)}
     lines = [f"slower than ExecuTorch's: {m.variant}, {m.rows} rows: {m.ratio:.2f}" for m in ours if (m.ratio or 1) < 1]
     lines += [
         f"below 90 % of its bytes' limit: {m.variant}, {m.rows} rows: {100 * m.share_of_limit:.0f} %"
         for m in ours
-        if m.rows == largest and m.share_of_limit < _GOAL
+        if m.rows == largest[m.variant] and m.share_of_limit < _GOAL
     ]
     return lines or ["never slower than ExecuTorch's, and at 90 % of its bytes' limit at the largest size"]
 

@@ -40,10 +40,11 @@ def test_bench_writes_table_csv_json_and_svg(tmp_path: Path, capsys: pytest.Capt
     assert kernel_bench.main([*SMALL, *options]) == 0
     shown = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "kernel.csv").read_text().splitlines()))
-    assert len(rows) == 2 * (2 * 2 + len(ABLATIONS))  # variants x (sizes x who, and the ablations at one size)
+    shapes = sum(bool(c.rows or c.local) for c in ABLATIONS)  # of buffers only
+    assert len(rows) == 3 * (2 * 2 + len(ABLATIONS)) - shapes  # variants x (sizes x who, and the ablations at one size)
     assert {row["ratio"] for row in rows} == {""}  # no checkout, no ratio
     assert all(float(row["median_us"]) > 0 for row in rows)
-    assert shown.count("| flat-buffer-f16out-f16scale-buffer") == len(rows) // 2
+    assert shown.count("| flat-buffer-f16out-f16scale-buffer") == 2 * 2 + len(ABLATIONS)
     report = json.loads((tmp_path / "kernel.json").read_text())
     assert report["embed_dim"] == 64
     assert len(report["measurements"]) == len(rows)
@@ -51,6 +52,7 @@ def test_bench_writes_table_csv_json_and_svg(tmp_path: Path, capsys: pytest.Capt
     assert {int(r["useful_bytes"]) for r in rows if r["rows"] == "9"} == {
         9 * (256 + 32 + 8 + 4),
         9 * (128 + 32 + 4 + 4),
+        9 * (128 + 32 + 8 + 4),
     }
     assert ET.fromstring((tmp_path / "kernel.svg").read_text()).tag.endswith("svg")  # noqa: S314 (we wrote it ourselves)
 

@@ -54,6 +54,24 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
     session.run(str(BIN / program), *arguments, external=True)
 
 
+def _beside(session: nox.Session, group: str) -> str:
+    """Return the Python of an environment that stands on the shared one and has the packages of ``group`` besides."""
+    _run(session, "q4gsw", "--version")  # the shared environment
+    place = ROOT / ".nox" / group
+    python, project = place / "bin" / "python", nox.project.load_toml(ROOT / "pyproject.toml")
+    if not python.is_file():
+        session.run(sys.executable, "-m", "venv", str(place), external=True)
+        (shared,), (own,) = (list(folder.glob("lib/*/site-packages")) for folder in (BIN.parent, place))
+        (own / "shared.pth").write_text(f"{shared}\n")
+    install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    for requirement in nox.project.dependency_groups(project, group):
+        try:
+            session.run(*install, requirement, external=True, silent=True)
+        except CommandFailed:
+            session.warn(f"{requirement} has no wheel for this machine; what needs it is left out")
+    return str(python)
+
+
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Judge an implementation: [--subject NAME] [--level smoke|gate|deep] [--stages A,B] [--case GLOB] [...]."""
@@ -87,25 +105,19 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def mutate(session: nox.Session) -> None:
+    """Measure detection power: [--files GLOB...] [--operators GLOB...] [--sample N --seed S] [--shard I/N] [...]."""
+    session.run(_beside(session, "mutate"), "-m", "tests.meta.mutation", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
 def peers(session: nox.Session) -> None:
     """Judge other implementations, in an environment of their own: [SUBJECT ...]; writes docs/implementations.md."""
-    _run(session, "q4gsw", "--version")  # the shared environment, which theirs stands on
-    place = ROOT / ".nox" / "peers"
-    python, project = place / "bin" / "python", nox.project.load_toml(ROOT / "pyproject.toml")
-    if not python.is_file():
-        session.run(sys.executable, "-m", "venv", str(place), external=True)
-        (shared,), (own,) = (list(folder.glob("lib/*/site-packages")) for folder in (BIN.parent, place))
-        (own / "shared.pth").write_text(f"{shared}\n")
-    install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    for requirement in nox.project.dependency_groups(project, "peers"):
-        try:
-            session.run(*install, requirement, external=True, silent=True)
-        except CommandFailed:
-            session.warn(f"{requirement} has no wheel for this machine; its subject is left out")
+    python = _beside(session, "peers")
     asked = session.posargs or PEERS
     reports = ROOT / "report" / "peers"
     shutil.rmtree(reports, ignore_errors=True)
-    q4gsw, any_end = (str(python), "-m", "conformance"), {"external": True, "success_codes": [0, 1, 2]}
+    q4gsw, any_end = (python, "-m", "conformance"), {"external": True, "success_codes": [0, 1, 2]}
     for subject in asked:
         for device in ("llvmpipe", "swiftshader") if ":" in subject else ("",):
             report = reports / "-".join(filter(None, (subject.partition(":")[0], device)))

@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: Sessions that hand their words to a command of ``q4gsw``.
+#: Sessions that run a package of tests/.
+_MAINS = {"fuzz": "fuzz", "mutate": "meta/mutation"}
 _FORWARDED = {"conformance": "run", "prove": "prove", "bisect": "bisect", "versions": "versions"}
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 #: The command at the start of a line or of a code span, in a shell's transcript, with its directory, after a colon.
@@ -103,8 +105,10 @@ def wrong_with(command: Command, pytest_options: set[str]) -> str:
     if session in _FORWARDED:
         return _wrong_subcommand((_FORWARDED[session], *told))
     known = pytest_options
-    if session in {"bench", "fuzz"}:
-        known = _bench_options(told) if session == "bench" else _options_in(ROOT / "tests" / "fuzz" / "__main__.py")
+    if session == "bench":
+        known = _bench_options(told)
+    elif session in _MAINS:
+        known = _options_in(ROOT / "tests" / _MAINS[session] / "__main__.py")
     unknown = set(_OPTION.findall(rest)) - known
     return f"option {min(unknown)} of session {session}" if unknown else ""
 

@@ -5,6 +5,7 @@ import pytest
 
 from reference.program.spec import Values
 from reference.program.values import values_array
+from reference.table.dequantize import dequantize_affine
 from reference.table.layouts import (
     linear_weight_to_blocks,
     pack_blocks,
@@ -15,6 +16,7 @@ from reference.table.layouts import (
     unpack_linear_weight,
 )
 from reference.table.q4_0 import pack_q4_0, unpack_q4_0
+from reference.table.quantize import quantize_hqq, quantize_symmetric
 
 SHAPES = [(0, 32), (1, 4), (1, 32), (7, 8), (8, 32), (9, 36), (17, 64), (3, 0), (0, 0)]
 
@@ -112,3 +114,22 @@ def test_what_q4_0_does_not_have_is_refused(values: np.ndarray, scales: np.ndarr
 def test_what_is_no_block_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         unpack_q4_0(np.zeros((2, 1, 17), np.uint8))
+
+
+def test_a_group_of_one_column_is_a_group() -> None:
+    codes, scales, zero_points = quantize_hqq(np.array([[8.0, -4.0]], np.float32), 1)
+    assert scales.shape == zero_points.shape == (1, 2)
+    assert (np.abs(codes * scales) == [[8.0, 4.0]]).all()  # nothing else shares the scale
+
+
+@pytest.mark.parametrize("group_size", [-1, 3, 5])
+def test_groups_that_do_not_divide_the_columns_are_refused(group_size: int) -> None:
+    with pytest.raises(ValueError, match=f"group_size: {group_size} does not divide embed_dim 4"):
+        quantize_symmetric(np.ones((2, 4), np.float32), group_size)
+
+
+@pytest.mark.parametrize(("q", "scale", "right"), [(3, np.int32(2049), 6148.0), (0, np.float64(1e300), 0.0)])
+def test_a_single_scale_keeps_its_value(q: int, scale: np.generic, right: float) -> None:
+    """2,049 is no float16, and torch multiplies by it as it is; 1e300 is no float32, and times 0 it is 0."""
+    got = dequantize_affine(np.array([[q]], np.int8), (1, 1), np.array([[scale]]), None, "float16")
+    assert got.item() == right

@@ -139,7 +139,7 @@ def models(session: nox.Session) -> None:
     shutil.rmtree(reports, ignore_errors=True)
     places = [(subject, str(reports / str(number))) for number, subject in enumerate(session.posargs or MODELS_OF)]
     for subject, place in places:
-        asked = ("--level", "deep", "--case", "run/model/*", "--quiet", "--report", place)
+        asked = ("--level", "deep", "--case", "run/model/*", "--case-seconds", "600", "--quiet", "--report", place)
         session.run(str(BIN / "q4gsw"), "run", "--subject", subject, *asked, **any_end)
     session.run(str(BIN / "q4gsw"), "report", *(place for _, place in places), "--models", "--html", **any_end)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conformance.cli.options import Parser, busy, print_json
-from conformance.files import printable, say
+from conformance.files import printable, say, write_whole
 from conformance.pte import operators as vulkan_operators
 
 
@@ -33,6 +33,7 @@ def add_check(parser: Parser) -> None:
         "--inputs", type=Path, help="an .npz of arrays, named in order (default: the file's example inputs)"
     )
     parser.add_argument("--subject", choices=("impl", "executorch"), default="impl", help="ours, or the stock lowering")
+    parser.add_argument("--html", type=Path, help="write a page to this file, and print its address and the verdict")
 
 
 def _reading(parser: Parser, call: Callable[[argparse.Namespace], int], what: str) -> None:
@@ -77,10 +78,15 @@ def _check(options: argparse.Namespace) -> int:
 
     check_pt2(options.file)
     inputs = str(options.inputs.resolve()) if options.inputs else ""
-    words = (inputs, options.subject, options.form)
+    task, form = ("page:page_file", ()) if options.html else ("check:check_file", (options.form,))
+    words = (inputs, options.subject, *form)
     with busy(f"lowering {printable(str(options.file))}, and executing it"):
-        text = limited.run("conformance.explain.check:check_file", options.file, *words, seconds=600)
-    say(*text[1:].split("\n"))
+        text = limited.run(f"conformance.explain.{task}", options.file, *words, seconds=600)
+    lines = text[1:].split("\n")
+    if options.html:
+        write_whole({options.html: text[1:]})
+        lines = [f"{'WRONG' if int(text[0]) else 'right'}: {options.html.resolve().as_uri()}"]
+    say(*lines)
     return int(text[0])
 
 

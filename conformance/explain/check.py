@@ -64,11 +64,16 @@ class Check:
 
 def check_file(path: str, inputs: str, subject: str, form: str) -> str:
     """Whether it fails, as "1" or "0", then the report. Entry point of ``conformance.harness.limited``."""
-    program = load_pt2(Path(path))
-    result = check(program, path, _inputs(program, path, inputs), subject)
+    result = check_saved(path, inputs, subject)
     return (
         f"{int(not result.right())}{json.dumps(asdict(result), indent=2) if form == 'json' else render(result, path)}"
     )
+
+
+def check_saved(path: str, inputs: str, subject: str) -> Check:
+    """``check`` of a ``.pt2``, on an ``.npz`` or, where that is "", on its example inputs."""
+    program = load_pt2(Path(path))
+    return check(program, path, _inputs(program, path, inputs), subject)
 
 
 def _inputs(program: Any, path: str, inputs: str) -> tuple[Any, ...]:
@@ -156,8 +161,8 @@ def _compared(what: str, node: str, value: Array, wanted: Array) -> Compared:
     if wanted.dtype.kind != "f":
         return Compared(what, node, shape, equal=False, ulp=-1, snr=float("-inf"))
     with np.errstate(invalid="ignore", over="ignore"):  # infinities, as attention has them
-        error = value.astype(np.float64) - wanted.astype(np.float64)
-        power, noise = float(np.sum(wanted.astype(np.float64) ** 2)), float(np.sum(error**2))
+        error = np.where(value == wanted, 0, value.astype(np.float64) - wanted.astype(np.float64))
+        power, noise = float(np.sum(wanted[np.isfinite(wanted)].astype(np.float64) ** 2)), float(np.sum(error**2))
     snr = 10 * float(np.log10(power / noise)) if noise and power else float("inf" if not noise else "-inf")
     return Compared(what, node, shape, equal=False, ulp=_ulp(value, wanted), snr=snr)
 

@@ -33,6 +33,9 @@ def torch_operator(name: str) -> Any:
         raise NotImplementedError(name) from error
 
 
+_INTEGERS = ("int", "Optional[int]")
+
+
 def by_schema(graph: VkGraph, op: Any, arguments: list[Any], out: int) -> tuple[list[Any], dict[str, Any]]:
     """Arguments as the operator's schema takes them; a dtype, which the file does not hold, is the output's."""
     spec = graph.values[out].value
@@ -48,6 +51,8 @@ def by_schema(graph: VkGraph, op: Any, arguments: list[Any], out: int) -> tuple[
             passed = torch_dtype(DTYPES[outs[argument.name].datatype.name])
         elif passed is None and argument.name == "target_dtype":
             passed = torch.int8  # what the runtime computes, whatever the program says
+        elif isinstance(passed, float) and passed.is_integer() and str(argument.type) in _INTEGERS:
+            passed = int(passed)  # the serializer keeps one value for 3 and 3.0, and the runtime reads either
         if argument.kwarg_only:
             keywords[argument.name] = passed
         else:

@@ -21,6 +21,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 
 from conformance.harness.errors import DeviceWouldFail
 from conformance.pte import delegate as delegates
+from conformance.pte.calls import by_schema
 from conformance.pte.file import PteFile, read_pte
 from conformance.pte.run import run_pte
 from impl.lowering import LoweringError, lower_to_vulkan, lower_with_report
@@ -397,3 +398,12 @@ def test_a_split_that_keeps_its_largest_sizes_is_no_right_answer() -> None:
     assert kept[0].shape == (9, 16)
     with pytest.raises(DeviceWouldFail, match=r"keeps its largest sizes \[9, 16\]: \[6, 16\]"):
         delegates._store(holder, name, 0, torch.zeros(6, 16), {})
+
+
+def test_an_integer_that_the_serializer_keeps_as_a_float_is_one() -> None:
+    """A delegate has one value for 3 and 3.0, whichever came first; the runtime reads it as what it needs."""
+    graph: Any = SimpleNamespace(values=[SimpleNamespace(value=VkTensor(VkDataType.FLOAT32, [9, 16], -1, -1))])
+    positional, _ = by_schema(graph, torch.ops.aten.slice_copy.Tensor, ["x", 3.0, None, 8.0, 1], 0)
+    assert [*map(repr, positional)] == ["'x'", "3", "None", "8", "1"]
+    positional, _ = by_schema(graph, torch.ops.aten.pow.Tensor_Scalar, ["x", 3.0], 0)
+    assert repr(positional[1]) == "3.0"

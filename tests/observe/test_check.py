@@ -9,6 +9,7 @@ import torch
 from conformance.explain import check as checking
 from conformance.explain.check import check, check_file
 from conformance.explain.explain import explain
+from conformance.explain.page import page
 from conformance.explain.report import render
 from impl.matcher import Limits
 from tests.impl.test_lowering_models import BATCH, IDS, Attention, int4, of_8_bit_inputs
@@ -60,3 +61,21 @@ def test_explain_says_whose_decision_it_is() -> None:
     assert [(row.outcome, row.reason) for row in theirs.rows] == [("fused", "though table_limit")]
     assert render(ours, "m").startswith("m: 1 embedding, as impl.matcher decides\n")
     assert render(theirs, "m").startswith("m: 1 embedding, as the wheel's FusePatternsPass decides\n")
+
+
+def test_a_page_says_where_it_departs_and_runs_nothing() -> None:
+    """Names come from the file: none is markup."""
+    values = (
+        checking.Compared("lookup", "a", (1, 2), equal=True, ulp=0, snr=float("inf")),
+        checking.Compared("output", "<script>b", (2,), equal=False, ulp=3, snr=80.0),
+    )
+    result = checking.Check("a: <b>fused\x1b", "", 9, ("x & y",), ("wrong here",), values)
+    text = page(result, "m<i>.pt2")
+    assert '<span class="WRONG">WRONG</span>' in text
+    assert "departs from eager: &lt;script&gt;b (output)" in text
+    assert '<tr class="first"><td>output</td>' in text
+    assert "background-size: 50% 100%" in text
+    assert not [tag for tag in ("<script", "<b>", "<i>", "\x1b", "x & y") if tag in text]
+    refused = page(checking.Check("", "has 6 rows", 0, (), (), ()), "m")
+    assert "No file: has 6 rows" in refused
+    assert "<table>" not in refused

@@ -23,7 +23,7 @@ RECIPES = (
     "et_2bit",
 )
 _WORDS = re.compile(r"[\w ./-]*", re.ASCII)
-NORMS, MLPS, BIASES = ("rms", "rms_plus_one", "layer"), ("silu", "gelu", "plain", "relu"), ("none", "qkv", "all")
+NORMS, MLPS, BIASES = ("rms", "rms_plus_one", "layer"), ("silu", "gelu", "plain", "erf", "relu"), ("none", "qkv", "all")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Shape:
         vocab, width, layers, heads, kv_heads, hidden: sizes as papers name them.
         length: rows that the cache holds.
         norm: "rms", "rms_plus_one" (Gemma's) or "layer".
-        mlp: "silu" or "gelu" (gated), "plain" (GPT-2's, with gelu) or "relu" (T5's).
+        mlp: "silu" or "gelu" (gated), "plain" (GPT-2's, its gelu written out), "erf" (BERT's gelu) or "relu" (T5's).
         rotary: columns of a head that are rotated; 0: positions come from elsewhere.
         bias: of linears: "none", "qkv" (Qwen's) or "all".
         tied: the head reads the table of the embedding.

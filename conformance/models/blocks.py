@@ -4,7 +4,8 @@ State that a published model keeps between calls (keys, values, the inputs of a 
 ``forward`` writes; ``positions`` [S] says where the rows of a call belong.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -140,11 +141,13 @@ class ShortConvolution(nn.Module):  # type: ignore[misc] # torch ships no types 
 class Mlp(nn.Module):  # type: ignore[misc] # torch ships no types that strict mode can follow
     """Gated as Llama's and Gemma's, or two linears."""
 
+    ACTS: ClassVar[dict[str, Any]] = {"silu": functional.silu, "relu": functional.relu, "erf": functional.gelu}
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         bias = shape.bias == "all"
         gated = shape.mlp in {"silu", "gelu"}
-        self.act = {"silu": functional.silu, "relu": functional.relu}.get(shape.mlp, _gelu)
+        self.act = self.ACTS.get(shape.mlp, _gelu if gated else _new_gelu)
         self.gate = nn.Linear(shape.width, shape.hidden, bias=bias) if gated else None
         self.up = nn.Linear(shape.width, shape.hidden, bias=bias)
         self.down = nn.Linear(shape.hidden, shape.width, bias=bias)
@@ -157,6 +160,11 @@ class Mlp(nn.Module):  # type: ignore[misc] # torch ships no types that strict m
 
 def _gelu(x: Any) -> Any:
     return functional.gelu(x, approximate="tanh")
+
+
+def _new_gelu(x: Any) -> Any:
+    """The same written out, as GPT-2 and Phi have it."""
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
 class Experts(nn.Module):  # type: ignore[misc] # torch ships no types that strict mode can follow

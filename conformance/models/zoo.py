@@ -115,7 +115,7 @@ class Speech(nn.Module):  # type: ignore[misc] # the same
 class Sequence(nn.Module):  # type: ignore[misc] # the same
     """T5: tokens and targets [1, S] -> logits of the targets [1, S, vocab]; positions are biases of the scores."""
 
-    BUCKETS = 8
+    BUCKETS, FAR = 8, 16
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -128,12 +128,19 @@ class Sequence(nn.Module):  # type: ignore[misc] # the same
         self.norm, self.head = norm(shape), nn.Linear(shape.width, shape.vocab, bias=False)
 
     def relative(self, number: int, rows: int) -> Any:
-        """Biases [1, heads, rows, rows] by the logarithm of the distance."""
-        places = torch.arange(rows)
-        distance = (places.unsqueeze(0) - places.unsqueeze(1)).abs()
-        far = 2 + (distance.float().clamp(min=1.0).log() * 2).long()
-        bucket = torch.where(distance < 2, distance, far).clamp(max=self.BUCKETS - 1)  # noqa: PLR2004 - near ones are exact
-        return self.bias[number](bucket).permute(2, 0, 1).unsqueeze(0)
+        """Biases [1, heads, rows, rows]: by direction and distance for the encoder, by the distance back otherwise."""
+        places, buckets, first = torch.arange(rows), self.BUCKETS, 0
+        distance = places.unsqueeze(0) - places.unsqueeze(1)
+        if number == 0:
+            buckets //= 2
+            first = (distance > 0).long() * buckets
+            distance = distance.abs()
+        else:
+            distance = -torch.min(distance, torch.zeros_like(distance))
+        near = buckets // 2
+        far = near + (torch.log(distance.float() / near) / math.log(self.FAR / near) * (buckets - near)).long()
+        far = torch.min(far, torch.full_like(far, buckets - 1))
+        return self.bias[number](first + torch.where(distance < near, distance, far)).permute(2, 0, 1).unsqueeze(0)
 
     def forward(self, tokens: Any, targets: Any) -> Any:
         """See the class."""

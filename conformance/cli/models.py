@@ -78,10 +78,10 @@ def _check(options: argparse.Namespace) -> int:
 
     check_pt2(options.file)
     inputs = str(options.inputs.resolve()) if options.inputs else ""
-    task, form = ("page:page_file", ()) if options.html else ("check:check_file", (options.form,))
-    words = (inputs, options.subject, *form)
+    read, page = "conformance.explain.check:check_file", "conformance.explain.page:page_file"
+    words = (inputs, options.subject, *(() if options.html else (options.form,)))
     with busy(f"lowering {printable(str(options.file))}, and executing it"):
-        text = limited.run(f"conformance.explain.{task}", options.file, *words, seconds=600)
+        text = limited.run(page if options.html else read, options.file, *words, seconds=600)
     lines = text[1:].split("\n")
     if options.html:
         write_whole({options.html: text[1:]})

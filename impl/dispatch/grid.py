@@ -7,8 +7,8 @@ from impl.dispatch.request import Request
 from impl.gpu.info import DeviceInfo
 
 _GROUP_INVOCATIONS = 64
-#: An image lies in memory in blocks of several rows, so a group of 16 x 4 texels writes whole ones (docs/kernel.md).
-_IMAGE_GROUP_X = 16
+#: Columns and invocations of a group that writes an image, which lies in memory in blocks of rows (docs/kernel.md).
+_IMAGE_GROUP, _LARGE_IMAGE_GROUP = (16, 64), (8, 128)
 _GUARD_FLOOR = 4096
 #: Rows an invocation serves where sizes are constants and there are rows enough to fill any device.
 _ROWS_PER_INVOCATION, _MANY_ROWS = 4, 4096
@@ -31,9 +31,11 @@ def impl_grid(info: DeviceInfo, request: Request, *, specialize: bool) -> tuple[
     planes = channels * batch
     columns = 8 if request.variant.output_dtype == "float16" and not textured else 4
     chunks = width // columns
-    most_x = _IMAGE_GROUP_X if textured and height > 1 else _GROUP_INVOCATIONS
+    most_x, invocations = _GROUP_INVOCATIONS, _GROUP_INVOCATIONS
+    if textured and height > 1:
+        most_x, invocations = _IMAGE_GROUP if height < _MANY_ROWS else _LARGE_IMAGE_GROUP
     local_x = min(most_x, 1 << (chunks - 1).bit_length())
-    local = (local_x, _GROUP_INVOCATIONS // local_x, 1)
+    local = (local_x, invocations // local_x, 1)
     constants = dict(enumerate(local))
     rows = height if textured else height * planes
     if specialize:

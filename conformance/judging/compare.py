@@ -38,7 +38,8 @@ def same_bits(name: str, got: Array, expected: Array, group_size: int = 0) -> Ar
     if right.all():
         return None
     index = _first(~right)
-    reason = "sign_of_zero" if _only_zero_signs(bits, right_bits, right) else "values"
+    signed = got.dtype.kind in "fV"
+    reason = "sign_of_zero" if signed and _only_zero_signs(bits, right_bits, right) else "values"
     allowed = (_show(expected, index),)
     picture = draw(got, expected, group_size, ~right)
     return ArrayMismatch(name, index, _show(got, index), allowed, int((~right).sum()), right.size, reason, picture)
@@ -144,8 +145,7 @@ def _is_nan(array: Array) -> Array:
 
 
 def _only_zero_signs(bits: Array, right_bits: Array, right: Array) -> bool:
-    if bits.dtype.kind != "u" or not bits.size:
-        return False
+    """Whether what is wrong of floats, given as bits, are zeros of the other sign."""
     magnitude = np.array(2 ** (8 * bits.dtype.itemsize - 1) - 1, bits.dtype)
     return bool((((bits & magnitude) == 0) & ((right_bits & magnitude) == 0))[~right].all())
 

@@ -45,6 +45,9 @@ def _call_problems(delegate: VulkanDelegate, call: OperatorCall) -> Iterator[tup
         yield "wrong", "batch", f"an input of shape {values[0].dims} gives garbage", _FLATTEN
     elif call.name == "torchao.choose_qparams_affine.default" and _batch(values[0], 2) > 1:
         yield "fails", "batch", f"scales are chosen of matrices only, the input is {values[0].dims}", _FLATTEN
+    elif call.name == "aten.gelu.default" and getattr(values[1], "string_val", "none") != "tanh":
+        detail = "the runtime computes the tanh approximation, the program asks for the error function"
+        yield "wrong", "gelu", detail, "keep it on the CPU, or build the model with the tanh approximation"
     elif call.name in _CONSTANT_AT:
         position, what = _CONSTANT_AT[call.name]
         table = constant_behind(delegate, call.args[position])

@@ -136,7 +136,7 @@ def _may_refuse(question: Question, refused: Refused) -> bool:
     if isinstance(question, Dispatch):
         return refused.reason == "device_limit" and refused.limit == question.exceeds_limit != ""
     if isinstance(question, Model):
-        return question.refused != "" and refused.reason == "lowering" and question.refused in refused.detail
+        return question.refused != "" and refused.reason == "not_carried" and question.refused in refused.detail
     if isinstance(question, Program) and refused.reason == "not_carried":
         return bool(refused.detail.strip()) and any(getattr(s, "max_norm", 0) for s in question.spec.lookups())
     return isinstance(question, Program) and question.force_fp16 and refused.reason == "force_fp16"

@@ -12,7 +12,7 @@ from conformance.case.model import Model
 from conformance.harness.observation import Graph
 from conformance.judging import compare
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
-from reference.arithmetic.bfloat16 import dtype_name, to_float
+from reference.arithmetic.bfloat16 import cast_float, dtype_name, to_float
 
 Array = np.ndarray[Any, Any]
 #: How much farther from the exact result than the model's own arithmetic another order and other functions may be.
@@ -47,7 +47,8 @@ def _rows(where: str, got: Array, of_model: list[Array]) -> Mismatch | None:
     for right in of_model:
         if got.size != right.size:
             continue
-        same = got.astype(right.dtype) if right.dtype == np.float16 else got  # a delegate holds what is cast outside
+        halves = got.dtype == np.float32 and dtype_name(right) in {"float16", "bfloat16"}
+        same = cast_float(got, dtype_name(right)) if halves else got  # a delegate holds what is cast outside
         found = compare.same_bits(where, same.reshape(right.shape), right)
         if found is None:
             return None

@@ -43,6 +43,7 @@ def _linear_of_8_bits(x: Any, scale: Any, zero: Any, weight: Any, _sums: Any, *o
 #: What the runtime does with shapes and symbolic sizes, and where eager torch has no operator of the name, or another.
 _OWN: dict[str, Callable[..., Any]] = {
     "et_vk.linear_dq8ca_q4gsw.default": _linear_of_8_bits,
+    "aten.gelu.default": lambda x, _approximate: torch.nn.functional.gelu(x, approximate="tanh"),
     "sym_size.int": lambda tensor, dim: tensor.shape[dim],
     "et_vk.select_as_symint.default": lambda tensor, dim, index: int(tensor.select(dim, index)),
     "add": operator.add,

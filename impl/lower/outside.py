@@ -22,6 +22,7 @@ _MARK = "impl.lower.outside"
 MAX_EMBEDDING_ROWS = 16384
 #: The partitioner takes them, the runtime registers none of them.
 _NOT_IN_VULKAN = frozenset({torch.ops.aten.logical_not.default, torch.ops.aten.t_copy.default})
+_GELU = torch.ops.aten.gelu.default
 _SPLIT = torch.ops.aten.split_with_sizes_copy.default
 #: Matrix products by the name of their weight: where it is no constant, the runtime's linear aborts at load.
 _WEIGHTS = {
@@ -73,8 +74,8 @@ def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tu
     constants = read_constants(program)
     for node in program.graph.nodes:
         operation = torch_op(node)
-        if operation in _NOT_IN_VULKAN:
-            yield node.name, f"the Vulkan runtime registers no {operation}"
+        if why := _operator_fault(node):
+            yield node.name, why
         elif operation == _SPLIT and any(type(size) is not int for size in node.args[0].meta["val"].shape):
             yield node.name, "the runtime gives the parts of a split their largest sizes, whatever the caller chooses"
             yield from ((part.name, "it is a part of a split outside") for part in node.users)
@@ -90,6 +91,15 @@ def _outside(program: ExportedProgram, products: Collection[str]) -> Iterator[tu
                     yield weight.name, "it is read as the weight of a product outside"
         elif is_identity(node) and isinstance(constants.resolve(node), Constant):
             yield node.name, "a delegate's output that is a constant is never written"
+
+
+def _operator_fault(node: torch.fx.Node) -> str:
+    operation = torch_op(node)
+    if operation in _NOT_IN_VULKAN:
+        return f"the Vulkan runtime registers no {operation}"
+    if operation == _GELU and arguments(node)["approximate"] != "tanh":
+        return "the runtime's gelu is the tanh approximation, whatever the program asks for"
+    return ""
 
 
 def _embedding_fault(node: torch.fx.Node, constants: Constants) -> str:

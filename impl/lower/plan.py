@@ -56,6 +56,8 @@ _PRODUCTS: dict[Any, tuple[str, str, str]] = {
 }
 _TURNS = (torch.ops.aten.permute_copy.default, torch.ops.aten.permute.default, torch.ops.aten.t_copy.default)
 _HALVES = (torch.float16, torch.bfloat16)
+#: Dtypes of a weight that upstream's 4-bit linear multiplies with: halves by way of float32.
+_MULTIPLIED = (torch.float32, torch.float16)
 _DQ8CA = "with int8 rows (asymmetric) and int4 weights (symmetric, groups of a multiple of 4)"
 #: Rows that upstream's 4-bit linear shader works on at a time.
 _LINEAR_ROWS = 4
@@ -264,9 +266,9 @@ class _Planner:
         return KeptProduct(reader, turn, path[0], weight, scales, kept_zero, activation)
 
     def _widened(self, table: Table) -> Operands:
-        """The operands, half scales as float32 where the table is: their products with whole numbers are the same."""
+        """The operands, half scales as float32: upstream's linear declares that it returns float32."""
         weight, scales, zero_point = self.judge.operands(table)
-        if isinstance(scales, Constant) and table.output_dtype == torch.float32 and scales.data.dtype in _HALVES:
+        if isinstance(scales, Constant) and table.output_dtype in _MULTIPLIED and scales.data.dtype in _HALVES:
             scales = replace(scales, data=scales.data.detach().to(torch.float32))
         return weight, scales, zero_point
 
@@ -283,7 +285,7 @@ class _Planner:
             return f"does not fit ({detail})"
         if reader.meta["val"].ndim != 2:  # noqa: PLR2004 - the runtime misreads a batch of matrices
             return "is multiplied with more than a matrix"
-        if scales.data.dtype != table.output_dtype or table.output_dtype == torch.bfloat16:
+        if scales.data.dtype != torch.float32 or table.output_dtype not in _MULTIPLIED:
             return f"has {scales.data.dtype} scales for {table.output_dtype} values"
         if weight.data.shape[0] % _LINEAR_ROWS:
             return f"has {weight.data.shape[0]} rows, not a multiple of {_LINEAR_ROWS}"

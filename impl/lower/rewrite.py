@@ -4,6 +4,7 @@ Source: docs/contract.md 6.1, 6.2.
 """
 
 import operator
+from typing import Any
 
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
@@ -169,29 +170,48 @@ def _product(editor: Editor, product: KeptProduct) -> str:
     scales = editor.parameter(f"{name}_scales", product.scales.data.detach())
     zero_point = editor.parameter(f"{name}_zero_point", zeros.detach())
     old = arguments(source)
-    options = (old["input_dtype"], old["quant_min"], old["quant_max"], *_output_dtype(old))
-    call = (weight, old["block_size"], scales, zero_point, *options)
-    table = editor.insert(node, name, EDGE_DEQUANTIZE, call, source.meta["val"], like=source)
+    call = (weight, old["block_size"], scales, zero_point, old["input_dtype"], old["quant_min"], old["quant_max"])
+    table = editor.insert(node, name, EDGE_DEQUANTIZE, call, source.meta["val"].float(), like=source)
     if turn is not None:
         call = (table, *turn.args[1:])
-        val = turn.meta["val"]
+        val = turn.meta["val"].float()
         table = editor.insert(node, f"{name}_turned", turn.target, call, val, kwargs=turn.kwargs, like=turn)
     args = tuple(table if argument is (turn or source) else argument for argument in node.args)
     position = 1 if torch_op(node) == torch.ops.aten.addmm.default else 0
     rows = args[position]
     if product.activation:
         args = (*args[:position], _quantized_rows(editor, product, name), *args[position + 1 :])
+    elif rows.meta["val"].dtype != torch.float32:
+        args = _in_float32(editor, node, args, name)
     elif (
         torch_op(rows) in VIEWS
     ):  # upstream's pattern looks through one view, and the runtime misreads what is behind it
         again = editor.insert(node, f"{name}_rows", rows.target, (rows, rows.args[1]), rows.meta["val"])
         args = (*args[:position], again, *args[position + 1 :])
-    new = editor.insert(node, f"{node.name}_product", node.target, args, node.meta["val"], kwargs=node.kwargs)
+    val = node.meta["val"]
+    new = editor.insert(node, f"{node.name}_product", node.target, args, val.float(), kwargs=node.kwargs)
     if product.activation:  # or upstream's pattern swallows the view that follows, and with it the shape
-        order = {"dim_order": list(range(node.meta["val"].ndim))}
-        new = editor.insert(node, f"{node.name}_result", _CLONE, (new,), node.meta["val"], kwargs=order)
+        order = {"dim_order": list(range(val.ndim))}
+        new = editor.insert(node, f"{node.name}_result", _CLONE, (new,), val, kwargs=order)
+    elif val.dtype != torch.float32:
+        new = _cast(editor, new, val.dtype, f"{node.name}_result", node)
     editor.replace(node, new)
     return name
+
+
+def _in_float32(editor: Editor, node: torch.fx.Node, args: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    """A product's operands with half rows cast and a half bias, which is a constant, widened."""
+    constants = read_constants(editor.source)
+    wide: list[Any] = []
+    for number, operand in enumerate(args):
+        constant = constants.resolve(operand) if isinstance(operand, torch.fx.Node) else None
+        if not isinstance(operand, torch.fx.Node) or operand.meta["val"].dtype == torch.float32:
+            wide.append(operand)
+        elif isinstance(constant, Constant):
+            wide.append(editor.constant("bias", _owned(constant.data.detach().to(torch.float32))))
+        else:
+            wide.append(_cast(editor, operand, torch.float32, f"{name}_operand_{number}", node))
+    return tuple(wide)
 
 
 def _quantized_rows(editor: Editor, product: KeptProduct, name: str) -> torch.fx.Node:
@@ -233,12 +253,6 @@ def _flatten(editor: Editor, node: torch.fx.Node) -> None:
         for axis, size in enumerate(val.shape)
     ]
     editor.replace(node, editor.insert(node, f"{node.name}_view", _VIEW, (rows, sizes), val))
-
-
-def _output_dtype(call: dict[str, object]) -> tuple[torch.dtype, ...]:
-    """The argument as the graph spelled it: left out where it is float32, the default."""
-    dtype = call["output_dtype"]
-    return (dtype,) if isinstance(dtype, torch.dtype) and dtype != torch.float32 else ()
 
 
 def _owned(data: torch.Tensor) -> torch.Tensor:

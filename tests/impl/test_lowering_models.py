@@ -4,6 +4,7 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
@@ -407,3 +408,25 @@ def test_an_integer_that_the_serializer_keeps_as_a_float_is_one() -> None:
     assert [*map(repr, positional)] == ["'x'", "3", "None", "8", "1"]
     positional, _ = by_schema(graph, torch.ops.aten.pow.Tensor_Scalar, ["x", 3.0], 0)
     assert repr(positional[1]) == "3.0"
+
+
+def test_gelu_by_the_error_function_stays_outside() -> None:
+    """The runtime knows the tanh approximation only, and the stock file computes that."""
+    model = int4(nn.Sequential(nn.Embedding(8, 32), nn.GELU()))
+    program = torch.export.export(model, (IDS,))
+    delegated, cpu = operators(read_pte(lower_to_vulkan(program).buffer))
+    assert ("aten.gelu.default" in delegated, "gelu" in cpu) == (False, True)
+    stock = to_edge(program).to_backend(VulkanPartitioner()).to_executorch()
+    (got,) = run_pte(read_pte(bytes(stock.buffer)), (IDS,)).outputs
+    assert 1e-5 < (torch.from_numpy(got) - model(IDS)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_halves_are_multiplied_in_float32(*, bias: bool) -> None:
+    """Upstream's 4-bit linear declares float32, whatever it is given: in float16 its file reads one as the other."""
+    model = int4(nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 8, bias=bias)).half(), nn.Linear)
+    file = read_pte(lower(model, (IDS,)).buffer)
+    assert operators(file)[0].count(LINEAR) == 1
+    (got,) = run_pte(file, (IDS,)).outputs
+    assert got.dtype == np.float16
+    torch.testing.assert_close(torch.from_numpy(got), model(IDS), atol=2e-3, rtol=2e-3)

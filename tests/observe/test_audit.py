@@ -182,6 +182,11 @@ WRONG_ON_A_DEVICE: dict[str, tuple[Any, tuple[torch.Tensor, ...], set[tuple[str,
     "a batch of indices": (torch.nn.Embedding(8, 32), (torch.tensor([[1, 2], [3, 4]]),), {("wrong", "batch")}),
     "one row of indices": (torch.nn.Embedding(8, 32), (torch.tensor([[1, 2]]),), set()),
     "a constant": (Copied(), (torch.tensor([1]),), {("wrong", "constant_output")}),
+    "the error function": (
+        torch.nn.Sequential(torch.nn.ReLU(), torch.nn.GELU()),
+        (torch.rand(3, 8),),
+        {("wrong", "gelu")},
+    ),
     "a computed weight": (Scores(), (torch.rand(3, 8), torch.rand(5, 8)), {("fails", "computed_weight")}),
 }
 

@@ -302,6 +302,9 @@ class Controller:
             self.report.discard()
             return 2
         cut = not self._stopped and status in {pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR}
+        if cut:  # maybe between a verdict's line and what is noted of it here
+            judged = {verdict.case for verdict in self.report.reread()}
+            self._left = {node_id: asked for node_id, asked in self._left.items() if asked.id not in judged}
         count, lines = f"{len(self._left)} cases were not", []
         if self._stopped:
             lines = [f"stopped after {self.report.failures} failures; {count} run"]

@@ -7,7 +7,7 @@ from conformance.case.catalogue import load
 from conformance.files import cache_directory, kept_folder
 from conformance.results import report
 from conformance.results.expectations import Expectations, grouped
-from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, Stream, Verdict, Writer, counts, last_line
+from conformance.results.verdict import UNEXPECTED, UNSUPPORTED, Stream, Verdict, Writer, counts, last_line, read
 from conformance.runs.shards import summed
 
 
@@ -35,6 +35,11 @@ class Report:
         """Append a verdict."""
         self._writer.add(verdict)
         self.verdicts.append(verdict)
+
+    def reread(self) -> list[Verdict]:
+        """Return the verdicts that the stream holds, which are this report's from here on."""
+        self.verdicts = list(read(self._stream).verdicts)
+        return self.verdicts
 
     def discard(self) -> None:
         """Leave the directory to the next run: nothing was judged."""

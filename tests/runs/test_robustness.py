@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from conformance.cli.main import main
+from conformance.files import append_line
 from conformance.results import replay
 from conformance.results.expectations import NONE
-from conformance.results.verdict import ERROR, FAIL, PASS, UNEXPECTED, Verdict, last_line, read
-from conformance.runs.plugin import Controller
+from conformance.results.verdict import ERROR, FAIL, PASS, UNEXPECTED, Verdict, Writer, last_line, read
+from conformance.runs.plugin import Controller, error_verdict
 from conformance.runs.report import Report
 from conformance.runs.shards import Shard
 from tests.fakes.dying import AT
@@ -155,6 +156,25 @@ def test_a_worker_that_dies_after_the_verdict_costs_nothing(tmp_path: Path) -> N
     assert verdict.signature == "MATCH/raised/WorkerDied"
     assert "journal/shard-3.toml" in verdict.reason, "the program that it was at"
     assert verdict.replay == f"q4gsw replay {tmp_path}/r/journal/shard-3.toml"
+
+
+def test_a_run_that_is_cut_off_tells_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C comes between a verdict's line and what the run notes of it."""
+    shard, node = Shard(0, 3, 50), "test_generated.py::test_generated[gen/seed-0/shard-3/50-programs]"
+    report = Report(str(tmp_path / "r"), {}, NONE)
+    controller = Controller(Namespace(subject="s", max_failures=0, all=False), report, [shard])
+    controller.pytest_xdist_node_collection_finished([node])
+    with pytest.raises(KeyboardInterrupt) as pressed:
+        raise KeyboardInterrupt
+    controller.pytest_keyboard_interrupt(pressed)
+    Writer(tmp_path / "other.jsonl", {}).add(error_verdict(shard, "s", "Harness", "planted"))
+    *_, line = (tmp_path / "other.jsonl").read_text().splitlines()
+    append_line(tmp_path / "r" / "verdicts.jsonl", line)
+    with pytest.raises(KeyboardInterrupt):
+        controller.end(pytest.ExitCode.INTERRUPTED)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == last_line(read(tmp_path / "r").verdicts)
+    assert any(line.startswith("interrupted: 0 cases were not run") for line in lines)
 
 
 def told(report: Path) -> dict[str, tuple[object, ...]]:

@@ -1,5 +1,6 @@
 """What models hold, lowered: each program was wrong, or no file at all, on ExecuTorch's Vulkan runtime."""
 
+import copy
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -139,6 +140,32 @@ def test_state_stays_outside_the_delegate() -> None:
     assert cpu == ["copy_"]
     (delegate,) = file.methods[0].delegates.values()
     assert [4, 32] in [list(delegate.graph.values[value].value.dims) for value in delegate.graph.input_ids]
+
+
+class NormsOfState(nn.Module):
+    """Norms whose weight the program writes: the runtime's take constants only, also the one that a pattern makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(8, 32)
+        self.register_buffer("w", torch.linspace(0.5, 1.5, 32))
+
+    def forward(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.embed(indices)
+        rms = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.w
+        norms = functional.layer_norm(x, (32,), self.w, self.w), functional.group_norm(x, 4, *(2 * (self.w,)))
+        self.w.add_(1)
+        return rms, *norms
+
+
+def test_norms_whose_weight_is_written_stay_outside() -> None:
+    model = int4(NormsOfState())
+    right = copy.deepcopy(model)(IDS)
+    delegated, _ = operators(file := read_pte(lower(model, (IDS,)).buffer))
+    assert delegated.count(LOOKUP) == 1
+    assert not any("norm" in name for name in delegated)
+    for got, expected in zip(run_pte(file, (IDS,)).outputs, right, strict=True):
+        assert torch.allclose(torch.as_tensor(got), expected, atol=1e-5)
 
 
 class Weighted(nn.Module):
@@ -305,6 +332,21 @@ class Returned(nn.Module):
 
 def test_a_buffer_that_a_delegate_reads_can_be_returned() -> None:
     check(int4(Returned()), (IDS,))
+
+
+def test_what_is_returned_with_its_copies_is_computed_once() -> None:
+    """Vulkan's passes drop copies inside a delegate: it had fewer outputs than it was handed."""
+
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(8, 32)
+
+        def forward(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rows = self.embed(indices)
+            return rows, rows.clone(), rows.clone().clone() * 2, indices.clone(), indices.clone(), (indices + 1).clone()
+
+    assert operators(check(int4(Copies()), (IDS,)))[0].count(LOOKUP) == 1
 
 
 def test_a_branch_is_followed() -> None:

@@ -166,9 +166,10 @@ def _applied(
         # On the CPU too: the lowering may spell it as another operator, and no order of its sums is the contract's.
         weights = values[step.other].astype(np.float64)
         return _inside(step.name, got, _bounded(values[step.of], weights, modes or HOST, values.get(step.bias)))
-    if modes and step.function == "norm" and step.bias and values[step.of].dtype in (np.float32, np.float16):
+    if modes and step.function == "norm" and values[step.of].dtype in (np.float32, np.float16):
         nearest = modes.rte16 if values[step.of].dtype == np.float16 else modes.rte32
-        rows, weight, bias = (values[name] for name in (step.of, step.other, step.bias))
+        rows, weight = (values[name] for name in (step.of, step.other))
+        bias = values[step.bias] if step.bias else np.zeros_like(weight)
         if wrong := compare.dtype_shape(step.name, got, dtype_name(rows), rows.shape):
             return wrong
         return _inside(step.name, got, norm_bound(rows, weight, bias, nearest=nearest))

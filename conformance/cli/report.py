@@ -13,7 +13,7 @@ from conformance.proofs import certificate
 from conformance.proofs.certificate import ArithmeticClaim, Certificate
 from conformance.results import diff, exchange, implementations, merge, report, timing
 from conformance.results.causes import blocks, causes
-from conformance.results.verdict import Stream, counts, exit_code, last_line, read
+from conformance.results.verdict import Stream, counts, exit_code, in_order, last_line, read
 
 
 def add_report(parser: Parser) -> None:
@@ -23,7 +23,7 @@ def add_report(parser: Parser) -> None:
     parser.shared("--all", "--json")
     parser.add_argument("--timing", action="store_true", help="cases a second by stage, and the slowest cases")
     parser.add_argument("--merge", type=Path, metavar="DIR", help="make one report, in DIR, of those of all shards")
-    parser.add_argument("--html", action="store_true", help="write summary.md and report.html, of all the streams")
+    parser.add_argument("--html", action="store_true", help="write summary.md, report.html and junit.xml")
     parser.add_argument("--implementations", type=Path, metavar="FILE", help="write a table of the streams' subjects")
     parser.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF 2.1.0, for code scanning")
     parser.add_argument("--annotations", action="store_true", help="print annotations for a pull request on GitHub")
@@ -42,8 +42,7 @@ def add_diff(parser: Parser) -> None:
 def _report(options: argparse.Namespace) -> int:
     cases = load()
     streams = _streams(options, cases)
-    order = {case.id: number for number, case in enumerate(cases)}  # workers answer as it happens
-    verdicts = sorted((v for s in streams for v in s.verdicts), key=lambda v: order.get(v.case, len(order)))
+    verdicts = in_order((v for s in streams for v in s.verdicts), (case.id for case in cases))
     cut = [len(stream.verdicts) for stream in streams if stream.truncated]
     if options.json:
         by_cause = [{"example": there[0], "cases": [v.case for v in there]} for there in causes(verdicts)]

@@ -1,4 +1,4 @@
-"""Verdicts for other programs: SARIF for code scanning, annotations on a pull request.
+"""Verdicts for other programs: JUnit for CI, SARIF for code scanning, annotations on a pull request.
 
 A failure stands at the innermost line of the subject's repository that its traceback names, else at the subject's file.
 
@@ -7,14 +7,18 @@ Source: OASIS SARIF 2.1.0; GitHub's workflow commands; docs/gate-your-repo.md.
 
 import json
 import re
-from collections.abc import Sequence
+import xml.etree.ElementTree as ET  # written here; nothing is parsed
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from conformance.results.causes import causes
-from conformance.results.verdict import UNEXPECTED, Stream, Verdict
+from conformance.files import printable
+from conformance.results.causes import causes, describe
+from conformance.results.verdict import ERROR, PASS, UNEXPECTED, UNSUPPORTED, XFAIL, Stream, Verdict
 
 _FRAME = re.compile(r'File "([^"\n]+)", line (\d{1,9})\b')
+#: What an outcome is in JUnit; "" is passed.
+_KIND = {PASS: "", UNSUPPORTED: "skipped", XFAIL: "skipped", ERROR: "error"}
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
@@ -44,6 +48,33 @@ def annotations(streams: Sequence[Stream]) -> list[str]:
 def _escaped(text: str, more: str = "") -> str:
     """A text as a workflow command carries it: percent signs, ends of lines and ``more`` as %XX."""
     return "".join(f"%{ord(c):02X}" if c in f"%\r\n{more}" else c for c in text)
+
+
+def junit(streams: Sequence[Stream], detects: Mapping[str, str]) -> str:
+    """Return JUnit XML: a suite for each stream, a test for each verdict; XPASS is a failure, XFAIL skipped."""
+    suites = ET.Element("testsuites")
+    for stream in streams:
+        header, verdicts = stream.header, stream.verdicts
+        suite = ET.SubElement(suites, "testsuite", name=_line(header, "subject"), tests=str(len(verdicts)))
+        suite.set("timestamp", _line(header, "started"))
+        suite.set("time", f"{sum(v.seconds for v in verdicts):.3f}")
+        kinds = [_KIND.get(v.outcome, "failure") for v in verdicts]
+        for name, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(name, str(kinds.count(kind)))
+        for v, kind in zip(verdicts, kinds, strict=True):
+            test = ET.SubElement(suite, "testcase", classname=v.stage, name=v.case, time=f"{v.seconds:.3f}")
+            named = {"contract": v.contract, "outcome": str(v.outcome), "signature": v.signature}
+            properties = ET.SubElement(test, "properties")
+            for name, value in named.items():
+                ET.SubElement(properties, "property", name=name, value=value)
+            if kind:
+                end = ET.SubElement(test, kind, message=f"{v.defect}: {v.reason}" if v.outcome == XFAIL else v.reason)
+                end.text = describe(v, detects.get(v.case, "")) if v.outcome in UNEXPECTED else None
+    return str(ET.tostring(suites, encoding="unicode", xml_declaration=True))
+
+
+def _line(header: Mapping[str, object], name: str) -> str:
+    return printable(str(header.get(name, "")))
 
 
 def sarif(streams: Sequence[Stream]) -> str:

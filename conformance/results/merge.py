@@ -4,7 +4,7 @@ Source: docs/reading-a-report.md, "Many machines".
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _shared(stream: Stream) -> Mapping[str, Any]:
     return {"shards": shards, **{name: value for name, value in stream.header.items() if name not in _OWN}}
 
 
-def write(folder: Path, shards: Sequence[tuple[Path, Stream]], cases: Iterable[Case]) -> None:
+def write(folder: Path, shards: Sequence[tuple[Path, Stream]], cases: Sequence[Case]) -> None:
     """Write the report of all shards into ``folder``, which holds none yet.
 
     Raises:

@@ -38,6 +38,7 @@ KINDS = {
     "s": "in the order of the right values, with another magnitude: another group's scale",
     "r": "the row holds another row's values",
     "n": "holds the value of the other column of its pair: nibbles swapped",
+    "p": "holds the byte with its nibbles swapped: the table is packed in the other order",
 }
 #: Sizes of errors are told apart below this power of two.
 _LARGE = 16
@@ -146,6 +147,8 @@ def _recognise(kinds: Array, got: Array, right: Array, group: int) -> None:
     """Refine 1 ("x") to the way that an element is wrong, in place."""
     wrong = kinds != 0
     columns = got.shape[1]
+    if got.dtype == np.uint8:
+        kinds[wrong & (got == (right << 4 | right >> 4))] = _LETTERS.index("p")
     if columns % 2 == 0:
         swapped = ~_differs(got, right.reshape(-1, columns // 2, 2)[:, :, ::-1].reshape(right.shape))
         pairs = (swapped | ~wrong).reshape(-1, columns // 2, 2).all(axis=2).repeat(2, axis=1)

@@ -1,6 +1,6 @@
-"""The files of a report beside verdicts.jsonl: summary.md for a pull request, report.html for a browser.
+"""The files of a report beside verdicts.jsonl: summary.md for a pull request, report.html, junit.xml for CI.
 
-Both come from the verdict stream alone, so ``q4gsw report DIR --html`` writes them again.
+They come from the verdict stream alone, so ``q4gsw report DIR --html`` writes them again.
 They are written whole and together, or not at all.
 
 Source: docs/reading-a-report.md.
@@ -11,15 +11,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from conformance.case.case import STAGES, Case
 from conformance.files import printable, write_whole
-from conformance.results import diff, expectations, timing
+from conformance.results import diff, exchange, expectations, timing
 from conformance.results.causes import causes
 from conformance.results.picture import KINDS, Picture
-from conformance.results.verdict import UNEXPECTED, XFAIL, Outcome, Stream, Verdict, counts, last_line
+from conformance.results.verdict import UNEXPECTED, XFAIL, Outcome, Stream, Verdict, counts, in_order, last_line
 from conformance.serialize import structure
 
 _PAGE = Path(__file__).parent / "report_page.html"
@@ -27,18 +28,23 @@ _PAGE = Path(__file__).parent / "report_page.html"
 _NAMED = 20
 
 
-def write(folder: Path, streams: Sequence[Stream], cases: Iterable[Case] = ()) -> tuple[Path, Path]:
-    """Write summary.md and report.html into ``folder`` and return their paths.
+def write(folder: Path, streams: Sequence[Stream], cases: Sequence[Case] = ()) -> list[Path]:
+    """Write summary.md, report.html and junit.xml into ``folder`` and return their paths.
 
-    ``cases``: where the contract section and the bug that a case detects are taken from, by id.
+    ``cases``: where the order, the contract section and the bug that a case detects are taken from, by id.
 
     Raises:
         ValueError: a file cannot be written; names it.
     """
+    streams = [replace(s, verdicts=tuple(in_order(s.verdicts, (c.id for c in cases)))) for s in streams]
     verdicts = [v for stream in streams for v in stream.verdicts]
-    paths = folder / "summary.md", folder / "report.html"
-    write_whole({paths[0]: summary(verdicts, streams[0].header if streams else {}), paths[1]: page(streams, cases)})
-    return paths
+    texts = {
+        folder / "summary.md": summary(verdicts, streams[0].header if streams else {}),
+        folder / "report.html": page(streams, cases),
+        folder / "junit.xml": exchange.junit(streams, {case.id: case.detects for case in cases}),
+    }
+    write_whole(texts)
+    return list(texts)
 
 
 def summary(verdicts: Sequence[Verdict], header: Mapping[str, Any]) -> str:
@@ -87,8 +93,7 @@ def device_of(verdicts: Iterable[Verdict]) -> str:
 def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
     """Return the report as one self-contained HTML page."""
     guarded = {c.id: (c.contract, c.detects) for c in cases}
-    order = {name: number for number, name in enumerate(STAGES)}  # workers answer as it happens
-    verdicts = [v for stream in streams for v in sorted(stream.verdicts, key=lambda v: (order.get(v.stage, 0), v.case))]
+    verdicts = [v for stream in streams for v in stream.verdicts]
     subjects = ", ".join(dict.fromkeys(str(s.header.get("subject", "?")) for s in streams))
     data = {
         "about": [f"{subjects}; {last_line(verdicts)}", *map(_origin, streams)],
@@ -101,7 +106,7 @@ def page(streams: Sequence[Stream], cases: Iterable[Case] = ()) -> str:
         ],
         "verdicts": [_row(v, *guarded.get(v.case, (v.contract, ""))) for v in verdicts],
         "known": known_failures(verdicts),
-        "timing": _timing(streams),
+        "timing": timing.rows(verdicts, timing.workers_of(s.header for s in streams)),
         "streams": [str(s.header.get("subject", "?")) for s in streams],
         "environment": _environment(streams),
     }
@@ -132,14 +137,6 @@ def _titles() -> Mapping[str, str]:
     for section, title in re.findall(r"^(\d+\.\d+) (?:\*\*(.+?)\.?\*\*)?", text, re.MULTILINE):
         titles[section] = title or titles[section.partition(".")[0]]
     return titles
-
-
-def _timing(streams: Sequence[Stream]) -> list[list[object]]:
-    workers = timing.workers_of(s.header for s in streams)
-    stages = timing.by_stage([v for stream in streams for v in stream.verdicts])
-    seconds = ([f"{s:.2f}" for s in (t.seconds, t.first, t.building)] for t in stages)
-    rates = ([f"{r * workers:.1f}" for r in (t.rate, t.all_in)] for t in stages)
-    return [[t.stage, t.cases, *s, *r] for t, s, r in zip(stages, seconds, rates, strict=True)]
 
 
 def _row(v: Verdict, contract: str, detects: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from conformance.results.verdict import UNSUPPORTED, Verdict
 #: Facts of a verdict: how long building its program took, and its child's first case of the stage.
 BUILDING, FIRST = "build_seconds", "first_seconds"
 _MOST = 1e12
+_NONE = "not measured"
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,24 @@ def workers_of(headers: Iterable[Mapping[str, object]]) -> int:
     return max([n for n in counts if isinstance(n, int) and 0 < n < _MOST], default=1)
 
 
+def rows(verdicts: Sequence[Verdict], workers: int = 1) -> list[list[str]]:
+    """Return a row for each stage: name, cases, seconds of all, of first and of building; rates of all ``workers``."""
+    times = by_stage(verdicts)
+    seconds = ([f"{s:.2f}" if s else _NONE for s in (t.seconds, t.first, t.building)] for t in times)
+    rates = ([f"{r * workers:.1f}" if r else _NONE for r in (t.rate, t.all_in)] for t in times)
+    return [[t.stage, str(t.cases), *s, *r] for t, s, r in zip(times, seconds, rates, strict=True)]
+
+
 def lines(verdicts: Sequence[Verdict], workers: int = 1, slowest: int = 10) -> list[str]:
     """Return the table that ``report --timing`` prints; rates are those of all ``workers`` side by side."""
-    table = [f"stage      cases   seconds  importing  building   cases/s  cases/s all in   ({workers} workers)"]
+    table = [f"stage      cases      seconds    importing     building      cases/s       all in   ({workers} workers)"]
     table += [
-        f"{t.stage:9} {t.cases:6} {t.seconds:9.2f} {t.first:10.2f} {t.building:9.2f}"
-        f" {t.rate * workers:9.1f} {t.all_in * workers:15.1f}"
-        for t in by_stage(verdicts)
+        "".join((f"{stage:9}{count:>7}", *(f"{cell:>13}" for cell in cells)))
+        for stage, count, *cells in rows(verdicts, workers)
     ]
     table.append("slowest cases:")
-    slow = sorted(verdicts, key=lambda v: -v.seconds)[:slowest]
-    return table + [f"  {v.seconds:8.3f} s  {v.case}" for v in slow]
+    slow = sorted((v for v in verdicts if v.seconds), key=lambda v: -v.seconds)[:slowest]
+    return table + ([f"  {v.seconds:8.3f} s  {v.case}" for v in slow] or [f"  {_NONE}"])
 
 
 def _number(verdict: Verdict, name: str) -> float:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from conformance.case.case import STAGES
 from conformance.files import append_line, make_folder, printable, read_text, unwritable
 from conformance.serialize import check_version, structure
 
@@ -103,6 +104,12 @@ class Stream:
     header: Mapping[str, Any]
     verdicts: tuple[Verdict, ...]
     truncated: bool
+
+
+def in_order(verdicts: Iterable[Verdict], cases: Iterable[str] = ()) -> list[Verdict]:
+    """Return verdicts by stage, then as the ids of ``cases`` come: workers answer as it happens."""
+    stages, order = ({name: number for number, name in enumerate(names)} for names in (STAGES, cases))
+    return sorted(verdicts, key=lambda v: (stages.get(v.stage, 0), order.get(v.case, len(order)), v.case))
 
 
 def counts(verdicts: Iterable[Verdict]) -> dict[Outcome, int]:

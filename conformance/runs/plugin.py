@@ -18,13 +18,13 @@ import pytest
 
 from conformance.case.case import LEVELS, Case
 from conformance.case.catalogue import load, nearest, select
-from conformance.files import DISK, Unwritable, q4gsw, say, unwritable
+from conformance.files import Unwritable, q4gsw, say
 from conformance.harness.errors import BadSubject
 from conformance.harness.subject import option_for, peers
 from conformance.harness.worker import Worker
 from conformance.results import merge, replay
 from conformance.results.causes import blocks, describe
-from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, exit_code, read
+from conformance.results.verdict import ERROR, UNEXPECTED, UNSUPPORTED, XFAIL, Verdict, exit_code, in_order, read
 from conformance.runs import run
 from conformance.runs.report import Report
 from conformance.runs.shards import Shard, run_shard, shards
@@ -99,7 +99,7 @@ def judge(options: Namespace, after: Sequence[str] = ()) -> int:
     words += ["-c", f"{_ROOT}/pyproject.toml", "--rootdir", str(_ROOT)]
     # What Python says of pipes while it cleans up after an interruption is no verdict; tests/ looks at such warnings.
     words += ["--disable-plugin-autoload", "-p", "xdist", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-    words += ["-n", str(workers), "--junitxml", f"{report.folder}/junit.xml"]
+    words += ["-n", str(workers)]
     # Failures are printed by cause, at the end; pytest would print each, and where CI is set each twice.
     words += ["--tb", "no", "-r", "N" if options.quiet else "s"]
     words += ["-q", "-p", "no:terminaldistreporter"] if options.quiet else []
@@ -161,8 +161,6 @@ class Judging:
             item.stash[_END] = str(error)
             pytest.fail(str(error), pytrace=False)
         item.stash[_END] = verdict
-        named = {"contract": verdict.contract, "outcome": str(verdict.outcome), "signature": verdict.signature}
-        item.user_properties.extend(named.items())  # of the case in junit.xml
         if verdict.outcome == XFAIL:
             pytest.xfail(f"{verdict.defect}: {verdict.reason}")
         if verdict.outcome in UNEXPECTED:
@@ -277,18 +275,6 @@ class Controller:
         category, letter, word = yield
         return (category, "", "") if self.options.quiet and not report.failed else (category, letter, word)
 
-    @pytest.hookimpl(wrapper=True, trylast=True)  # around what writes files, within what prints the summary
-    def pytest_sessionfinish(self) -> Generator[None]:
-        """Leave no JUnit file that was cut off by a full disk."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in DISK:
-                raise
-            junit = self.report.folder / "junit.xml"
-            self._trouble = self._trouble or str(unwritable(junit, error))
-            junit.unlink(missing_ok=True)
-
     def end(self, status: int) -> int:
         """Finish the report, print the last lines, and return the exit code; ``status`` is pytest's.
 
@@ -315,8 +301,7 @@ class Controller:
             reason = "not judged: the processes of this run had died before it was this case's turn"
             for asked in self._left.values():
                 self.report.add(error_verdict(asked, self.options.subject, "NotRun", reason))
-        order = {name: number for number, name in enumerate(self._asked)}  # workers answer as it happens
-        verdicts = sorted(self.report.verdicts, key=lambda v: order[v.case])
+        verdicts = in_order(self.report.verdicts, self._asked)
         detects = {case.id: case.detects for case in self._asked.values() if isinstance(case, Case)}
         failures = blocks(verdicts, detects, every=self.options.all)
         last = self.report.finish(truncated=cut)

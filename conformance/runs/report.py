@@ -46,7 +46,7 @@ class Report:
         self._stream.unlink()
 
     def finish(self, *, truncated: bool = False) -> list[str]:
-        """Close the stream, unless it is ``truncated``; write summary.md and report.html; return the last lines."""
+        """Close the stream, unless it is ``truncated``; write the files beside it; return the last lines."""
         if not truncated:
             self._writer.close()
         verdicts = self.verdicts

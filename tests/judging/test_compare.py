@@ -1,6 +1,7 @@
 """Arrays compared: a table of right and wrong answers, and every bit of any array."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from conformance.harness.observation import Declared
 from conformance.judging import compare
+from conformance.results.mismatch import ArrayMismatch
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name
+from reference.table.layouts import pack_flat, pack_linear_weight
 
 #: By dtype: some not-a-numbers as bits, quiet and signalling, of both signs.
 NANS = {
@@ -158,3 +161,20 @@ def test_what_is_not_declared_is_not_assumed() -> None:
     assert compare.float_modes(Declared((), precise=True)) == FloatModes(precise=True)
     assert compare.float_modes(Declared((), io_storage="texture3d")) == FloatModes(image_output16=True)
     assert compare.float_modes(Declared((), io_storage="texture2d")) == FloatModes()
+
+
+@pytest.mark.parametrize("pack", [pack_flat, pack_linear_weight])
+def test_a_table_that_was_repacked_under_another_reader_is_recognised(pack: Callable[[np.ndarray], np.ndarray]) -> None:
+    values = np.arange(-8, 8, dtype=np.int8).reshape(2, 8)
+    wrong = compare.same_bits("read_weight", pack(values), values)
+    assert str(wrong) == "read_weight is uint8[2, 4], its packed bytes, expected int8[2, 8]"
+    other = compare.same_bits("read_weight", pack(values) ^ np.uint8(1), values)
+    assert str(other) == "read_weight is uint8[2, 4], expected int8[2, 8]"
+
+
+def test_bytes_in_the_other_nibble_order_are_recognised() -> None:
+    values = np.arange(-8, 8, dtype=np.int8).reshape(2, 8)
+    wrong = compare.same_bits("read_weight", pack_linear_weight(values), pack_flat(values))
+    assert isinstance(wrong, ArrayMismatch)
+    assert wrong.picture
+    assert wrong.picture.cells == "8p"

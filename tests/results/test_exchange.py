@@ -1,13 +1,15 @@
 """What other programs read of a report: SARIF, and annotations on a pull request."""
 
 import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conformance.cli.main import main
-from conformance.results.exchange import annotations, place, sarif
+from conformance.results.exchange import annotations, junit, place, sarif
 from conformance.results.verdict import ERROR, FAIL, PASS, XFAIL, Stream, Verdict, Writer
 
 TRACE = """Traceback (most recent call last):
@@ -108,3 +110,23 @@ def test_the_report_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads((tmp_path / "x.sarif").read_text()) == json.loads(sarif([STREAM]))
     assert "\n::error file=" in capsys.readouterr().out
     assert main(["report", str(tmp_path), "--sarif", str(tmp_path / "none" / "x.sarif")]) == 2
+
+
+def test_junit_has_a_test_for_each_verdict_whatever_a_subject_says() -> None:
+    evil = replace(RAISED, case="a<b&", reason=']]>\x1b[2J\ud800 "quoted"', printed="\x00<failure/>", seconds=1.5)
+    stream = Stream({"subject": "s\x01"}, (*STREAM.verdicts, evil), truncated=False)
+    (suite,) = ET.fromstring(junit([stream], {"pack/a": "a bug"}))  # noqa: S314 - made just now
+    counts = {"tests": "6", "failures": "3", "errors": "1", "skipped": "1", "name": "s\\x01", "time": "1.500"}
+    assert counts.items() <= suite.attrib.items()
+    assert [[e.tag for e in test][1:] for test in suite] == [
+        ["failure"],
+        ["failure"],
+        [],
+        ["skipped"],
+        ["error"],
+        ["failure"],
+    ]
+    assert "contract:  docs/contract.md 1; a bug" in (suite[0][1].text or "")
+    assert suite[5].attrib["name"] == "a<b&"
+    assert suite[5][1].attrib["message"] == ']]>\\x1b[2J\\ud800 "quoted"'
+    assert {p.attrib["name"]: p.attrib["value"] for p in suite[1][0]}["signature"] == "PACK/layout/codes"

@@ -230,3 +230,15 @@ def test_timing_leaves_the_importing_cases_out_of_the_rate() -> None:
     assert timing.lines([verdict("a/1")])[1].split()[:2] == ["PACK", "1"]
     (odd,) = timing.by_stage([took("a/z", 1.0, first_seconds="much", programs="nan")])
     assert (odd.cases, odd.first) == (0, 0.0)
+
+
+def test_what_was_not_measured_says_so() -> None:
+    """A stage's only case is its first, which has no rate; kits have no times at all."""
+    first = Verdict("run/a", "RUN", "s", PASS, seconds=2.0, facts={"first_seconds": 1.5})
+    kit = Verdict("kernel/a", "KERNEL", "s", PASS)
+    none = "not measured"
+    assert timing.rows([first, kit]) == [
+        ["KERNEL", "1", none, none, none, none, none],
+        ["RUN", "1", "2.00", "1.50", none, none, "0.5"],
+    ]
+    assert timing.lines([kit])[-1] == "  not measured"

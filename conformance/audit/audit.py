@@ -11,7 +11,7 @@ from pathlib import Path
 from executorch.backends.vulkan.serialization.vulkan_graph_schema import VkTensor
 from executorch.exir.schema import DelegateCall, KernelCall, Tensor
 
-from conformance.audit.report import Audit, Part, render, to_json
+from conformance.audit.report import Audit, Part, TableRow, render, to_json
 from conformance.audit.runtime import runtime_problems
 from conformance.audit.tables import LINEAR, table_rows
 from conformance.harness.errors import CannotRun, UnservedGroupSize
@@ -24,6 +24,8 @@ from conformance.pte.lookup import LOOKUP, check_servable, lookup_call, storage_
 from conformance.pte.memory import memory_faults
 from conformance.pte.operators import load, registered_operators
 from conformance.pte.run import scalar_dtype
+from impl.matcher import Limits
+from reference.table.layouts import BLOCK_COLUMNS, BLOCK_ROWS
 
 #: Texels a side that the partitioner counts on.
 TEXTURE_LIMIT = 16384
@@ -31,17 +33,18 @@ TEXTURE_LIMIT = 16384
 BUFFER_RANGE = 1 << 27
 
 
-def audit_file(path: str, form: str) -> str:
+def audit_file(path: str, form: str, *limits: str) -> str:
     """Audit a file: "1" or "0" for whether it fails, then the report as "json" or "text".
 
-    Entry point of ``conformance.harness.limited``.
+    ``limits``: of ``Limits`` in order, "" for none. Entry point of ``conformance.harness.limited``.
     """
-    result = audit(read_pte(Path(path)))
+    result = audit(read_pte(Path(path)), Limits(*(int(limit) if limit else None for limit in limits)))
     return f"{int(result.fails())}{to_json(result) if form == 'json' else render(result, path)}"
 
 
-def audit(file: PteFile) -> Audit:
-    """Audit a parsed file."""
+def audit(file: PteFile, limits: Limits | None = None) -> Audit:
+    """Audit a parsed file, for a device of these ``limits``."""
+    limits = limits or Limits()
     parts: list[Part] = []
     problems: list[Problem] = []
     notes: list[str] = []
@@ -76,8 +79,9 @@ def audit(file: PteFile) -> Audit:
     notes += [
         f"{row.table}: {row.bytes} bytes need maxStorageBufferRange above Vulkan's minimum of 128 MiB"
         for row in rows
-        if row.bytes > BUFFER_RANGE
+        if row.bytes > BUFFER_RANGE and limits.max_storage_buffer_range is None
     ]
+    problems += [problem for row in rows for problem in _limit_problems(row, limits)]
     source = load()
     return Audit(
         len(file.data),
@@ -89,6 +93,23 @@ def audit(file: PteFile) -> Audit:
         (*problems, *waste),
         tuple(notes),
     )
+
+
+def _limit_problems(row: TableRow, limits: Limits) -> Iterator[Problem]:
+    """What of a delegate's table is beyond the device's limits (contract 7.5)."""
+    if not any("/vulkan" in reader for reader in row.readers):
+        return
+    width, blocks = row.columns // BLOCK_COLUMNS, -(-row.rows // BLOCK_ROWS)
+    packed = width * blocks * BLOCK_ROWS * BLOCK_COLUMNS // 2
+    needs = {
+        "packed table, in bytes": (packed, "max_storage_buffer_range"),
+        "scales, in bytes": (row.scale_bytes, "max_storage_buffer_range"),
+        "texture's larger side, in texels": (max(width, blocks), "max_image_dimension_2d"),
+    }
+    for what, (size, name) in needs.items():
+        limit = getattr(limits, name)
+        if limit is not None and size > limit:
+            yield Problem("fails", "device_limit", row.table, f"its {what}: {size}, above {name} {limit}")
 
 
 def _cpu_bytes(file: PteFile, method: Method) -> int:

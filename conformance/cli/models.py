@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from conformance.cli.options import Parser, busy, print_json
+from conformance.cli.options import Parser, busy, positive, print_json
 from conformance.files import printable, say, write_whole
 from conformance.pte import operators as vulkan_operators
 
@@ -12,18 +12,14 @@ from conformance.pte import operators as vulkan_operators
 def add_audit(parser: Parser) -> None:
     """Add the options of ``q4gsw audit``."""
     _reading(parser, _audit, "MODEL.pte")
+    _limits(parser)
 
 
 def add_explain(parser: Parser) -> None:
     """Add the options of ``q4gsw explain``."""
     _reading(parser, _explain, "MODEL.pt2, as torch.export.save writes it")
     parser.add_argument("--subject", choices=("impl", "executorch"), default="impl", help="whose decisions")
-    parser.add_argument(
-        "--max-storage-buffer-range", type=int, help="bytes of the device's largest buffer (default: no limit)"
-    )
-    parser.add_argument(
-        "--max-image-dimension-2d", type=int, help="texels a side of the device's largest image (the same)"
-    )
+    _limits(parser)
 
 
 def add_check(parser: Parser) -> None:
@@ -42,6 +38,17 @@ def _reading(parser: Parser, call: Callable[[argparse.Namespace], int], what: st
     parser.add_argument("--json", dest="form", action="store_const", const="json", default="text", help="print JSON")
 
 
+def _limits(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--max-storage-buffer-range", type=positive, metavar="N", help="bytes of the device's largest buffer")
+    add("--max-image-dimension-2d", type=positive, metavar="N", help="texels a side of the device's largest image")
+
+
+def _limit_words(options: argparse.Namespace) -> list[str]:
+    limits = (options.max_storage_buffer_range, options.max_image_dimension_2d)
+    return ["" if limit is None else str(limit) for limit in limits]
+
+
 def add_operators(parser: Parser) -> None:
     """Add the options of ``q4gsw operators``."""
     parser.set_defaults(call=_operators)
@@ -54,7 +61,7 @@ def _audit(options: argparse.Namespace) -> int:
     from conformance.harness import limited  # noqa: PLC0415 - other commands do not need it
 
     with busy(f"reading {printable(str(options.file))}"):
-        text = limited.run("conformance.audit.audit:audit_file", options.file, options.form)
+        text = limited.run("conformance.audit.audit:audit_file", options.file, options.form, *_limit_words(options))
     say(*text[1:].split("\n"))
     return int(text[0])
 
@@ -64,8 +71,7 @@ def _explain(options: argparse.Namespace) -> int:
     from conformance.harness import limited  # noqa: PLC0415 - the same
 
     check_pt2(options.file)
-    limits = (options.max_storage_buffer_range, options.max_image_dimension_2d)
-    words = options.form, options.subject, *("" if limit is None else str(limit) for limit in limits)
+    words = options.form, options.subject, *_limit_words(options)
     with busy(f"reading {printable(str(options.file))}"):
         text = limited.run("conformance.explain.explain:explain_file", options.file, *words)
     say(*text.split("\n"))

@@ -29,10 +29,10 @@ _EMBEDDINGS = ("aten.embedding", "quantized_decomposed.embedding_")
 _DEQUANTIZE = "dequantize_affine"
 
 
-def explain_file(path: str, form: str, subject: str, buffer_range: str = "", image_side: str = "") -> str:
-    """Explain a file, as "json" or "text", within a device's limits. Entry point of ``conformance.harness.limited``."""
-    limits = Limits(int(buffer_range) if buffer_range else None, int(image_side) if image_side else None)
-    explanation = explain(load_pt2(Path(path)), path, limits, subject)
+def explain_file(path: str, form: str, subject: str, *limits: str) -> str:
+    """Explain a file, as "json" or "text", within ``Limits``. Entry point of ``conformance.harness.limited``."""
+    within = Limits(*(int(limit) if limit else None for limit in limits))
+    explanation = explain(load_pt2(Path(path)), path, within, subject)
     return to_json(explanation) if form == "json" else render(explanation, path)
 
 

@@ -218,6 +218,27 @@ def test_explain_says_what_lowering_with_the_same_limits_does() -> None:
     assert [row.outcome for row in explain(program, "m", Limits(max_storage_buffer_range=64 * 32)).rows] == ["fused"]
 
 
+def test_audit_says_what_a_device_of_these_limits_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of 60 x 64 has 8 blocks of rows, padded to 64: 2,048 bytes, a texture of 16 x 8; scales of 480 bytes."""
+    model = torch.nn.Sequential(torch.nn.Embedding(60, 64)).eval()
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of torchao and torch about their own internals
+        quantize_(model, config, lambda module, _name: isinstance(module, torch.nn.Embedding))
+        ours = bytes(lower_to_vulkan(torch.export.export(model, (torch.tensor([1, 2]),))).buffer)
+    file = read_pte(ours)
+    assert audit(file, Limits(2048, 16)).problems == ()
+    found = [(p.kind, p.detail) for p in audit(file, Limits(479, 15)).problems]
+    assert found == [
+        ("device_limit", "its packed table, in bytes: 2048, above max_storage_buffer_range 479"),
+        ("device_limit", "its scales, in bytes: 480, above max_storage_buffer_range 479"),
+        ("device_limit", "its texture's larger side, in texels: 16, above max_image_dimension_2d 15"),
+    ]
+    (tmp_path / "m.pte").write_bytes(ours)
+    assert main(["audit", str(tmp_path / "m.pte"), "--max-storage-buffer-range", "2047"]) == 1
+    assert "2048, above max_storage_buffer_range 2047 [device_limit]" in capsys.readouterr().out
+
+
 def test_advice_fits_the_program() -> None:
     (row,) = explain(torch.export.export(Unsigned().eval(), (INDICES,)), "m").rows
     assert row.reason == "qmin_qmax"

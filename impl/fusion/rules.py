@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from impl.fusion.report import Limits, Refusal, RefusalReason
 from impl.graph.constants import Constant, Constants, NotConstant, read_constants
-from impl.graph.lookups import Lookup, Table, find_lookups, find_lookups_in_branches
+from impl.graph.lookups import Lookup, Table, branches, find_lookups
 from impl.graph.ops import op_name
 from impl.packer import BLOCK_ROWS, QMAX, QMIN, WORD_COLUMNS, first_out_of_range
 
@@ -61,7 +61,8 @@ def decide(program: ExportedProgram, limits: Limits) -> list[Plan | Refusal]:
     """
     judge = TableJudge(read_constants(program), limits)
     decisions: list[Plan | Refusal] = [_decide(judge, lookup) for lookup in find_lookups(program.graph)]
-    for where, lookup in find_lookups_in_branches(program.graph_module):
+    inside = ((at, lookup) for at, graph in branches(program.graph_module) for lookup in find_lookups(graph))
+    for where, lookup in inside:
         name = f"{where}{lookup.node.name}"
         detail = f"{name}: it is inside a control-flow branch, where the table is an input"
         decisions.append(Refusal(name, RefusalReason.WEIGHT_NOT_CONSTANT, detail))

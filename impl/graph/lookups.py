@@ -66,13 +66,12 @@ def find_lookups(graph: torch.fx.Graph) -> Iterator[Lookup]:
                     yield Lookup(node, table_of(dequantize), operands["indices"], reads, renormed)
 
 
-def find_lookups_in_branches(module: torch.nn.Module, where: str = "") -> Iterator[tuple[str, Lookup]]:
-    """("branch/", lookup) for every 4-bit lookup inside a control-flow branch, however deep."""
+def branches(module: torch.nn.Module, where: str = "") -> Iterator[tuple[str, torch.fx.Graph]]:
+    """("branch/", graph) for every control-flow branch, however deep."""
     for name, branch in module.named_children():
         if isinstance(branch, torch.fx.GraphModule):
-            for lookup in find_lookups(branch.graph):
-                yield f"{where}{name}/", lookup
-            yield from find_lookups_in_branches(branch, f"{where}{name}/")
+            yield f"{where}{name}/", branch.graph
+            yield from branches(branch, f"{where}{name}/")
 
 
 def table_of(dequantize: torch.fx.Node) -> Table:

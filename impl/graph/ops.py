@@ -65,7 +65,8 @@ def op_name(node: torch.fx.Node) -> str:
 def source_line(node: torch.fx.Node) -> str:
     """Where in the user's own code the node comes from, as "; in FILE, line N, in NAME: SOURCE", or ""."""
     lines = str(node.meta.get("stack_trace") or "").splitlines()
-    own = [at for at, line in enumerate(lines) if line.strip().startswith("File") and "site-packages" not in line]
+    files = ((at, line.strip()) for at, line in enumerate(lines) if line.strip().startswith("File"))
+    own = [at for at, file in files if "site-packages" not in file and not file.startswith('File "<')]  # or generated
     return f"; in {' '.join(line.strip() for line in lines[own[-1] : own[-1] + 2])}" if own else ""
 
 

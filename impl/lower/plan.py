@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from impl.fusion.report import Limits
 from impl.fusion.rules import Operands, TableJudge
 from impl.graph.constants import Constant, Constants, read_constants
-from impl.graph.lookups import Lookup, Table, find_lookups, find_lookups_in_branches, table_of
+from impl.graph.lookups import Lookup, Table, branches, find_lookups, table_of
 from impl.graph.ops import (
     CHOOSE_QPARAMS,
     DEQUANTIZE,
@@ -178,9 +178,7 @@ class _Planner:
         self._forms: dict[tuple[str, ...], TableTensors | None] = {}
 
     def run(self) -> None:
-        for where, lookup in find_lookups_in_branches(self.program.graph_module):
-            why = "a 4-bit lookup inside a control-flow branch; look up outside the branch and pass the rows in"
-            self.faults.append((f"{where}{lookup.node.name}", why))
+        self._branches()
         by_table: dict[torch.fx.Node, list[Lookup]] = {}
         looked_up: set[torch.fx.Node | None] = set()
         for lookup in find_lookups(self.program.graph):
@@ -196,6 +194,21 @@ class _Planner:
             if torch_op(node) == DEQUANTIZE:
                 self._dequantize(node, by_table.get(node, []), is_table=node in looked_up)
         self._quantized_activations()
+
+    def _branches(self) -> None:
+        """A branch is no delegate's, its tables are inputs of it, and the CPU has no kernel that dequantizes."""
+        nodes = self.program.graph.nodes
+        call = {node.target: user for node in nodes if node.op == "get_attr" for user in node.users}
+        for where, graph in branches(self.program.graph_module):
+            outer = call[where.partition("/")[0]]  # of whose line torch keeps the record; it has none of the branch's
+            lookups = {lookup.node: lookup.table.dequantize for lookup in find_lookups(graph)}
+            kinds = dict.fromkeys(lookups, ("a 4-bit lookup", "look up", "rows"))
+            for node in graph.nodes:
+                if torch_op(node) in QUANTIZERS and node not in lookups.values():
+                    kinds[node] = (op_name(node), "do it", "result")
+            for node, (what, do, result) in kinds.items():
+                why = f"{what} inside a control-flow branch; {do} outside the branch and pass the {result} in"
+                self.faults.append((f"{where}{node.name}", why + (source_line(node) or source_line(outer))))
 
     def _quantized_activations(self) -> None:
         """What quantizes or dequantizes as the program runs, but for a kept product: no kernel has it."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from executorch.exir.dialects._ops import ops as exir_ops
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from impl.graph.constants import Constant, read_constants
 from impl.graph.ops import EDGE_Q4GSW, VIEWS, arguments, torch_op
@@ -49,6 +49,9 @@ def rewrite_for_runtimes(program: ExportedProgram, plan: LoweringPlan) -> tuple[
         if node.target == EDGE_Q4GSW:
             _flatten(editor, node)
     rewritten = editor.finish([*plan.support, *_fold_constants(editor, program)])
+    for spec in rewritten.graph_signature.input_specs:
+        if spec.kind == InputKind.CONSTANT_TENSOR:  # of which upstream loses the copy that a second delegate reads
+            spec.kind, spec.persistent = InputKind.BUFFER, False
     _return_copies(rewritten)
     initialised = {placeholder.name for placeholder in plan.initialised} | _first_values(rewritten)
     for node in rewritten.graph.nodes:

@@ -3,6 +3,7 @@
 Source: docs/reading-a-report.md, "Known failures".
 """
 
+import math
 from collections.abc import Iterator
 
 from reference.program.fusibility import REASONS, violations
@@ -14,7 +15,7 @@ WORDS = frozenset(
         *REASONS,
         *(f"output_{dtype}" for dtype in ("float16", "float32", "bfloat16", "float64")),
         *(f"{part}_{source}" for part in ("weight", "scale") for source in SOURCES),
-        *("scale_bfloat16", "packed_scale_of_rows", "packed_zero_point", "state"),
+        *("indices_of_several_rows", "scale_bfloat16", "packed_scale_of_rows", "packed_zero_point", "state"),
         *("weight_read", "table_read", "weight_shared", "scale_shared"),
         *("linear", "linear_float16", "linear_bfloat16", "linear_rows_not_multiple_of_4", "linear_without_zero_point"),
     }
@@ -30,6 +31,8 @@ def _lookups(spec: ProgramSpec) -> Iterator[str]:
     for lookup in spec.lookups():
         table = lookup if isinstance(lookup, PackedLookup) else spec.dequantize(lookup.table)
         yield f"output_{table.output_dtype}"
+        if math.prod(spec.tensor(lookup.indices).shape[:-1]) > 1:
+            yield "indices_of_several_rows"
         scale = spec.tensor(table.scale)
         if scale.dtype == "bfloat16":
             yield "scale_bfloat16"

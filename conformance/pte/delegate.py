@@ -8,6 +8,7 @@ that it never writes, a memory plan that does not hold.
 Source: docs/contract.md 5.7, 6.3.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,6 +60,12 @@ _CONVERTED = {
 }
 #: Operators whose results the runtime does not resize when the caller chooses other sizes.
 _NEVER_RESIZED = ("aten.split_with_sizes_copy.default",)
+#: Operators whose first operand the runtime takes for a matrix, whatever else it is.
+_OF_MATRICES = (
+    "et_vk.linear_q4gsw.default",
+    "et_vk.linear_dq8ca_q4gsw.default",
+    "torchao.choose_qparams_affine.default",
+)
 #: Where an operator's weights stand among its arguments, which the runtime prepacks and cannot do if one is computed.
 _CONSTANT_WEIGHTS = {
     "aten.embedding.default": (0,),
@@ -144,6 +151,9 @@ def _run_eager(delegate: VulkanDelegate, call: OperatorCall, values: dict[int, A
     """Run one operator in eager torch and store what it gives under the call's last value."""
     arguments = [_read(delegate, values, value) for value in call.args[:-1]]
     out = call.args[-1]
+    if call.name in _OF_MATRICES and math.prod(arguments[0].shape[:-2]) > 1:
+        what = f"an operand of shape {list(arguments[0].shape)}"
+        raise DeviceWouldFail(f"{delegate.name}: {call.name}: {what}; the runtime is right about matrices only")
     try:
         with torch.no_grad():
             if call.name in _OWN:

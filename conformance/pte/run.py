@@ -118,10 +118,18 @@ def run_pte(
 
 
 def run_in_turn(source: PteFile | Path | str | bytes, calls: Sequence[Sequence[Any]]) -> list[RunResult]:
-    """``run_pte`` once for the inputs of each call; what a call writes is there for the next."""
+    """``run_pte`` once for the inputs of each call; what a call writes is there for the next.
+
+    Raises:
+        DeviceWouldFail: besides, where our kernel is right about a lookup that the runtime's shader is wrong about.
+    """
     results: list[RunResult] = []
     for inputs in calls:
         results.append(run_pte(source, inputs, state=results[-1].state if results else None))
+        for rows, facts in zip(results[-1].rows, results[-1].lookups, strict=True):
+            if facts.io_storage == "texture3d" and math.prod(rows.shape[:-2]) > 1:
+                what = f"indices of shape {list(rows.shape[:-1])} in a texture"
+                raise DeviceWouldFail(f"{what} give wrong rows: the runtime's shader reads them as one row")
     return results
 
 

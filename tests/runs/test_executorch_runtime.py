@@ -27,7 +27,8 @@ from conformance.judging.judge import judge
 from conformance.pte.delegate import run_delegate
 from conformance.pte.file import read_pte
 from conformance.pte.runtime import Library, Runner
-from conformance.results.verdict import PASS
+from conformance.results import replay
+from conformance.results.verdict import FAIL, PASS, Verdict
 from conformance.runs.run import expected_of, timed
 from conformance.sources.runtime import runtime_source
 from conformance.subjects.executorch_runtime import TEXTURE_LIMIT, lookup_file
@@ -153,6 +154,22 @@ def test_a_recorded_runtime_means_the_same_from_anywhere(tmp_path: Path, monkeyp
         f"executorch-runtime:{tmp_path}/runner --flag@executorch"
     )
     assert runtime_source("./runner").lowering == "impl"
+
+
+def test_bisection_asks_a_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is right about up to 12 indices."""
+    case, answers = kernel(weight_layout="flat", indices_shape=(40,)), tmp_path / "answers"
+    subject = f"executorch-runtime:{runner(answers)}"
+    own = operands(case.question)
+    every = np.arange(len(own.values))
+    np.save(
+        answers / "rows.npy",
+        embedding_q4gsw(pack_flat(own.values), own.scales, own.group_size, every, output_dtype="float32"),
+    )
+    (answers / "most").write_text("13")
+    file = str(replay.write(tmp_path, case, Verdict(case.id, "KERNEL", subject, FAIL, "KERNEL/array/values"), {}))
+    assert main.main(["bisect", "sizes", file, "--axis", "indices", "--subject", subject]) == 0
+    assert "first bad: indices 13 (KERNEL/array/values); 12 is right" in capsys.readouterr().out
 
 
 def test_answers_that_differ_are_a_failure_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

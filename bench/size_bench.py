@@ -2,9 +2,9 @@
 
     python -m bench.size_bench [--json FILE] [--small]
 
-Prints bytes, bytes an element and the formula 1/2 + (bytes of a scale)/G for each table; --small leaves
-out the one of Llama 3.2 1B (about 10 GB of memory). Exits 1 when a fused file is more than 8 KiB above
-the formula: a copy, or something unused, is in it.
+Prints bytes, bytes an element and the formula 1/2 + (bytes of a scale)/G for each table, besides seconds and the most
+memory beyond the program's own while it is lowered; --small leaves out the one of Llama 3.2 1B (about 10 GB of
+memory). Exits 1 when a fused file is more than 8 KiB above the formula: a copy, or something unused, is in it.
 
 A .pte that went from 418 to 348 MiB when its one embedding stopped being a float constant has lost
 4 - 1/2 - 4/32 bytes an element, so its table has 70 * 2**20 / 3.375 = 21.7 million elements: 42480 x 512.
@@ -15,6 +15,7 @@ Source: docs/contract.md 6.1; docs/lowering.md has the table of results.
 import gc
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 from torch.export import ExportedProgram
 
 from bench.common import parser, write_json
+from conformance.models.observe import peak_memory
 from impl.lowering import lower_to_vulkan
 
 OVERHEAD = 8192
@@ -103,16 +105,21 @@ def main(argv: list[str] | None = None) -> int:
     options = command.parse_args(argv)
     warnings.simplefilter("ignore")  # notes of torch and executorch about their own internals
     logging.disable(logging.INFO)
-    print(f"{'table':30} {'way':9} {'bytes':>13} {'MB':>9} {'B/element':>9} {'formula':>9}")
+    print(f"{'table':30} {'way':9} {'bytes':>13} {'MB':>9} {'B/element':>9} {'formula':>9} {'s':>6} {'MB beyond':>9}")
     rows: list[dict[str, Any]] = []
     for shape in SHAPES if options.small else (*SHAPES, LLAMA):
         elements = shape.rows * shape.columns
         for way, measure in WAYS.items():
-            size = measure(torch.export.export(Table(shape), (torch.tensor([0, 1]),)))
+            program = torch.export.export(Table(shape), (torch.tensor([0, 1]),))
+            before, started = peak_memory(reset=True), time.monotonic()
+            size = measure(program)
+            seconds, beyond = time.monotonic() - started, peak_memory() - before
             gc.collect()
             formula = 4 * elements if way == "unfused" else shape.formula
             rows.append({"table": shape.name, "way": way, "bytes": size, "formula": formula, "elements": elements})
+            rows[-1] |= {"seconds": seconds, "bytes_beyond": beyond}
             columns = f"{size:13} {size / 1e6:9.2f} {size / elements:9.4f} {formula / elements:9.4f}"
+            columns += f" {seconds:6.1f} {beyond / 1e6:9.0f}"
             print(f"{shape.name:30} {way:9} {columns}", flush=True)
     write_json(options.json, rows)
     too_large = [r for r in rows if r["way"] == "ours" and r["bytes"] > r["formula"] + OVERHEAD]

@@ -42,7 +42,7 @@ def observe_model(question: Model, lower: "Callable[[Any, dict[str, Any]], bytes
     calls = zoo.inputs(question)
     lowered = copy.deepcopy(model)  # which the lowering may alter
     program = torch.export.export(lowered, calls[0], dynamic_shapes=zoo.dynamic_shapes(question))
-    before, started = _memory(reset=True), time.monotonic()
+    before, started = peak_memory(reset=True), time.monotonic()
     file = read_pte(lower(program, {}))
     places = dict(_places(file))
     measured = {
@@ -50,7 +50,7 @@ def observe_model(question: Model, lower: "Callable[[Any, dict[str, Any]], bytes
         "linears": str(sum(name.startswith("linear") for name in places)),
         "file_bytes": str(len(file.data)),
         "lower_seconds": f"{time.monotonic() - started:.1f}",
-        "lower_megabytes": f"{(_memory() - before) / 1e6:.0f}",
+        "lower_megabytes": f"{(peak_memory() - before) / 1e6:.0f}",
     }
     outputs: dict[str, Array] = {}
     sources = model_outputs(question, model)
@@ -111,7 +111,7 @@ def _outputs(model: Any, given: Sequence[Any]) -> tuple[Any, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _memory(*, reset: bool = False) -> int:
+def peak_memory(*, reset: bool = False) -> int:
     """The most memory that this process had since the last reset, in bytes; 0 where the system does not say."""
     try:
         if reset:

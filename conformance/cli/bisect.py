@@ -10,7 +10,7 @@ from conformance.bisect.search import Search, Step
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
 from conformance.case.toml import case_to_toml
-from conformance.cli.options import Parser, positive
+from conformance.cli.options import Parser, busy, positive
 from conformance.files import say
 from conformance.harness.subject import from_file
 from conformance.results import replay
@@ -57,12 +57,14 @@ def _from(options: argparse.Namespace) -> int:
 
 def _stage(options: argparse.Namespace) -> int:
     case, signature, subject = _asked(options)
-    return stages.show(case, subject, options.case_seconds, signature, options.repeat)
+    with busy("asking each stage"):
+        return stages.show(case, subject, options.case_seconds, signature, options.repeat)
 
 
 def _sizes(options: argparse.Namespace) -> int:
     (case, signature, subject), ends = _asked(options), (options.good, options.bad)
-    return sizes.show(case, subject, options.axis, ends, signature, options.case_seconds, options.repeat)
+    with busy("asking sizes"):
+        return sizes.show(case, subject, options.axis, ends, signature, options.case_seconds, options.repeat)
 
 
 def _asked(options: argparse.Namespace) -> tuple[Case, str, str]:
@@ -110,7 +112,8 @@ def _commit(options: argparse.Namespace) -> int:
     )
     commits.check_range(repo, old, new, names=names)
     _note_changes(repo)
-    culprit = commits.find(search)
+    with busy("judging commits"):
+        culprit = commits.find(search)
     _print(search, culprit, options.case)
     return 0 if culprit.commit and not culprit.candidates else 1
 

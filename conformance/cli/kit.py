@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
-from conformance.cli.options import Parser
+from conformance.cli.options import Parser, busy
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw, say
 from conformance.harness import limited
 from conformance.harness.errors import BadFile, EnvironmentProblem
@@ -108,14 +106,16 @@ def _write_kits(options: argparse.Namespace, cases: Sequence[Case], folder: Path
     for case in cases:
         folder_of(case, folder)
     left: list[tuple[Case, str, str]] = []
-    for case in tqdm(cases, desc="lowering", unit=" kits", disable=None, leave=False):
-        try:
-            say(str(export(case, folder, options.lower_with, run.versions())))
-        except Unwritable:
-            raise
-        except (NotLowered, ValueError) as error:
-            left.append((case, type(error).__name__, str(error).partition("\n")[0]))
-            say(f"{case.id}: {left[-1][2]}", file=sys.stderr)
+    with busy("lowering", len(cases), "kits") as bar:
+        for case in cases:
+            try:
+                say(str(export(case, folder, options.lower_with, run.versions())))
+            except Unwritable:
+                raise
+            except (NotLowered, ValueError) as error:
+                left.append((case, type(error).__name__, str(error).partition("\n")[0]))
+                say(f"{case.id}: {left[-1][2]}", file=sys.stderr)
+            bar.update()
     say(f"{len(cases) - len(left)} of {len(cases)} cases written to {folder}")
     return left
 
@@ -191,10 +191,12 @@ def _run(options: argparse.Namespace) -> int:
         verdict = Verdict(case.id, case.stage, "", ERROR, signature, reason, contract=case.contract)
         verdicts.add(verdict, *again, "--case", case.id, "--lower-with", options.lower_with)
     folders = kits(options.kits or scratch / "kits") if options.kits or len(left) < len(cases) else ()
-    for path in tqdm(folders, desc="running", unit=" kits", disable=None, leave=False):
-        out = scratch / "out" / path.name
-        verdict = run_kit(read_kit(path), words, out, options.case_seconds, facts, options.repeat)
-        verdicts.add(verdict, *again, "--kits", path)
+    with busy("running", len(folders), "kits") as bar:
+        for path in folders:
+            out = scratch / "out" / path.name
+            verdict = run_kit(read_kit(path), words, out, options.case_seconds, facts, options.repeat)
+            verdicts.add(verdict, *again, "--kits", path)
+            bar.update()
     say(f"outputs: {scratch / 'out'}")
     return verdicts.finish()
 

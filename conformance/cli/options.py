@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from conformance.case.case import LEVELS, STAGES
 from conformance.cli.config import config
@@ -101,10 +102,16 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def busy(what: str) -> Iterator[None]:
-    """Say on a terminal, while it goes on, what takes long, and how long it has taken."""
-    over = threading.Event()
-    with tqdm(desc=what, bar_format="{desc}: {elapsed}", disable=None, leave=False) as bar:
+def busy(what: str, total: int | None = None, unit: str = "") -> Iterator[tqdm]:
+    """Say on a terminal, every second, what takes long, and how long it has taken; of a ``total`` rate and time left.
+
+    Whoever has a ``total`` updates the bar. What is logged meanwhile stands above it.
+    """
+    over, form = threading.Event(), None if total else "{desc}: {elapsed}"
+    with (
+        logging_redirect_tqdm(),
+        tqdm(desc=what, total=total, unit=f" {unit}", bar_format=form, disable=None, leave=False) as bar,
+    ):
 
         def tick() -> None:
             while not over.wait(1):
@@ -113,7 +120,7 @@ def busy(what: str) -> Iterator[None]:
         ticker = threading.Thread(target=tick, daemon=True)
         ticker.start()
         try:
-            yield
+            yield bar
         finally:
             over.set()
             ticker.join()

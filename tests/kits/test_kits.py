@@ -63,7 +63,8 @@ def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     assert judged(folder, wrong, *named, "--report", str(tmp_path / "old")) == 1
     (verdict,) = verdict_stream(tmp_path / "old").verdicts
     assert (verdict.subject, verdict.contract, verdict.signature) == ("my runtime", "3.2", "RUN/array/values")
-    assert {p.name for p in (tmp_path / "old").iterdir()} == {"verdicts.jsonl", "summary.md", "report.html", "junit.xml"}
+    files = {"verdicts.jsonl", "summary.md", "report.html", "junit.xml"}
+    assert {p.name for p in (tmp_path / "old").iterdir()} == files
     capsys.readouterr()
     assert main.main(shlex.split(verdict.replay)[1:]) == 1, verdict.replay
     assert "RUN/array/values" in capsys.readouterr().out

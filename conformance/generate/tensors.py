@@ -238,7 +238,8 @@ def indices(draft: Draft, rows: int, defects: set[str]) -> str:
     dynamic = draft.choose(((), (0,), tuple(range(len(shape))), ()))
     if source not in {"input", "computed"} or not shape or not rows:
         dynamic = ()
-    bound = max(17, *shape) if dynamic and draft.chance(1, 2) else 0
+    bounded = draft.chance(1, 2) or draft.lowered  # a file's memory is planned for the largest sizes
+    bound = max(17, *shape) if dynamic and bounded else 0
     found = draft.add("i", draft.choose(("int64", "int32")), shape, values, source, dynamic, bound)
     if not moved:
         return found.name

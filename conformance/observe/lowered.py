@@ -5,11 +5,14 @@ Tables are looked for by their bytes in the file, so nothing here depends on whe
 Source: docs/contract.md 5.7, 6.1 to 6.3.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from executorch.exir import EdgeProgramManager, to_edge
+from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
 from conformance.audit.audit import audit
@@ -29,6 +32,9 @@ from reference.program.apply import INEXACT
 from reference.program.evaluate import second_call
 from reference.program.spec import Apply, Linear, Lookup
 
+#: Types in which contract 3.6 bounds a product, and 5.7 a norm of a delegate.
+_WITH_A_BOUND = (torch.float32, torch.float16)
+_LOOKUPS = {exir_ops.edge.aten.embedding.default, exir_ops.edge.quantized_decomposed.embedding_4bit.dtype}
 #: What runs a file call by call, each with its inputs, without a Vulkan runtime (``run_in_turn``) or on one.
 Execute = Callable[[PteFile, Sequence[Sequence[Any]]], list[RunResult]]
 
@@ -63,7 +69,8 @@ def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_in_tu
     result, *again = execute(file, [built.inputs] * (2 if following else 1))
     computed_by = places(built, file)
     outputs = {step: result.outputs[position] for step, position in built.outputs.items()}
-    sources, failed = _source_outputs(built, computed_by), dict[str, str]()
+    source = functools.cache(lambda: build(built.spec, edge=False))  # not the one that the lowering was handed
+    sources, failed = _source_outputs(source, built, computed_by), dict[str, str]()
     for size, inputs in other_inputs(built, lowered=True).items():
         try:
             there = execute(file, [inputs])[0].outputs
@@ -71,11 +78,12 @@ def observe_run(built: BuiltProgram, file: PteFile, execute: Execute = run_in_tu
             failed |= named_at(size, dict.fromkeys(built.outputs, str(error)))
             continue
         outputs |= named_at(size, {step: there[position] for step, position in built.outputs.items()})
-        sources |= named_at(size, _source_outputs(replace(built, inputs=inputs), computed_by))
+        sources |= named_at(size, _source_outputs(source, replace(built, inputs=inputs), computed_by))
     if following:  # what the first call wrote
         there = again[0].outputs
         outputs |= named_at(SECOND, {step: there[position] for step, position in built.outputs.items()})
-        sources |= named_at(SECOND, _source_outputs(replace(build(following), inputs=built.inputs), computed_by))
+        source = functools.cache(lambda: build(following, edge=False))
+        sources |= named_at(SECOND, _source_outputs(source, built, computed_by))
     decisions = tuple(
         Decision(step.name, computed_by[step.name] == Place("vulkan", LOOKUP)) for step in built.spec.lookups()
     )
@@ -129,27 +137,45 @@ def whole_tables(built: BuiltProgram, file: PteFile) -> dict[str, Array]:
     return read
 
 
-def _source_outputs(built: BuiltProgram, places: Mapping[str, Place]) -> dict[str, Any]:
-    """What the program that was not rewritten computes where the contract fixes no number: linears, norms.
+def _source_outputs(
+    source: Callable[[], BuiltProgram], called: BuiltProgram, places: Mapping[str, Place]
+) -> dict[str, Any]:
+    """What ``source``, on the inputs of ``called``, computes where the contract gives neither a number nor a bound.
 
     Each on the runtime that the file has it on: a delegate's operators run eagerly here. For the CPU runtime the tables
     are folded into float constants first: no runtime has torchao's dequantize.
     """
-    spec = built.spec
-    steps = [s.name for s in spec.steps if isinstance(s, Linear) or (isinstance(s, Apply) and s.function in INEXACT)]
-    renormed = [s.name for s in spec.lookups() if isinstance(s, Lookup) and s.max_norm]  # which no runtime has
-    steps = [name for name in (*steps, *renormed) if name in built.outputs]
-    eager = [name for name in steps if name in renormed or places[name].place == "vulkan"]
-    results: dict[str, Any] = {}
+    returned = [step for step in called.spec.steps if step.name in called.outputs]
+    inexact = [s for s in returned if isinstance(s, Linear) or (isinstance(s, Apply) and s.function in INEXACT)]
+    renormed = [s.name for s in returned if isinstance(s, Lookup) and s.max_norm]  # which no runtime has
+    if not inexact and not renormed:
+        return {}
+    built = source()
+    results = built.exported.graph.output_node().args[0][-len(built.outputs) :]
+    types = {name: results[position].meta["val"].dtype for name, position in built.outputs.items()}
+    in_vulkan = {s.name for s in called.spec.steps if s.name in places and places[s.name].place == "vulkan"}
+    eager, on_the_cpu = list(renormed), list[str]()
+    for step in inexact:
+        anywhere = isinstance(step, Apply) and step.function == "linear"  # its bound holds on the CPU as well
+        if types[step.name] not in _WITH_A_BOUND or not (anywhere or step.name in in_vulkan):
+            (eager if step.name in in_vulkan else on_the_cpu).append(step.name)
+    found: dict[str, Any] = {}
     if eager:
-        values = run_program(built.program, built.inputs)
-        results = {name: to_numpy(values[built.nodes[name]]) for name in eager}
-    if len(eager) == len(steps):
-        return results
+        values = run_program(built.program, called.inputs)
+        found = {name: to_numpy(values[built.nodes[name]]) for name in eager}
+    if on_the_cpu:
+        outputs = run_pte(_on_the_cpu(built.exported), called.inputs).outputs
+        found |= {name: outputs[built.outputs[name]] for name in on_the_cpu}
+    return found
+
+
+@functools.lru_cache(maxsize=1)  # asked at several sizes in turn
+def _on_the_cpu(exported: Any) -> bytes:
+    """The file of a program without a delegate."""
     with small_programs():
-        edge = to_edge(built.exported)
-    folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=set())
+        edge = to_edge(exported)
+    folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=_LOOKUPS)  # whose indices may be constants
+    for node in folded.graph.find_nodes(op="placeholder"):
+        node.meta["et_init_buffer"] = True  # state starts as the program has it, not as zeros
     config = replace(edge.compile_config, _check_ir_validity=False)  # folding leaves clones of another dialect
-    manager = EdgeProgramManager({"forward": folded}, None, config).to_executorch()
-    outputs = run_pte(bytes(manager.buffer), built.inputs).outputs
-    return results | {name: outputs[built.outputs[name]] for name in steps if name not in eager}
+    return bytes(EdgeProgramManager({"forward": folded}, None, config).to_executorch().buffer)

@@ -113,12 +113,15 @@ def run_shard(
     stages = ("LOWER", "RUN") if shard.stage == "RUN" else (shard.stage,)
 
     def check(case: Case) -> str:
+        seconds = 0.0
         for stage in stages:
             asked = replace(case, stage=stage)
             write_whole({journal: replay.text(asked, worker.subject, "", run.versions())})
             verdict = run.timed(worker, asked)
+            seconds += verdict.seconds
             if verdict.signature:
                 break
+        verdict = replace(verdict, seconds=seconds)
         if not verdicts or verdicts[-1] in excused or not verdicts[-1].signature:  # what follows a failure is shrinking
             verdicts.append(verdict)
             if verdict.signature and excuses(case, verdict.signature):

@@ -162,7 +162,7 @@ def _git_bisect(search: Search, new: str) -> tuple[str, tuple[str, ...]]:
     terms = ["--term-old=older", "--term-new=newer"]
     base = text(search.clone, "merge-base", search.old, new).split()[0]
     last = text(search.clone, "bisect", "start", *flags, *terms, new, base)
-    say(last)
+    say(*last.splitlines())
     log = text(search.clone, "bisect", "log")
     if not _FIRST.search(log):
         last = _run(search)
@@ -193,7 +193,7 @@ def _run(search: Search) -> str:
                 say(line.rstrip())
             elif left := _LEFT.search(line):
                 seconds = (int(left[1]) + 1) * (time.monotonic() - started) / max(done, 1)
-                say(f"  about {int(left[1]) + 1} more steps, {seconds:.0f} s")
+                say(f"  steps to go: about {int(left[1]) + 1}, {seconds:.0f} s")
     if search.stopped.is_file():
         raise SearchEnded(search.stopped.read_text(encoding="utf-8"))
     return last

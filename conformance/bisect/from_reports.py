@@ -27,7 +27,7 @@ def show(old: Path, new: Path, *, every: bool = False) -> int:
             say(*_commands(verdict.case, before.header, after.header))
         if not every and len(there) > 1:
             say(f"# {others([v.case for v in there])}")
-    say(f"{len(red)} cases went red")
+    say(f"cases that went red: {len(red)}")
     return 0 if red else 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conformance.case.case import Case
 from conformance.case.catalogue import load, select
-from conformance.cli.options import Parser, busy
+from conformance.cli.options import Parser, busy, print_json
 from conformance.files import Unwritable, check_writable, new_folder, q4gsw, say
 from conformance.harness import limited
 from conformance.harness.errors import BadFile, EnvironmentProblem
@@ -52,6 +52,7 @@ def add_kit(parser: Parser) -> None:
     for reading in (play, judge):
         reading.add_argument("folder", type=Path, help="a kit, or a directory of kits")
         reading.add_argument("outputs", type=Path, help="the outputs: a directory a kit, named as the kit is")
+        reading.shared("--json")
     for judging in (play, call, judge):
         judging.add_argument("--device-profile", type=Path, help="what the runner's shaders declare: TOML or JSON")
         judging.shared("--report", "--expectations")
@@ -213,7 +214,7 @@ class _Verdicts:
     """Verdicts as they come: printed, next to what is expected, and written to the report."""
 
     def __init__(self, options: argparse.Namespace, subject: str) -> None:
-        self.subject = options.subject_name or subject
+        self.subject, self.json = options.subject_name or subject, getattr(options, "json", False)
         header = run.header(self.subject, "", getattr(options, "level", "kits"), getattr(options, "case", ()))
         self.report = Report(options.report, header, run.expected_of(self.subject, options.expectations))
 
@@ -222,8 +223,10 @@ class _Verdicts:
         verdict = self.report.expected.apply(replace(verdict, subject=self.subject, replay=q4gsw(*words)))
         self.report.add(verdict)
         why = "" if verdict.outcome == PASS else f"  {verdict.reason}  ({verdict.signature})"
-        say(f"{verdict.outcome:5} {verdict.case}{why}")
+        if not self.json:
+            say(f"{verdict.outcome:5} {verdict.case}{why}")
 
     def finish(self) -> int:
-        say(*self.report.finish())
+        last = self.report.finish()
+        print_json(self.report.verdicts) if self.json else say(*last)
         return exit_code(self.report.verdicts)

@@ -88,6 +88,7 @@ def test_commits_that_cannot_be_tested_or_fail_otherwise_are_skipped(
     names = linear(tmp_path / "repo", 200, files)
     assert bisect(tmp_path / "repo", names[1], names[200]) == 0
     said = capsys.readouterr().out
+    assert "\\n" not in said, "a line is a line"
     assert f"first bad: {names[80]}" in said
     assert "No module named" in said or "cannot import name 'OFFSET'" in said
 

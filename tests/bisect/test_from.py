@@ -42,7 +42,7 @@ def test_two_reports_of_other_revisions_become_searches_over_commits(
     said = capsys.readouterr().out
     assert "bisect commit pack/flat/d2 --repo /r --good aaa --bad bbb" in said
     assert "every-pair" not in said
-    assert "1 cases went red" in said
+    assert "cases that went red: 1" in said
     assert from_reports.show(old, old) == 1
     suite = [header_of(tmp_path, "a", "PASS"), header_of(tmp_path, "b", "FAIL", revision="r2")]
     assert main.main(["bisect", "--from", *map(str, suite)]) == 0

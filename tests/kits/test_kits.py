@@ -66,6 +66,9 @@ def test_verdicts_on_kits_are_a_report_beside_what_is_expected(
     files = {"verdicts.jsonl", "summary.md", "report.html", "junit.xml"}
     assert {p.name for p in (tmp_path / "old").iterdir()} == files
     capsys.readouterr()
+    assert judged(folder, wrong, *named, "--json") == 1
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said["outcome"], said["subject"], said["signature"]) == ("FAIL", "my runtime", "RUN/array/values")
     assert main.main(shlex.split(verdict.replay)[1:]) == 1, verdict.replay
     assert "RUN/array/values" in capsys.readouterr().out
     known.write_text(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conformance.cli.options import Parser, busy, positive, print_json
-from conformance.files import printable, say, write_whole
+from conformance.files import check_writable, printable, say, write_whole
 from conformance.pte import operators as vulkan_operators
 
 
@@ -84,6 +84,8 @@ def _check(options: argparse.Namespace) -> int:
 
     check_pt2(options.file)
     inputs = str(options.inputs.resolve()) if options.inputs else ""
+    if options.html:
+        check_writable(options.html.parent)
     read, page = "conformance.explain.check:check_file", "conformance.explain.page:page_file"
     words = (inputs, options.subject, *(() if options.html else (options.form,)))
     with busy(f"lowering {printable(str(options.file))}, and executing it"):

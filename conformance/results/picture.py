@@ -139,7 +139,7 @@ def _sizes(got: Array, right: Array) -> dict[str, int]:
         low, high = 1 << p >> 1, (1 << p) - 1
         name = f"{low:,}" if low == high else f"{low:,} to {high:,}" if p < _LARGE else f"{low:,} or more"
         if count:
-            labels[f"{name} {unit}"] = int(count)
+            labels[f"{name} {unit if name != '1' else unit.removesuffix('s')}"] = int(count)
     return labels
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conformance.cli.main import main
 from conformance.explain import check as checking
 from conformance.explain.check import check, check_file
 from conformance.explain.explain import explain
@@ -79,3 +80,13 @@ def test_a_page_says_where_it_departs_and_runs_nothing() -> None:
     refused = page(checking.Check("", "has 6 rows", 0, (), (), ()), "m")
     assert "No file: has 6 rows" in refused
     assert "<table>" not in refused
+
+
+def test_a_page_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("conformance.harness.limited.run", lambda *_, **__: pytest.fail("lowered first"))
+    (tmp_path / "file").touch()
+    path = saved(torch.nn.Identity(), (BATCH,), tmp_path / "m.pt2")
+    assert main(["check", path, "--html", str(tmp_path / "file" / "page.html")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file: cannot be written (File exists)")

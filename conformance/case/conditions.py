@@ -16,7 +16,7 @@ WORDS = frozenset(
         *(f"output_{dtype}" for dtype in ("float16", "float32", "bfloat16", "float64")),
         *(f"{part}_{source}" for part in ("weight", "scale") for source in SOURCES),
         *("indices_of_several_rows", "scale_bfloat16", "packed_scale_of_rows", "packed_zero_point", "state"),
-        *("weight_read", "table_read", "weight_shared", "scale_shared"),
+        *("zero_point_bfloat16", "zero_point_int16", "weight_read", "table_read", "weight_shared", "scale_shared"),
         *("linear", "linear_float16", "linear_bfloat16", "linear_rows_not_multiple_of_4", "linear_without_zero_point"),
     }
 )
@@ -40,6 +40,8 @@ def _lookups(spec: ProgramSpec) -> Iterator[str]:
             yield "packed_scale_of_rows"
         if table is lookup and table.zero_point:
             yield "packed_zero_point"
+        if table.zero_point and (dtype := spec.tensor(table.zero_point).dtype) in {"bfloat16", "int16"}:
+            yield f"zero_point_{dtype}"
 
 
 def _readers(spec: ProgramSpec) -> Iterator[str]:

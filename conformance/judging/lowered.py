@@ -17,7 +17,7 @@ from conformance.judging.tables import judge_constants, judge_reads
 from conformance.results.mismatch import ArrayMismatch, DecisionMismatch, DtypeShapeMismatch, Mismatch
 from reference.arithmetic.accept import HOST, FloatModes, accept_products
 from reference.arithmetic.bfloat16 import BFLOAT16, dtype_name, from_bfloat16, to_bfloat16
-from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.arithmetic.dot_bound import dot_bound, overflow_reach, within_bound
 from reference.arithmetic.norm_bound import norm_bound
 from reference.arithmetic.rounding import FLOAT16, FLOAT32
 from reference.program.apply import INEXACT, apply_exactly
@@ -29,6 +29,8 @@ from reference.program.values import tensor_values
 from reference.table.dequantize import exact_weights
 
 Array = np.ndarray[Any, Any]
+#: Exact values, bounds, and how far partial sums reach up and down (``reference.arithmetic.dot_bound``).
+Bounded = tuple[Array, Array, tuple[Array, Array]]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
 
 
@@ -230,13 +232,13 @@ def judge_linear(
     x, rows = tensors[step.x], len(tensors[spec.dequantize(step.table).weight])
     if wrong := compare.dtype_shape(step.name, got, dtype_name(x), (*x.shape[:-1], rows)):
         return wrong
-    return _inside(step.name, got, exact_linear(spec, step, tensors, modes))
+    return _inside(step.name, got, _linear(spec, step, tensors, modes))
 
 
-def _inside(name: str, got: Array, allowed: tuple[Array, Array]) -> ArrayMismatch | None:
+def _inside(name: str, got: Array, allowed: tuple[Array, Array] | Bounded) -> ArrayMismatch | None:
     """Compare dot products with their exact values and bounds."""
-    exact, bound = allowed
-    right = within_bound(got, exact, bound)
+    exact, bound = allowed[:2]
+    right = within_bound(got, *allowed)
     if bool(right.all()):
         return None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmin(right)), right.shape))
@@ -248,6 +250,10 @@ def exact_linear(
     spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array], modes: FloatModes = HOST
 ) -> tuple[Array, Array]:
     """A linear's exact output and its bound (contract 3.6)."""
+    return _linear(spec, step, tensors, modes)[:2]
+
+
+def _linear(spec: ProgramSpec, step: Linear, tensors: Mapping[str, Array], modes: FloatModes) -> Bounded:
     table = spec.dequantize(step.table)
     zero_point = tensors[table.zero_point] if table.zero_point else None
     weights, roundings = exact_weights(
@@ -256,10 +262,9 @@ def exact_linear(
     return _bounded(tensors[step.x], weights, modes, tensors.get(step.bias), roundings)
 
 
-def _bounded(
-    x: Array, weights: Array, modes: FloatModes, bias: Array | None, roundings: int = 1
-) -> tuple[Array, Array]:
-    """A product with exact weights, and its bound under what is declared for x's width."""
+def _bounded(x: Array, weights: Array, modes: FloatModes, bias: Array | None, roundings: int = 1) -> Bounded:
+    """A product with exact weights, its bound under what is declared for x's width, and how far partial sums reach."""
     half = x.dtype == np.float16
     nearest, preserve = modes.rte16 if half else modes.rte32, modes.preserves_denormals(FLOAT16 if half else FLOAT32)
-    return dot_bound(x, weights, nearest=nearest, preserve=preserve, bias=bias, roundings=roundings)
+    exact, bound = dot_bound(x, weights, nearest=nearest, preserve=preserve, bias=bias, roundings=roundings)
+    return exact, bound, overflow_reach(x, weights, bias)

@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from executorch.backends.transforms.utils import create_constant_placeholder
 from executorch.exir import EdgeProgramManager, to_edge
 from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+from torch.export.graph_signature import InputKind
 
 from conformance.audit.audit import audit
 from conformance.audit.constants import unread_constants
@@ -23,18 +26,18 @@ from conformance.observe.execute import run_program
 from conformance.observe.tables import copies, read_in_file
 from conformance.program.build import BuiltProgram, build, other_inputs, small_programs
 from conformance.program.lookups import hidden_lookup
-from conformance.program.tensors import Array, to_numpy, user_inputs
+from conformance.program.tensors import Array, to_numpy, to_torch, user_inputs
 from conformance.pte.file import PteFile
 from conformance.pte.lookup import LOOKUP
 from conformance.pte.producer import Producer, lookups_behind, producer
 from conformance.pte.run import RunResult, run_in_turn, run_pte
 from reference.program.apply import INEXACT
-from reference.program.evaluate import second_call
+from reference.program.evaluate import packed_lookup, second_call
 from reference.program.spec import Apply, Linear, Lookup
 
 #: Types in which contract 3.6 bounds a product, and 5.7 a norm of a delegate.
 _WITH_A_BOUND = (torch.float32, torch.float16)
-_LOOKUPS = {exir_ops.edge.aten.embedding.default, exir_ops.edge.quantized_decomposed.embedding_4bit.dtype}
+_LOOKUP, _PACKED = exir_ops.edge.aten.embedding.default, exir_ops.edge.quantized_decomposed.embedding_4bit.dtype
 #: What runs a file call by call, each with its inputs, without a Vulkan runtime (``run_in_turn``) or on one.
 Execute = Callable[[PteFile, Sequence[Sequence[Any]]], list[RunResult]]
 
@@ -174,8 +177,31 @@ def _on_the_cpu(exported: Any) -> bytes:
     """The file of a program without a delegate."""
     with small_programs():
         edge = to_edge(exported)
-    folded = constant_prop_pass(edge.exported_program(), custom_skip_targets=_LOOKUPS)  # whose indices may be constants
+    folded = constant_prop_pass(
+        edge.exported_program(), custom_skip_targets={_LOOKUP, _PACKED}
+    )  # whose indices may be constants
+    _unpack(folded)
     for node in folded.graph.find_nodes(op="placeholder"):
         node.meta["et_init_buffer"] = True  # state starts as the program has it, not as zeros
     config = replace(edge.compile_config, _check_ir_validity=False)  # folding leaves clones of another dialect
     return bytes(EdgeProgramManager({"forward": folded}, None, config).to_executorch().buffer)
+
+
+def _unpack(program: Any) -> None:
+    """Let packed lookups read float tables where the kernel refuses their zero points: another type than rows have."""
+    signature = program.graph_signature
+    targets = {spec.arg.name: spec.target for spec in signature.input_specs}
+    for node in program.graph.find_nodes(op="call_function", target=_PACKED):
+        parts = [None if part is None else targets.get(part.name) for part in node.args[:3]]
+        dtype = node.meta["val"].dtype
+        if parts[2] is None or node.args[2].meta["val"].dtype == dtype:
+            continue
+        weight, scales, zero = (to_numpy(program.state_dict.get(p, program.constants.get(p))) for p in parts)
+        table = packed_lookup(weight, scales, zero, np.arange(len(weight)), str(dtype).removeprefix("torch."))
+        with program.graph.inserting_before(next(iter(program.graph.nodes))):
+            name, kind = f"{node.name}_table", InputKind.BUFFER
+            new = create_constant_placeholder(
+                program, program.graph, name, kind, to_torch(table), persistent_buffer=True
+            )
+        node.target, node.args, node.kwargs = _LOOKUP, (new, node.args[5]), {}
+    program.graph.eliminate_dead_code()

@@ -77,10 +77,42 @@ def dot_bound(
     return sums.reshape(shape), np.nextafter(bounds, np.inf).reshape(shape)
 
 
-def within_bound(got: Array, exact: Array, bound: Array) -> Array:
+def overflow_reach(x: Array, weights: Array, bias: Array | None = None) -> tuple[Array, Array]:
+    """How far up, and how far down, a partial sum of ``x @ weights.T + bias`` may go before it is rounded.
+
+    Args:
+        x: as of ``dot_bound``, and so the others.
+        weights: [N, K].
+        bias: None or [N].
+
+    Returns:
+        Two float64 [..., N], the sums of the positive terms and of the negative ones without their sign. Infinite where
+        a weight may overflow x's dtype before it is multiplied, both of them where that is by zero.
+
+    >>> up, down = overflow_reach(np.float32([[1, 0]]), np.array([[2.0, 1e39], [-2.0, 1.0]]))
+    >>> up.tolist(), down.tolist()
+    ([[inf, 0.0]], [[inf, 2.0]])
+    """
+    wide = np.abs(weights) > float(np.finfo(x.dtype).max) * (1 - 2.0**-9)
+    offsets = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
+    sides: list[tuple[Array, Array]] = []
+    for row in x.reshape(-1, x.shape[-1]).astype(np.float64):
+        with np.errstate(invalid="ignore", over="ignore"):
+            terms = row * np.where(wide, np.copysign(np.inf, weights), weights)
+        lost = np.isnan(terms).any(-1)
+        parts = [np.where(terms > 0, terms, 0).sum(-1) + np.maximum(offsets, 0)]
+        parts += [np.where(terms < 0, -terms, 0).sum(-1) + np.maximum(-offsets, 0)]
+        sides.append((np.where(lost, np.inf, parts[0]), np.where(lost, np.inf, parts[1])))
+    shape = (*x.shape[:-1], len(weights))
+    up, down = (np.array([side[which] for side in sides]).reshape(shape) for which in (0, 1))
+    return up, down
+
+
+def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, Array] | None = None) -> Array:
     """Where results lie inside the bound; bool of their shape.
 
-    An infinity does where a finite sum so near may overflow ``got``'s dtype; everything does where nothing is promised.
+    An infinity does where a finite sum so near may overflow ``got``'s dtype, or by ``reach`` (``overflow_reach``) a
+    partial sum may; NaN where partial sums may both ways. Everything does where nothing is promised.
 
     >>> got, exact = np.float32([1.0, np.nan, 7.0]), np.array([1.0, 1.0, np.nan])
     >>> within_bound(got, exact, np.array([0.0, 1.0, np.nan])).tolist()
@@ -90,6 +122,9 @@ def within_bound(got: Array, exact: Array, bound: Array) -> Array:
         near = np.abs(got.astype(np.float64) - exact) <= bound
         overflows = np.abs(exact) + bound > float(np.finfo(got.dtype).max)
         right = near | (np.isinf(got) & overflows & ((got > 0) == (exact > 0)))
+        if reach is not None:
+            up, down = (side + bound > float(np.finfo(got.dtype).max) for side in reach)
+            right |= (np.isposinf(got) & up) | (np.isneginf(got) & down) | (np.isnan(got) & up & down)
     return np.asarray(right | np.isnan(exact) | np.isinf(bound))
 
 

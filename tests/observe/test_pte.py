@@ -257,6 +257,18 @@ class TestPlanted:
         assert verdict.signature == "LOWER/decision/missed_delegation"
 
 
+def test_a_norm_of_rows_that_the_cpu_kernel_refuses_is_judged_and_a_wrong_one_fails() -> None:
+    """The norm in bfloat16 has no bound: what is compared with it runs on the CPU, where the kernel would abort."""
+    name = "run/consumer/packed-zero-points-of-another-type"
+    observation = observe_run(built(name), read_pte(lowered(name)))
+    assert judge(case_named(name), observation, "planted").outcome == PASS
+    output = next(output for output in observation.outputs if output != "lookup0")
+    bits = observation.outputs[output].copy()
+    bits.view(np.uint16)[0, 0] ^= 1
+    changed = replace(observation, outputs={**observation.outputs, output: bits})
+    assert judge(case_named(name), changed, "planted").signature == "RUN/array/values"
+
+
 class TestRefusals:
     def test_an_index_outside_the_table(self) -> None:
         with pytest.raises(CannotRun, match=r"indices\[2\] is 9"):

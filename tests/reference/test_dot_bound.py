@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reference.arithmetic.bfloat16 import cast_float
-from reference.arithmetic.dot_bound import dot_bound, within_bound
+from reference.arithmetic.dot_bound import dot_bound, overflow_reach, within_bound
 from reference.arithmetic.norm_bound import norm_bound
 from reference.program.spec import Values
 from reference.program.values import values_array
@@ -114,6 +114,36 @@ def test_an_overflow_is_right_only_where_the_sum_may_overflow() -> None:
     exact, bound = dot_bound(x, weights, nearest=True)
     assert within_bound(np.float16([[np.inf, np.inf]]), exact, bound).tolist() == [[True, False]]
     assert not within_bound(np.float16([[-np.inf, 600]]), exact, bound)[0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> None:
+    """Weights: terms that cancel; one side only; one that overflows; a small one; a sum that just fits."""
+    most = float(np.finfo(dtype).max)
+    x = np.array([[1, 1, 0]], dtype)
+    weights = np.array(
+        [[0.75, -0.75, 0.75], [0.75, 0.75, 0], [0, 0, 2], [-1e-3, 1e-3, 1], [0.5, -0.6, 0.9]]
+    ) * np.array([[most], [most], [most], [1], [most]])
+    exact, bound = dot_bound(x, weights, nearest=True)
+    reach = overflow_reach(x, weights)
+    allowed = {
+        value: within_bound(np.full((1, 5), value, dtype), exact, bound, reach)[0].tolist()
+        for value in (np.inf, -np.inf, np.nan)
+    }
+    assert allowed[np.inf] == [False, True, True, False, False]
+    assert allowed[-np.inf] == [False, False, True, False, False]
+    assert allowed[np.nan] == [False, False, True, False, False]
+    twice = np.concatenate([weights, weights], axis=1)
+    both = overflow_reach(np.concatenate([x, x], axis=1), twice)
+    exact, bound = dot_bound(np.concatenate([x, x], axis=1), twice, nearest=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        terms = x * weights.astype(dtype)
+        total = (2 * terms).sum(-1, dtype=dtype)[None]  # each term and its twin first
+    assert np.isnan(total[0, [0, 2]]).all()
+    assert total[0, [1, 4]].tolist() == [np.inf, -np.inf]
+    assert within_bound(total, exact, bound, both).all()
+    assert not within_bound(total, exact, bound).all(), "without it a right sum is refused"
+    assert not within_bound(np.full((1, 5), most / 2, dtype), exact, bound, both).any(), "finite: as ever"
 
 
 def test_a_bound_that_says_nothing_lets_everything_pass() -> None:

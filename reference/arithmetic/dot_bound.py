@@ -18,6 +18,7 @@ from reference import Array
 _FORMATS = {"float32": (2.0**-24, 2.0**-149, 2.0**-126), "float16": (2.0**-11, 2.0**-24, 2.0**-14)}
 
 
+@np.errstate(invalid="ignore", over="ignore")  # signalling NaNs are widened, too
 def dot_bound(
     x: Array,
     weights: Array,
@@ -64,8 +65,7 @@ def dot_bound(
     sums = np.full((len(rows), len(weights)), np.nan)
     bounds = np.full_like(sums, np.nan)
     for i, row in enumerate(rows):
-        with np.errstate(invalid="ignore", over="ignore"):
-            products = row * weights  # each off by at most 2**-53 of itself, besides the weight's own 2**-52
+        products = row * weights  # each off by at most 2**-53 of itself, besides the weight's own 2**-52
         tiny = eta * (terms + math.fsum(np.abs(row).tolist()))
         for n, offset in enumerate(offsets.tolist()):
             if not (np.isfinite(row).all() and np.isfinite(products[n]).all() and math.isfinite(offset)):
@@ -77,6 +77,7 @@ def dot_bound(
     return sums.reshape(shape), np.nextafter(bounds, np.inf).reshape(shape)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def overflow_reach(x: Array, weights: Array, bias: Array | None = None) -> tuple[Array, Array]:
     """How far up, and how far down, a partial sum of ``x @ weights.T + bias`` may go before it is rounded.
 
@@ -97,8 +98,7 @@ def overflow_reach(x: Array, weights: Array, bias: Array | None = None) -> tuple
     offsets = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
     sides: list[tuple[Array, Array]] = []
     for row in x.reshape(-1, x.shape[-1]).astype(np.float64):
-        with np.errstate(invalid="ignore", over="ignore"):
-            terms = row * np.where(wide, np.copysign(np.inf, weights), weights)
+        terms = row * np.where(wide, np.copysign(np.inf, weights), weights)
         lost = np.isnan(terms).any(-1)
         parts = [np.where(terms > 0, terms, 0).sum(-1) + np.maximum(offsets, 0)]
         parts += [np.where(terms < 0, -terms, 0).sum(-1) + np.maximum(-offsets, 0)]
@@ -108,6 +108,7 @@ def overflow_reach(x: Array, weights: Array, bias: Array | None = None) -> tuple
     return up, down
 
 
+@np.errstate(invalid="ignore")
 def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, Array] | None = None) -> Array:
     """Where results lie inside the bound; bool of their shape.
 
@@ -118,13 +119,12 @@ def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, Arr
     >>> within_bound(got, exact, np.array([0.0, 1.0, np.nan])).tolist()
     [True, False, True]
     """
-    with np.errstate(invalid="ignore"):
-        near = np.abs(got.astype(np.float64) - exact) <= bound
-        overflows = np.abs(exact) + bound > float(np.finfo(got.dtype).max)
-        right = near | (np.isinf(got) & overflows & ((got > 0) == (exact > 0)))
-        if reach is not None:
-            up, down = (side + bound > float(np.finfo(got.dtype).max) for side in reach)
-            right |= (np.isposinf(got) & up) | (np.isneginf(got) & down) | (np.isnan(got) & up & down)
+    near = np.abs(got.astype(np.float64) - exact) <= bound
+    overflows = np.abs(exact) + bound > float(np.finfo(got.dtype).max)
+    right = near | (np.isinf(got) & overflows & ((got > 0) == (exact > 0)))
+    if reach is not None:
+        up, down = (side + bound > float(np.finfo(got.dtype).max) for side in reach)
+        right |= (np.isposinf(got) & up) | (np.isneginf(got) & down) | (np.isnan(got) & up & down)
     return np.asarray(right | np.isnan(exact) | np.isinf(bound))
 
 

@@ -18,6 +18,7 @@ EPSILON = 1e-5
 _ROOT = 8
 
 
+@np.errstate(invalid="ignore", over="ignore")  # signalling NaNs are widened, too
 def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[Array, Array]:
     """The exact layer norm of every row, and how far a computation of it in x's dtype may be off.
 
@@ -39,16 +40,15 @@ def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[
     unit = _UNITS[x.dtype.name] * (1 if nearest else 2)
     columns = x.shape[-1]
     wide, by = x.astype(np.float64), weight.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = wide.mean(-1, keepdims=True)
-        off = wide - mean
-        variance = (off**2).mean(-1, keepdims=True)
-        root = 1 / np.sqrt(variance + EPSILON)
-        mean_off = (columns + 1) * unit * np.abs(wide).mean(-1, keepdims=True)
-        centred = 2 * mean_off * np.abs(off).mean(-1, keepdims=True) + (columns + 3) * unit * variance
-        squares = (2 * columns + 4) * unit * (wide**2).mean(-1, keepdims=True)
-        relative = np.maximum(centred, squares) / (variance + EPSILON) / 2 + _ROOT * unit
-        scaled = np.abs(by) * root * (mean_off + unit * np.abs(off) + relative * np.abs(off))
-        exact = off * root * by + bias
-        bound = 2 * (scaled + 3 * unit * (np.abs(off * root * by) + np.abs(bias.astype(np.float64))))
+    mean = wide.mean(-1, keepdims=True)
+    off = wide - mean
+    variance = (off**2).mean(-1, keepdims=True)
+    root = 1 / np.sqrt(variance + EPSILON)
+    mean_off = (columns + 1) * unit * np.abs(wide).mean(-1, keepdims=True)
+    centred = 2 * mean_off * np.abs(off).mean(-1, keepdims=True) + (columns + 3) * unit * variance
+    squares = (2 * columns + 4) * unit * (wide**2).mean(-1, keepdims=True)
+    relative = np.maximum(centred, squares) / (variance + EPSILON) / 2 + _ROOT * unit
+    scaled = np.abs(by) * root * (mean_off + unit * np.abs(off) + relative * np.abs(off))
+    exact = off * root * by + bias
+    bound = 2 * (scaled + 3 * unit * (np.abs(off * root * by) + np.abs(bias.astype(np.float64))))
     return exact, bound

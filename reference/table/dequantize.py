@@ -48,6 +48,7 @@ def dequantize_affine(
     return cast_float(product, output_dtype).reshape(values.shape)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # signalling NaNs are widened, too
 def exact_weights(
     values: Array, block_size: tuple[int, ...], scales: Array, zero_point: Array | None, output_dtype: str
 ) -> tuple[Array, int]:
@@ -66,13 +67,12 @@ def exact_weights(
     split, one_per_block = _blocks(values.shape, block_size)
     shifted, roundings = to_float(cast_float(values.reshape(split), output_dtype)).astype(np.float64), 1
     scale = to_float(_one_a_block("scales", scales, one_per_block)).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if zero_point is not None:
-            zero = to_float(cast_float(_one_a_block("zero_point", zero_point, one_per_block), output_dtype))
-            shifted = shifted - zero.astype(np.float64)
-            rounded = to_float(cast_float(shifted, output_dtype)).astype(np.float64)
-            roundings += not np.array_equal(rounded, shifted, equal_nan=True)
-        return (shifted * scale).reshape(values.shape), roundings
+    if zero_point is not None:
+        zero = to_float(cast_float(_one_a_block("zero_point", zero_point, one_per_block), output_dtype))
+        shifted = shifted - zero.astype(np.float64)
+        rounded = to_float(cast_float(shifted, output_dtype)).astype(np.float64)
+        roundings += not np.array_equal(rounded, shifted, equal_nan=True)
+    return (shifted * scale).reshape(values.shape), roundings
 
 
 def _factor(scale: Array, promoted: str) -> Array:

@@ -146,6 +146,17 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
     assert not within_bound(np.full((1, 5), most / 2, dtype), exact, bound, both).any(), "finite: as ever"
 
 
+def test_signalling_nans_raise_no_warning() -> None:
+    """Widening one is an invalid operation, and a warning is an error here, as in a run of the suite."""
+    signalling = np.array([[0x7F800001]], np.uint32).view(np.float32)
+    weights, _ = exact_weights(np.int8([[1, 2]]), (1, 2), signalling, None, "float32")
+    assert np.isnan(weights).all()
+    x = np.repeat(signalling, 2, axis=1)
+    exact, bound = dot_bound(x, np.ones((1, 2)), nearest=True)
+    assert within_bound(x[:, :1], exact, bound, overflow_reach(x, np.ones((1, 2)))).all()
+    assert np.isnan(norm_bound(x, x[0], x[0], nearest=True)[0]).all()
+
+
 def test_a_bound_that_says_nothing_lets_everything_pass() -> None:
     exact, bound = dot_bound(np.ones((1, 2048), np.float16), np.ones((1, 2048)), nearest=True)
     assert within_bound(np.float16([[-1]]), exact, bound).all()

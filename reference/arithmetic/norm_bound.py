@@ -35,7 +35,8 @@ def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[
         nearest: whether nearest even is declared for x's width; u doubles otherwise.
 
     Returns:
-        Two float64 [..., K]: the norm, and its bound; not a number in rows that are not finite.
+        Two float64 [..., K]: the norm, and its bound; not a number in rows that are not finite, infinite in rows whose
+        sum of squares may overflow.
     """
     unit = _UNITS[x.dtype.name] * (1 if nearest else 2)
     columns = x.shape[-1]
@@ -51,4 +52,5 @@ def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[
     scaled = np.abs(by) * root * (mean_off + unit * np.abs(off) + relative * np.abs(off))
     exact = off * root * by + bias
     bound = 2 * (scaled + 3 * unit * (np.abs(off * root * by) + np.abs(bias.astype(np.float64))))
-    return exact, bound
+    lost = (wide**2).sum(-1, keepdims=True) > float(np.finfo(x.dtype).max) * (1 - 2.0**-8)
+    return exact, np.where(lost, np.inf, bound)

@@ -185,6 +185,19 @@ def norm_operands(dtype: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return tuple((draw.standard_normal(shape) + 0.5).astype(dtype) for shape in ((4, COLUMNS), (COLUMNS,), (COLUMNS,)))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_norm_is_not_promised_where_its_squares_may_overflow(dtype: str) -> None:
+    x, weight, bias = norm_operands(dtype, 3)
+    large = np.sqrt(np.finfo(dtype).max / COLUMNS).astype(dtype)
+    x[1:] *= large
+    exact, bound = norm_bound(x, weight, bias, nearest=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        got = norm(x, weight, bias, np.arange(COLUMNS), squares=True)
+    assert (got[1:] == bias).all(), "one over an infinity is zero"
+    assert within_bound(got, exact, bound).all()
+    assert not within_bound(np.full_like(got, np.nan), exact, bound)[0].any(), "the small row is"
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("squares", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

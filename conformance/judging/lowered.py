@@ -30,7 +30,7 @@ from reference.table.dequantize import exact_weights
 
 Array = np.ndarray[Any, Any]
 #: Exact values, bounds, and how far partial sums reach up and down (``reference.arithmetic.dot_bound``).
-Bounded = tuple[Array, Array, tuple[Array, Array]]
+Bounded = tuple[Array, Array, tuple[Array, ...]]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
 
 
@@ -267,4 +267,4 @@ def _bounded(x: Array, weights: Array, modes: FloatModes, bias: Array | None, ro
     half = x.dtype == np.float16
     nearest, preserve = modes.rte16 if half else modes.rte32, modes.preserves_denormals(FLOAT16 if half else FLOAT32)
     exact, bound = dot_bound(x, weights, nearest=nearest, preserve=preserve, bias=bias, roundings=roundings)
-    return exact, bound, overflow_reach(x, weights, bias)
+    return exact, bound, overflow_reach(x, weights, bias, roundings)

@@ -16,6 +16,8 @@ from reference import Array
 
 #: By dtype: the unit roundoff of nearest even, the smallest subnormal number and the smallest normal one.
 _FORMATS = {"float32": (2.0**-24, 2.0**-149, 2.0**-126), "float16": (2.0**-11, 2.0**-24, 2.0**-14)}
+#: Weights' rows whose terms are added up at a time.
+_BLOCK = 4096
 
 
 @np.errstate(invalid="ignore", over="ignore")  # signalling NaNs are widened, too
@@ -68,7 +70,7 @@ def dot_bound(
         products = row * weights  # each off by at most 2**-53 of itself, besides the weight's own 2**-52
         tiny = eta * (terms + math.fsum(np.abs(row).tolist()))
         for n, offset in enumerate(offsets.tolist()):
-            if not (np.isfinite(row).all() and np.isfinite(products[n]).all() and math.isfinite(offset)):
+            if not (np.isfinite(row).all() and math.isfinite(2 * np.abs(products[n]).sum()) and math.isfinite(offset)):
                 continue
             sums[i, n] = math.fsum([*products[n].tolist(), offset])
             size = math.fsum([*np.abs(products[n]).tolist(), abs(offset)])
@@ -78,38 +80,43 @@ def dot_bound(
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def overflow_reach(x: Array, weights: Array, bias: Array | None = None) -> tuple[Array, Array]:
+def overflow_reach(x: Array, weights: Array, bias: Array | None = None, roundings: int = 1) -> tuple[Array, ...]:
     """How far up, and how far down, a partial sum of ``x @ weights.T + bias`` may go before it is rounded.
 
     Args:
         x: as of ``dot_bound``, and so the others.
         weights: [N, K].
         bias: None or [N].
+        roundings: that a weight takes.
 
     Returns:
-        Two float64 [..., N], the sums of the positive terms and of the negative ones without their sign. Infinite where
-        a weight may overflow x's dtype before it is multiplied, both of them where that is by zero.
+        Two float64 [..., N], the sums of the positive terms and of the negative ones without their sign, infinite where
+        a weight may overflow x's dtype before it is multiplied; and where that is by zero, bool [..., N].
 
-    >>> up, down = overflow_reach(np.float32([[1, 0]]), np.array([[2.0, 1e39], [-2.0, 1.0]]))
-    >>> up.tolist(), down.tolist()
-    ([[inf, 0.0]], [[inf, 2.0]])
+    >>> up, down, lost = overflow_reach(np.float32([[1, 0]]), np.array([[2.0, 1e39], [-1e39, 1.0]]))
+    >>> up.tolist(), down.tolist(), lost.tolist()
+    ([[2.0, 0.0]], [[0.0, inf]], [[True, False]])
     """
-    wide = np.abs(weights) > float(np.finfo(x.dtype).max) * (1 - 2.0**-9)
+    unit = _FORMATS[x.dtype.name][0]
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
     offsets = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
-    sides: list[tuple[Array, Array]] = []
-    for row in x.reshape(-1, x.shape[-1]).astype(np.float64):
-        terms = row * np.where(wide, np.copysign(np.inf, weights), weights)
-        lost = np.isnan(terms).any(-1)
-        parts = [np.where(terms > 0, terms, 0).sum(-1) + np.maximum(offsets, 0)]
-        parts += [np.where(terms < 0, -terms, 0).sum(-1) + np.maximum(-offsets, 0)]
-        sides.append((np.where(lost, np.inf, parts[0]), np.where(lost, np.inf, parts[1])))
+    up, down = (np.empty((len(rows), len(weights))) for _ in range(2))
+    lost = np.zeros(up.shape, np.bool_)
+    for start in range(0, len(weights), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        wide = np.abs(weights[block]) * (1 + 2 * unit * (roundings - 1)) > float(np.finfo(x.dtype).max)
+        factors = np.where(wide, np.copysign(np.inf, weights[block]), weights[block])
+        for i, row in enumerate(rows):
+            terms = row * factors
+            up[i, block] = np.fmax(terms, 0).sum(-1) + np.maximum(offsets[block], 0)
+            down[i, block] = np.fmax(-terms, 0).sum(-1) + np.maximum(-offsets[block], 0)
+            lost[i, block] = np.isnan(terms).any(-1)
     shape = (*x.shape[:-1], len(weights))
-    up, down = (np.array([side[which] for side in sides]).reshape(shape) for which in (0, 1))
-    return up, down
+    return up.reshape(shape), down.reshape(shape), lost.reshape(shape)
 
 
-@np.errstate(invalid="ignore")
-def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, Array] | None = None) -> Array:
+@np.errstate(invalid="ignore", over="ignore")
+def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, ...] | None = None) -> Array:
     """Where results lie inside the bound; bool of their shape.
 
     An infinity does where a finite sum so near may overflow ``got``'s dtype, or by ``reach`` (``overflow_reach``) a
@@ -119,12 +126,14 @@ def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, Arr
     >>> within_bound(got, exact, np.array([0.0, 1.0, np.nan])).tolist()
     [True, False, True]
     """
-    near = np.abs(got.astype(np.float64) - exact) <= bound
-    overflows = np.abs(exact) + bound > float(np.finfo(got.dtype).max)
-    right = near | (np.isinf(got) & overflows & ((got > 0) == (exact > 0)))
+    most = float(np.finfo(got.dtype).max)
+    right = np.abs(got.astype(np.float64) - exact) <= bound
+    right |= np.isinf(got) & (np.abs(exact) + bound > most) & ((got > 0) == (exact > 0))
     if reach is not None:
-        up, down = (side + bound > float(np.finfo(got.dtype).max) for side in reach)
-        right |= (np.isposinf(got) & up) | (np.isneginf(got) & down) | (np.isnan(got) & up & down)
+        up, down, lost = reach
+        share = bound / np.maximum(up + down, np.finfo(np.float64).tiny)  # gamma, of all terms
+        above, below = up * (1 + share) > most, down * (1 + share) > most
+        right |= (np.isposinf(got) & above) | (np.isneginf(got) & below) | (np.isnan(got) & (lost | above & below))
     return np.asarray(right | np.isnan(exact) | np.isinf(bound))
 
 

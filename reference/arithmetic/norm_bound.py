@@ -35,8 +35,8 @@ def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[
         nearest: whether nearest even is declared for x's width; u doubles otherwise.
 
     Returns:
-        Two float64 [..., K]: the norm, and its bound; not a number in rows that are not finite, infinite in rows whose
-        sum of squares may overflow.
+        Two float64 [..., K]: the norm, and its bound; not a number in rows that are not finite, infinite where
+        something may overflow, or the variance may be off by half of itself.
     """
     unit = _UNITS[x.dtype.name] * (1 if nearest else 2)
     columns = x.shape[-1]
@@ -52,5 +52,7 @@ def norm_bound(x: Array, weight: Array, bias: Array, *, nearest: bool) -> tuple[
     scaled = np.abs(by) * root * (mean_off + unit * np.abs(off) + relative * np.abs(off))
     exact = off * root * by + bias
     bound = 2 * (scaled + 3 * unit * (np.abs(off * root * by) + np.abs(bias.astype(np.float64))))
-    lost = (wide**2).sum(-1, keepdims=True) > float(np.finfo(x.dtype).max) * (1 - 2.0**-8)
-    return exact, np.where(lost, np.inf, bound)
+    most = float(np.finfo(x.dtype).max)
+    lost = (wide**2).sum(-1, keepdims=True) * (1 + 2 * columns * unit) > most
+    lost |= np.maximum(centred, squares) > (variance + EPSILON) / 2
+    return exact, np.where(lost | (2 * np.abs(off * root * by) > most), np.inf, bound)

@@ -130,8 +130,8 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
         value: within_bound(np.full((1, 5), value, dtype), exact, bound, reach)[0].tolist()
         for value in (np.inf, -np.inf, np.nan)
     }
-    assert allowed[np.inf] == [False, True, True, False, False]
-    assert allowed[-np.inf] == [False, False, True, False, False]
+    assert allowed[np.inf] == [False, True, False, False, False]
+    assert allowed[-np.inf] == [False, False, False, False, False]
     assert allowed[np.nan] == [False, False, True, False, False]
     twice = np.concatenate([weights, weights], axis=1)
     both = overflow_reach(np.concatenate([x, x], axis=1), twice)
@@ -144,6 +144,19 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
     assert within_bound(total, exact, bound, both).all()
     assert not within_bound(total, exact, bound).all(), "without it a right sum is refused"
     assert not within_bound(np.full((1, 5), most / 2, dtype), exact, bound, both).any(), "finite: as ever"
+
+
+def test_many_small_terms_do_not_help_the_other_side_to_overflow() -> None:
+    x, weights = np.float16([[100, *1024 * [-63.9]]]), np.ones((1, 1025))
+    exact, bound = dot_bound(x, weights, nearest=True)
+    reach = overflow_reach(x, weights)
+    for value, right in ((np.inf, False), (np.nan, False), (-np.inf, True)):
+        assert bool(within_bound(np.float16([[value]]), exact, bound, reach)[0, 0]) is right
+
+
+def test_terms_too_large_for_float64_are_not_promised() -> None:
+    exact, _ = dot_bound(np.ones((1, 32), np.float32), np.full((1, 32), 1.7e308), nearest=True)
+    assert np.isnan(exact).all()
 
 
 def test_signalling_nans_raise_no_warning() -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torchao.quantization import IntxUnpackedToInt8Tensor, quantize_
 
+from conformance.case.operands import TableOperands
 from conformance.harness.observation import Facts
 from conformance.judging.compare import float_modes
 from conformance.program.tensors import to_numpy, to_torch
@@ -93,11 +94,9 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """``values`` int8 [V, D] and ``scales`` float16|float32 [V, D/32]; ``how`` says where they come from."""
+class Quantized(TableOperands):
+    """A quantized table; ``how`` says where its codes come from."""
 
-    values: Array
-    scales: Array
     how: str
 
 
@@ -144,7 +143,7 @@ def quantized(table: Published) -> Iterator[tuple[str, Any]]:
         values, scales = unpack_q4_0(blocks)
         yield "Q4_0 blocks, both ways", _same(pack_q4_0(values, scales), blocks)
         negative = np.count_nonzero(np.signbit(scales)) / scales.size
-        yield "", Quantized(values, scales, f"Q4_0, {negative:.0%} of the scales negative")
+        yield "", Quantized(values, scales, GROUP, f"Q4_0, {negative:.0%} of the scales negative")
         return
     floats = safetensors(table.path(), table.tensor)
     module = torch.nn.Embedding(*floats.shape, _weight=to_torch(floats), dtype=to_torch(floats).dtype)
@@ -156,7 +155,7 @@ def quantized(table: Published) -> Iterator[tuple[str, Any]]:
         ("values", "scales", "zero points"), parts, quantize_symmetric(floats, GROUP), strict=True
     ):
         yield f"torchao's {name}", _same(got, right.reshape(got.shape))
-    yield "", Quantized(parts[0], parts[1], f"{floats.dtype}, symmetric by torchao")
+    yield "", Quantized(parts[0], parts[1], GROUP, f"{floats.dtype}, symmetric by torchao")
 
 
 def packed(table: Quantized) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ Source: docs/contract.md 5.7, 6.1 to 6.3, 3.6.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from reference.table.dequantize import exact_weights
 
 Array = np.ndarray[Any, Any]
 #: Exact values, bounds, and how far partial sums reach up and down (``reference.arithmetic.dot_bound``).
-Bounded = tuple[Array, Array, tuple[Array, ...]]
+Bounded = tuple[Array, Array, Callable[[], tuple[Array, ...]]]
 _LOOKUP = "et_vk.embedding_q4gsw.default"
 
 
@@ -267,4 +268,4 @@ def _bounded(x: Array, weights: Array, modes: FloatModes, bias: Array | None, ro
     half = x.dtype == np.float16
     nearest, preserve = modes.rte16 if half else modes.rte32, modes.preserves_denormals(FLOAT16 if half else FLOAT32)
     exact, bound = dot_bound(x, weights, nearest=nearest, preserve=preserve, bias=bias, roundings=roundings)
-    return exact, bound, overflow_reach(x, weights, bias, roundings)
+    return exact, bound, partial(overflow_reach, x, weights, bias, roundings)

@@ -9,6 +9,7 @@ Source: docs/contract.md section 3.6.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -116,10 +117,10 @@ def overflow_reach(x: Array, weights: Array, bias: Array | None = None, rounding
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, ...] | None = None) -> Array:
+def within_bound(got: Array, exact: Array, bound: Array, reach: Callable[[], tuple[Array, ...]] | None = None) -> Array:
     """Where results lie inside the bound; bool of their shape.
 
-    An infinity does where a finite sum so near may overflow ``got``'s dtype, or by ``reach`` (``overflow_reach``) a
+    An infinity does where a finite sum so near may overflow ``got``'s dtype, or by ``reach()`` (``overflow_reach``) a
     partial sum may; NaN where partial sums may both ways. Everything does where nothing is promised.
 
     >>> got, exact = np.float32([1.0, np.nan, 7.0]), np.array([1.0, 1.0, np.nan])
@@ -129,8 +130,8 @@ def within_bound(got: Array, exact: Array, bound: Array, reach: tuple[Array, ...
     most = float(np.finfo(got.dtype).max)
     right = np.abs(got.astype(np.float64) - exact) <= bound
     right |= np.isinf(got) & (np.abs(exact) + bound > most) & ((got > 0) == (exact > 0))
-    if reach is not None:
-        up, down, lost = reach
+    if reach is not None and not np.isfinite(got).all():
+        up, down, lost = reach()
         share = bound / np.maximum(up + down, np.finfo(np.float64).tiny)  # gamma, of all terms
         above, below = up * (1 + share) > most, down * (1 + share) > most
         right |= (np.isposinf(got) & above) | (np.isneginf(got) & below) | (np.isnan(got) & (lost | above & below))

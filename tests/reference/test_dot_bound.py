@@ -1,6 +1,7 @@
 """The bounds of dot products and of norms: any order of float32 additions is inside, a wrong weight is not."""
 
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
         [[0.75, -0.75, 0.75], [0.75, 0.75, 0], [0, 0, 2], [-1e-3, 1e-3, 1], [0.5, -0.6, 0.9]]
     ) * np.array([[most], [most], [most], [1], [most]])
     exact, bound = dot_bound(x, weights, nearest=True)
-    reach = overflow_reach(x, weights)
+    reach = partial(overflow_reach, x, weights)
     allowed = {
         value: within_bound(np.full((1, 5), value, dtype), exact, bound, reach)[0].tolist()
         for value in (np.inf, -np.inf, np.nan)
@@ -134,7 +135,7 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
     assert allowed[-np.inf] == [False, False, False, False, False]
     assert allowed[np.nan] == [False, False, True, False, False]
     twice = np.concatenate([weights, weights], axis=1)
-    both = overflow_reach(np.concatenate([x, x], axis=1), twice)
+    both = partial(overflow_reach, np.concatenate([x, x], axis=1), twice)
     exact, bound = dot_bound(np.concatenate([x, x], axis=1), twice, nearest=True)
     with np.errstate(over="ignore", invalid="ignore"):
         terms = x * weights.astype(dtype)
@@ -149,7 +150,7 @@ def test_partial_sums_that_overflow_are_right_on_their_side_only(dtype: str) -> 
 def test_many_small_terms_do_not_help_the_other_side_to_overflow() -> None:
     x, weights = np.float16([[100, *1024 * [-63.9]]]), np.ones((1, 1025))
     exact, bound = dot_bound(x, weights, nearest=True)
-    reach = overflow_reach(x, weights)
+    reach = partial(overflow_reach, x, weights)
     for value, right in ((np.inf, False), (np.nan, False), (-np.inf, True)):
         assert bool(within_bound(np.float16([[value]]), exact, bound, reach)[0, 0]) is right
 
@@ -166,7 +167,7 @@ def test_signalling_nans_raise_no_warning() -> None:
     assert np.isnan(weights).all()
     x = np.repeat(signalling, 2, axis=1)
     exact, bound = dot_bound(x, np.ones((1, 2)), nearest=True)
-    assert within_bound(x[:, :1], exact, bound, overflow_reach(x, np.ones((1, 2)))).all()
+    assert within_bound(x[:, :1], exact, bound, partial(overflow_reach, x, np.ones((1, 2)))).all()
     assert np.isnan(norm_bound(x, x[0], x[0], nearest=True)[0]).all()
 
 
